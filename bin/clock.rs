@@ -1,0 +1,5 @@
+//! The `clock` process.
+
+fn main() -> std::process::ExitCode {
+    app::clock::main()
+}

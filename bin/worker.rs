@@ -1,0 +1,5 @@
+//! The `worker` process.
+
+fn main() -> std::process::ExitCode {
+    app::worker::main()
+}

@@ -1,0 +1,357 @@
+//! Every environment variable that a program reads (factor III: config).
+//!
+//! A section is one plain struct that `envy` fills; a field is a variable, its name in lower case, its doc comment
+//! the variable's meaning, unit and default. Knows nothing of what the settings are for.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use lettre::message::Mailbox;
+use serde::{Deserialize, Deserializer};
+
+mod settings;
+
+pub use settings::{DatabaseUrl, LogFilter, LogFormat, PublicUrl, RedisUrl, SmtpUrl};
+
+section! {
+    /// What every long-running process type reads.
+    pub struct Process {
+        /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or filter directives such as `info,sqlx=warn`
+        log_level: LogFilter = "info",
+        /// `json`, one object a line, or `pretty`, for people
+        log_format: LogFormat = "json",
+        /// The release's id, as the platform counts it; shown by `/version` and on every log line
+        release_version: Option<String>,
+        /// Name of this process in the log; Heroku sets it
+        dyno: Option<String>,
+        /// Name of this process in the log where `DYNO` is unset; most platforms set it
+        hostname: Option<String>,
+        /// Port of a second listener with `/livez` and `/readyz`; unset opens none
+        metrics_port: Option<u16>,
+        /// How long requests and jobs in flight may finish after SIGTERM
+        drain_timeout: Duration = "25s",
+    }
+}
+
+section! {
+    /// The Postgres database.
+    pub struct Database {
+        /// Postgres database: `postgres://user:password@host:5432/name`
+        database_url: DatabaseUrl,
+        /// Connections to Postgres that one process may hold
+        database_pool_size: NonZeroU32 = "10",
+    }
+}
+
+section! {
+    /// The Redis server that keeps the sessions.
+    pub struct Redis {
+        /// Redis: `redis://:password@host:6379/0`, or `rediss://` for TLS
+        redis_url: RedisUrl,
+        /// Connections to Redis that one process may hold; requests share them
+        redis_pool_size: NonZeroU32 = "16",
+    }
+}
+
+section! {
+    /// The mail server.
+    pub struct Smtp {
+        /// Mail server: `smtp://host:25`, `smtps://user:password@host`, or `smtp://host:587?tls=required`
+        smtp_url: SmtpUrl,
+        /// Sender of every mail: `Reminders <hello@example.com>`
+        mail_from: Mailbox,
+    }
+}
+
+section! {
+    /// How people reach this deploy.
+    pub struct Site {
+        /// Canonical address of this deploy, for links, cookies and the origin check; `https` makes cookies `Secure`
+        public_url: PublicUrl,
+    }
+}
+
+section! {
+    /// How `web` serves.
+    pub struct Http {
+        /// Port that `web` listens on, on all interfaces
+        port: u16 = "8080",
+        /// A session's life after its last use
+        session_ttl: Duration = "14d",
+        /// A session's life in all
+        session_max_age: Duration = "90d",
+        /// A request's time, after which it gets 503
+        request_timeout: Duration = "10s",
+        /// How long `web` keeps accepting after SIGTERM while `/readyz` already says no
+        drain_delay: Duration = "0s",
+    }
+}
+
+section! {
+    /// How `worker` works.
+    pub struct Jobs {
+        /// Jobs that one worker runs at a time
+        worker_concurrency: NonZeroU32 = "10",
+        /// How long a claimed job is a worker's own without a heartbeat; there is one every third of it
+        job_lease: Duration = "30s",
+    }
+}
+
+group! {
+    /// What `web` reads.
+    pub struct Web { database: Database, redis: Redis, site: Site, http: Http }
+}
+
+group! {
+    /// What `worker` reads.
+    pub struct Worker { database: Database, redis: Redis, smtp: Smtp, site: Site, jobs: Jobs }
+}
+
+group! {
+    /// What `clock` reads.
+    pub struct Clock { database: Database }
+}
+
+group! {
+    /// Every variable of every program.
+    pub struct All { process: Process, web: Web, worker: Worker }
+}
+
+/// Reads a section, or a group of them.
+///
+/// # Errors
+/// All problems at once, each with the variable's name and none with its value.
+pub fn read<S: Section>(env: &Env) -> Result<S, Problems> {
+    let mut problems = Problems::default();
+    let section = S::read(env, &mut problems);
+    // A variable that two sections share is one problem, not two.
+    problems.0.dedup();
+    section.filter(|_| problems.0.is_empty()).ok_or(problems)
+}
+
+/// A set of variables that are read together.
+pub trait Section: Sized {
+    fn variables() -> Vec<Variable>;
+    fn read(env: &Env, problems: &mut Problems) -> Option<Self>;
+}
+
+impl<A: Section, B: Section> Section for (A, B) {
+    fn variables() -> Vec<Variable> {
+        [A::variables(), B::variables()].concat()
+    }
+
+    fn read(env: &Env, problems: &mut Problems) -> Option<Self> {
+        let (a, b) = (A::read(env, problems), B::read(env, problems));
+        Some((a?, b?))
+    }
+}
+
+/// What a variable means, for people.
+#[derive(Debug, Clone)]
+pub struct Variable {
+    pub name: String,
+    pub meaning: &'static str,
+    pub default: Option<&'static str>,
+    pub required: bool,
+    pub secret: bool,
+    check: fn(&str) -> Result<(), String>,
+}
+
+impl Variable {
+    fn new<T: Setting>(field: &str, meaning: &'static str, default: &[&'static str]) -> Self {
+        Self {
+            name: field.to_ascii_uppercase(),
+            meaning: meaning.trim(),
+            default: default.first().copied(),
+            required: default.is_empty() && T::absent().is_none(),
+            secret: T::SECRET,
+            check: |text| T::parse(text).map(drop),
+        }
+    }
+
+    /// The value as it stands in the environment and where it came from, checked.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words that complete the variable's name.
+    pub fn find(&self, env: &Env) -> Result<Option<(String, Origin)>, String> {
+        let found = self.look_up(env)?;
+        if let Some((text, _)) = &found {
+            (self.check)(text)?;
+        }
+        Ok(found)
+    }
+
+    fn look_up(&self, env: &Env) -> Result<Option<(String, Origin)>, String> {
+        let here = env.get(&self.name)?.map(|text| (text, Origin::Environment));
+        let file = if self.secret { env.get(&format!("{}_FILE", self.name))? } else { None };
+        match (here, file) {
+            (Some(_), Some(_)) => Err(format!("is set, and so is {}_FILE: keep one of them", self.name)),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) if text.trim_end().is_empty() => Err("is an empty file".to_owned()),
+                Ok(text) => Ok(Some((text.trim_end().to_owned(), Origin::File))),
+                Err(e) => Err(format!("cannot be read from the file that {}_FILE names: {}", self.name, e.kind())),
+            },
+            (here, None) => Ok(here.or_else(|| self.default.map(|text| (text.to_owned(), Origin::Default)))),
+        }
+    }
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    Environment,
+    File,
+    Default,
+}
+
+impl Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Environment => "environment",
+            Self::File => "file",
+            Self::Default => "default",
+        })
+    }
+}
+
+/// The environment, read once at start.
+#[derive(Clone)]
+pub struct Env(BTreeMap<String, Option<String>>);
+
+impl Env {
+    /// The process's own environment. A value that is not UTF-8 is kept as a problem of its variable.
+    pub fn of_process() -> Self {
+        let text = |os: std::ffi::OsString| os.into_string().ok();
+        Self(std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)))).collect())
+    }
+
+    fn get(&self, name: &str) -> Result<Option<String>, String> {
+        match self.0.get(name) {
+            Some(None) => Err("is not valid UTF-8".to_owned()),
+            Some(Some(text)) if !text.is_empty() => Ok(Some(text.clone())),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// What is wrong with the configuration, a line for each variable.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<String>);
+
+impl Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} problem(s); see .env.example", self.0.len())?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// A type that a variable's text can be read as.
+pub trait Setting: Sized {
+    /// Whether the value must never be shown.
+    const SECRET: bool = false;
+
+    /// Reads the text; the error completes a sentence that begins with the variable's name, and never holds the text.
+    fn parse(text: &str) -> Result<Self, String>;
+
+    /// The value when the variable is unset and has no default; none makes the variable required.
+    fn absent() -> Option<Self> {
+        None
+    }
+}
+
+/// What `envy` fills: a deserialization that never fails, so that all problems are found at once.
+struct Field<T>(Option<Result<T, String>>);
+
+impl<T> Default for Field<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<'de, T: Setting> Deserialize<'de> for Field<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Some(T::parse(&String::deserialize(deserializer)?))))
+    }
+}
+
+impl<T: Setting> Field<T> {
+    fn take(self, variable: &Variable, problems: &mut Problems) -> Option<T> {
+        match self.0 {
+            Some(Ok(value)) => return Some(value),
+            Some(Err(problem)) => problems.0.push(format!("{} {problem}", variable.name)),
+            None if !variable.required => return T::absent(),
+            None if problems.0.iter().any(|p| p.split(' ').next() == Some(&variable.name)) => {}
+            None => problems.0.push(format!("{} is missing. {}", variable.name, variable.meaning)),
+        }
+        None
+    }
+}
+
+/// The pairs that `envy` reads a section from.
+fn pairs(variables: &[Variable], env: &Env, problems: &mut Problems) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for variable in variables {
+        match variable.look_up(env) {
+            Ok(found) => pairs.extend(found.map(|(text, _)| (variable.name.clone(), text))),
+            Err(problem) => problems.0.push(format!("{} {problem}", variable.name)),
+        }
+    }
+    pairs
+}
+
+macro_rules! section {
+    ($(#[$about:meta])* pub struct $name:ident {
+        $(#[doc = $meaning:literal] $field:ident: $type:ty $(= $default:literal)?,)*
+    }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone)]
+        pub struct $name { $(#[doc = $meaning] pub $field: $type,)* }
+
+        impl Section for $name {
+            fn variables() -> Vec<Variable> {
+                vec![$(Variable::new::<$type>(stringify!($field), $meaning, &[$($default)?]),)*]
+            }
+
+            fn read(env: &Env, problems: &mut Problems) -> Option<Self> {
+                #[derive(Deserialize)]
+                struct Raw { $(#[serde(default)] $field: Field<$type>,)* }
+                let variables = Self::variables();
+                let raw: Raw = match envy::from_iter(pairs(&variables, env, problems)) {
+                    Ok(raw) => raw,
+                    Err(_) => {
+                        problems.0.push(concat!(stringify!($name), " could not be read").to_owned());
+                        return None;
+                    }
+                };
+                let mut variables = variables.iter();
+                $(let $field = raw.$field.take(variables.next()?, problems);)*
+                Some(Self { $($field: $field?,)* })
+            }
+        }
+    };
+}
+use section;
+
+macro_rules! group {
+    ($(#[$about:meta])* pub struct $name:ident { $($field:ident: $type:ty),* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone)]
+        pub struct $name { $(pub $field: $type,)* }
+
+        impl Section for $name {
+            fn variables() -> Vec<Variable> {
+                [$(<$type>::variables(),)*].concat()
+            }
+
+            fn read(env: &Env, problems: &mut Problems) -> Option<Self> {
+                $(let $field = <$type>::read(env, problems);)*
+                Some(Self { $($field: $field?,)* })
+            }
+        }
+    };
+}
+use group;

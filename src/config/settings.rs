@@ -1,0 +1,200 @@
+//! The types that a variable can have, each read from text once and good from then on.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use deadpool_redis::redis::IntoConnectionInfo;
+use lettre::message::Mailbox;
+use lettre::{AsyncSmtpTransport, Tokio1Executor};
+use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use super::Setting;
+
+/// Filter directives of the log.
+#[derive(Debug, Clone)]
+pub struct LogFilter(pub String);
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Pretty,
+}
+
+/// A Postgres URL that names host, user and database, so that nothing else decides them.
+#[derive(Debug, Clone)]
+pub struct DatabaseUrl(pub SecretString);
+
+/// A Redis URL.
+#[derive(Debug, Clone)]
+pub struct RedisUrl(pub SecretString);
+
+/// An SMTP URL.
+#[derive(Debug, Clone)]
+pub struct SmtpUrl(pub SecretString);
+
+/// The address of this deploy: scheme, host and port, and nothing behind them.
+#[derive(Debug, Clone)]
+pub struct PublicUrl(Url);
+
+impl PublicUrl {
+    pub fn is_https(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// The origin as browsers send it (RFC 6454): `https://example.com`.
+    pub fn origin(&self) -> String {
+        self.0.origin().ascii_serialization()
+    }
+
+    pub fn host(&self) -> &str {
+        self.0.host_str().unwrap_or_default()
+    }
+
+    /// An absolute link for mails; `path` begins with a slash.
+    pub fn link(&self, path: &str) -> String {
+        format!("{}{path}", self.origin())
+    }
+}
+
+impl<T: Setting> Setting for Option<T> {
+    const SECRET: bool = T::SECRET;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        T::parse(text).map(Some)
+    }
+
+    fn absent() -> Option<Self> {
+        Some(None)
+    }
+}
+
+impl Setting for String {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+}
+
+impl Setting for u16 {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "must be a number from 0 to 65535".to_owned())
+    }
+}
+
+impl Setting for NonZeroU32 {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "must be a whole number above 0".to_owned())
+    }
+}
+
+impl Setting for Duration {
+    fn parse(text: &str) -> Result<Self, String> {
+        let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(unit);
+        let millis = match unit {
+            "ms" => Some(1),
+            "s" => Some(1_000),
+            "m" => Some(60_000),
+            "h" => Some(3_600_000),
+            "d" => Some(86_400_000),
+            _ => None,
+        };
+        number
+            .parse::<u64>()
+            .ok()
+            .zip(millis)
+            .and_then(|(number, millis)| number.checked_mul(millis))
+            // A century: past it, sums with the time of day overflow.
+            .filter(|millis| *millis <= 100 * 366 * 86_400_000)
+            .map(Duration::from_millis)
+            .ok_or_else(|| "must be a duration such as 250ms, 30s, 5m, 12h or 14d".to_owned())
+    }
+}
+
+impl Setting for Mailbox {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "must be a mail address such as `Reminders <hello@example.com>`".to_owned())
+    }
+}
+
+impl Setting for LogFilter {
+    fn parse(text: &str) -> Result<Self, String> {
+        EnvFilter::try_new(text)
+            .map(|_| Self(text.to_owned()))
+            .map_err(|_| "must be a level or filter directives such as `info,sqlx=warn`".to_owned())
+    }
+}
+
+impl Setting for LogFormat {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "json" => Ok(Self::Json),
+            "pretty" => Ok(Self::Pretty),
+            _ => Err("must be `json` or `pretty`".to_owned()),
+        }
+    }
+}
+
+impl Setting for PublicUrl {
+    fn parse(text: &str) -> Result<Self, String> {
+        Url::parse(text)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .filter(|url| url.path() == "/" && url.query().is_none() && url.fragment().is_none())
+            .filter(|url| url.username().is_empty() && url.password().is_none())
+            .map(Self)
+            .ok_or_else(|| "must be an address such as https://example.com, with nothing behind the host".to_owned())
+    }
+}
+
+impl Setting for DatabaseUrl {
+    const SECRET: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let shape = "must be a URL such as postgres://user:password@host:5432/name";
+        let url = Url::parse(text).map_err(|_| shape.to_owned())?;
+        if !matches!(url.scheme(), "postgres" | "postgresql") || url.as_str().parse::<sqlx::postgres::PgConnectOptions>().is_err() {
+            return Err(shape.to_owned());
+        }
+        // What is left out here would be taken from PGHOST, PGUSER or PGDATABASE, or from the name of the system's user.
+        let said = |key: &str| url.query_pairs().any(|(k, v)| k == key && !v.is_empty());
+        let left_out: Vec<_> = [
+            ("a host", url.host_str().is_some_and(|host| !host.is_empty()) || said("host") || said("hostaddr")),
+            ("a user", !url.username().is_empty() || said("user")),
+            ("a database name", url.path().len() > 1 || said("dbname")),
+        ]
+        .into_iter()
+        .filter_map(|(part, said)| (!said).then_some(part))
+        .collect();
+        if !left_out.is_empty() {
+            return Err(format!("leaves out {}: {}", left_out.join(" and "), &shape[5..]));
+        }
+        // The driver obeys these and offers no way to overrule them.
+        match ["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"].iter().find(|name| std::env::var_os(name).is_some()) {
+            Some(name) => Err(format!("is not all that decides: unset {name}, and say it in the URL")),
+            None => Ok(Self(text.into())),
+        }
+    }
+}
+
+impl Setting for RedisUrl {
+    const SECRET: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.into_connection_info()
+            .map(|_| Self(text.into()))
+            .map_err(|_| "must be a URL such as redis://:password@host:6379/0 or rediss://…".to_owned())
+    }
+}
+
+impl Setting for SmtpUrl {
+    const SECRET: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        AsyncSmtpTransport::<Tokio1Executor>::from_url(text)
+            .map(|_| Self(text.into()))
+            .map_err(|_| "must be a URL such as smtp://host:25, smtps://user:password@host or smtp://host:587?tls=required".to_owned())
+    }
+}

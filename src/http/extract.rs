@@ -1,0 +1,87 @@
+//! Extractors whose refusals are problems: a body, a query, an id in the path.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use garde::Validate;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::problem::{FieldError, Problem};
+
+/// A JSON body that keeps its type's rules.
+///
+/// 400 for what is no JSON, 415 for another content type, 422 with one entry a field for what breaks a rule.
+pub struct Json<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Problem::from_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+        }
+        let body = Bytes::from_request(request, state).await.map_err(|e| match e.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Problem::from_status(StatusCode::PAYLOAD_TOO_LARGE),
+            _ => Problem::malformed("the body ended early"),
+        })?;
+        let mut json = serde_json::Deserializer::from_slice(&body);
+        let value: T = serde_path_to_error::deserialize(&mut json).map_err(|e| refused(&e))?;
+        json.end().map_err(|e| Problem::malformed(format!("not JSON: {e}")))?;
+        valid(value).map(Self)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let essence = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).and_then(|v| v.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+}
+
+fn refused(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
+    if error.inner().is_data() {
+        Problem::invalid_field(&error.path().to_string(), &error.inner().to_string())
+    } else {
+        Problem::malformed(format!("not JSON: {}", error.inner()))
+    }
+}
+
+fn valid<T: Validate<Context = ()>>(value: T) -> Result<T, Problem> {
+    value.validate().map_err(|report| {
+        Problem::invalid(report.iter().map(|(path, e)| FieldError { field: path.to_string(), detail: e.message().to_string() }).collect())
+    })?;
+    Ok(value)
+}
+
+/// A query string that keeps its type's rules; 422 for one that breaks them.
+pub struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let axum::extract::Query(value) =
+            axum::extract::Query::try_from_uri(&parts.uri).map_err(|e| Problem::invalid_field("query", &e.body_text()))?;
+        valid(value).map(Self)
+    }
+}
+
+/// The id at the end of a path; one that is no id names nothing, so it is 404.
+pub struct Id(pub Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(id) = Path::from_request_parts(parts, state).await.map_err(|_| Problem::not_found())?;
+        Ok(Self(id))
+    }
+}
+
+/// A rule for text that Postgres keeps: it cannot hold the character NUL.
+///
+/// # Errors
+/// The text holds one.
+pub fn no_nul<C>(text: &str, _: &C) -> garde::Result {
+    if text.contains('\0') { Err(garde::Error::new("must not hold the character NUL")) } else { Ok(()) }
+}

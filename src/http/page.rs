@@ -1,0 +1,24 @@
+//! HTML pages: few and small, for people who follow a mailed link.
+
+use askama::Template;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+
+use super::problem::{Problem, Result};
+
+/// No script, no frame, nothing from elsewhere; forms post back to this site alone.
+const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// Renders a page that nobody may keep, since its address can hold a token.
+///
+/// # Errors
+/// The template fails to render.
+pub fn page(status: StatusCode, template: &impl Template) -> Result<Response> {
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_POLICY),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    Ok((status, headers, Html(template.render().map_err(Problem::internal)?)).into_response())
+}

@@ -1,0 +1,155 @@
+//! Errors as clients see them: `application/problem+json` (RFC 9457) with a stable `type`.
+//!
+//! What the client reads and what the log reads are two texts: `source` never leaves the process.
+
+use std::sync::Arc;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::jobs::EnqueueError;
+use crate::resources::{postgres, redis};
+
+/// What a handler returns.
+pub type Result<T> = std::result::Result<T, Problem>;
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub struct Problem {
+    pub status: StatusCode,
+    /// Last part of the `type`; clients may rely on it.
+    pub slug: &'static str,
+    /// What was wrong this time, for the client.
+    pub detail: Option<String>,
+    /// What was wrong with each field of the input.
+    pub errors: Vec<FieldError>,
+    /// What was wrong inside, for the log alone.
+    pub source: Option<anyhow::Error>,
+}
+
+/// What is wrong with one field of the input.
+#[derive(Debug, Clone, Serialize)]
+pub struct FieldError {
+    /// Path of the field in the body: `message`, `due_at`.
+    pub field: String,
+    pub detail: String,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, slug: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, slug, detail: Some(detail.into()), errors: Vec::new(), source: None }
+    }
+
+    /// 400: what cannot be parsed.
+    pub fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed", detail)
+    }
+
+    /// 401: no session, or one that has ended.
+    pub fn unauthenticated() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "log in first")
+    }
+
+    /// 404, for what does not exist and for what is another's, alike.
+    pub fn not_found() -> Self {
+        Self::from_status(StatusCode::NOT_FOUND)
+    }
+
+    /// 422: what parses and is not allowed.
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-input", "the input breaks a rule") }
+    }
+
+    /// 422 for a single field.
+    pub fn invalid_field(field: &str, detail: &str) -> Self {
+        Self::invalid(vec![FieldError { field: field.to_owned(), detail: detail.to_owned() }])
+    }
+
+    /// 503: a resource is away; trying again later can help.
+    pub fn unavailable(source: impl Into<anyhow::Error>) -> Self {
+        Self { source: Some(source.into()), ..Self::from_status(StatusCode::SERVICE_UNAVAILABLE) }
+    }
+
+    /// 500: our own fault.
+    pub fn internal(source: impl Into<anyhow::Error>) -> Self {
+        Self { source: Some(source.into()), ..Self::from_status(StatusCode::INTERNAL_SERVER_ERROR) }
+    }
+
+    /// The problem that a bare status stands for.
+    pub fn from_status(status: StatusCode) -> Self {
+        let slug = match status {
+            StatusCode::BAD_REQUEST => "malformed",
+            StatusCode::FORBIDDEN => "forbidden",
+            StatusCode::NOT_FOUND => "not-found",
+            StatusCode::METHOD_NOT_ALLOWED => "method-not-allowed",
+            StatusCode::PAYLOAD_TOO_LARGE => "body-too-large",
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported-media-type",
+            StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+            _ if status.is_server_error() => "internal",
+            _ => "refused",
+        };
+        Self { status, slug, detail: None, errors: Vec::new(), source: None }
+    }
+
+    /// The whole response; `request_id` is what a person quotes to support.
+    pub fn render(&self, request_id: &str) -> Response {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            r#type: String,
+            title: &'a str,
+            status: u16,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            detail: Option<&'a str>,
+            #[serde(skip_serializing_if = "<[_]>::is_empty")]
+            errors: &'a [FieldError],
+            request_id: &'a str,
+        }
+        let body = axum::Json(Body {
+            r#type: format!("/problems/{}", self.slug),
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: self.detail.as_deref(),
+            errors: &self.errors,
+            request_id,
+        });
+        let mut response = (self.status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// The status now, and the problem itself as an extension for `observe`, which knows the request's id.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}
+
+impl From<sqlx::Error> for Problem {
+    fn from(error: sqlx::Error) -> Self {
+        if postgres::is_unavailable(&error) { Self::unavailable(error) } else { Self::internal(error) }
+    }
+}
+
+impl From<EnqueueError> for Problem {
+    fn from(error: EnqueueError) -> Self {
+        match error {
+            EnqueueError::Database(e) => e.into(),
+            e => Self::internal(e),
+        }
+    }
+}
+
+impl From<redis::Error> for Problem {
+    fn from(error: redis::Error) -> Self {
+        Self::unavailable(error)
+    }
+}

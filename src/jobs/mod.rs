@@ -1,0 +1,152 @@
+//! Jobs: work that a process asks for and another does (factors VIII and IX).
+//!
+//! The queue is a table beside the data, so that data and the job that follows from it commit together.
+//! `queue` is its SQL, `runner` works it off, `schedule` turns the time of day into jobs. Knows no feature.
+
+pub mod queue;
+pub mod runner;
+pub mod schedule;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::{PgConnection, PgPool};
+
+use crate::config::PublicUrl;
+use crate::resources::redis::Redis;
+use crate::resources::smtp::{self, Mailer};
+
+pub use queue::{EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};
+
+/// A kind of job: its payload is the type itself, what it does is `run`.
+///
+/// ```ignore
+/// #[derive(Serialize, Deserialize)]
+/// pub struct Greet { account_id: Uuid }              // ids, never secrets: payloads are stored
+///
+/// impl Job for Greet {
+///     const KIND: &'static str = "greet";             // stored too: a new name is a new kind
+///     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
+///         context.mailer.send(greeting(self.account_id)).await?;   // may happen again after a crash
+///         Ok(())                                      // the job is deleted
+///     }
+/// }
+/// ```
+///
+/// A job runs at least once: a worker that is killed after the work and before the deletion leaves it to be run again.
+/// So `run` must be idempotent: look first whether the work is done already, or do it in the transaction that
+/// [`JobContext::complete`] makes the job's last.
+pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The name under which the queue stores it.
+    const KIND: &'static str;
+    /// How often it is started before it is given up.
+    const MAX_ATTEMPTS: i32 = 10;
+    /// How long one attempt may take.
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    /// Of the jobs of this kind with the same key only one waits or runs at a time. The key names the work with its
+    /// version or its tick, or new work would be lost to old.
+    fn unique_key(&self) -> Option<String> {
+        None
+    }
+
+    fn run(&self, context: &mut JobContext) -> impl Future<Output = Result<(), JobError>> + Send;
+}
+
+/// Why an attempt failed. `?` makes a `Retry` of any error, but for a mail that was refused for good.
+#[derive(Debug)]
+pub enum JobError {
+    /// Trying again can help.
+    Retry(anyhow::Error),
+    /// Trying again is useless: the job is given up at once.
+    GiveUp(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for JobError {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        match error.downcast_ref::<smtp::Error>() {
+            Some(smtp::Error::Refused(_)) => Self::GiveUp(error),
+            _ => Self::Retry(error),
+        }
+    }
+}
+
+/// What jobs reach of the world.
+#[derive(Clone)]
+pub struct Resources {
+    pub postgres: PgPool,
+    pub redis: Redis,
+    pub mailer: Mailer,
+    pub site: PublicUrl,
+    pub notifier: Notifier,
+}
+
+/// A running job's surroundings.
+pub struct JobContext {
+    resources: Resources,
+    id: i64,
+    token: uuid::Uuid,
+    completed: bool,
+}
+
+impl std::ops::Deref for JobContext {
+    type Target = Resources;
+
+    fn deref(&self) -> &Resources {
+        &self.resources
+    }
+}
+
+impl JobContext {
+    /// The job's id in the queue, the same at each attempt.
+    pub fn id(&self) -> i64 {
+        self.id
+    }
+
+    /// Makes the job's end part of the caller's transaction: what the transaction changes then happens exactly once.
+    /// Nothing may follow it but the commit.
+    ///
+    /// # Errors
+    /// The lease was lost to another worker: roll back, the other does the work.
+    pub async fn complete(&mut self, transaction: &mut PgConnection) -> anyhow::Result<()> {
+        anyhow::ensure!(queue::complete(transaction, self.id, self.token).await?, "the lease was lost, so another worker has the job");
+        self.completed = true;
+        Ok(())
+    }
+}
+
+type Handler = for<'a> fn(&'a serde_json::Value, &'a mut JobContext) -> BoxFuture<'a, Result<(), JobError>>;
+
+struct Kind {
+    handler: Handler,
+    timeout: Duration,
+}
+
+/// The kinds that a worker knows.
+#[derive(Default)]
+pub struct Registry(BTreeMap<&'static str, Kind>);
+
+impl Registry {
+    /// Adds a kind.
+    pub fn with<J: Job>(mut self) -> Self {
+        self.0.insert(J::KIND, Kind { handler: handle::<J>, timeout: J::TIMEOUT });
+        self
+    }
+
+    fn kinds(&self) -> Vec<String> {
+        self.0.keys().map(ToString::to_string).collect()
+    }
+}
+
+fn handle<'a, J: Job>(payload: &'a serde_json::Value, context: &'a mut JobContext) -> BoxFuture<'a, Result<(), JobError>> {
+    async move {
+        let job = J::deserialize(payload).map_err(|e| anyhow::anyhow!("the payload does not parse: {e}"))?;
+        job.run(context).await
+    }
+    .boxed()
+}

@@ -1,0 +1,81 @@
+//! The schedule: cron expressions, in UTC, whose ticks become jobs.
+//!
+//! Any number of clocks may run: a tick is a row that only one of them can move on.
+
+use croner::Cron;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use jiff_sqlx::ToSqlx;
+use sqlx::{PgConnection, PgPool};
+use tracing::info;
+
+use super::queue::{self, EnqueueError, Enqueued};
+use super::{Job, Wake};
+
+type Enqueue = Box<dyn for<'a> Fn(&'a mut PgConnection, Timestamp) -> BoxFuture<'a, Result<Enqueued, EnqueueError>> + Send + Sync>;
+
+/// A line of the schedule.
+pub struct Schedule {
+    name: &'static str,
+    cron: Cron,
+    enqueue: Enqueue,
+}
+
+impl Schedule {
+    /// Every tick of the expression (`minute hour day month weekday`, UTC) enqueues the job that `job` makes of it.
+    ///
+    /// # Errors
+    /// The expression is none, or never ticks; a test holds every line of the schedule against this.
+    pub fn new<J: Job>(name: &'static str, expression: &str, job: fn(Timestamp) -> J) -> anyhow::Result<Self> {
+        let cron = expression.parse::<Cron>().map_err(|e| anyhow::anyhow!("schedule {name}: `{expression}` is no cron expression: {e}"))?;
+        let enqueue: Enqueue = Box::new(move |connection, tick| async move { queue::enqueue(connection, &job(tick)).await }.boxed());
+        let schedule = Self { name, cron, enqueue };
+        schedule.latest_tick(Timestamp::UNIX_EPOCH)?;
+        Ok(schedule)
+    }
+
+    /// The name under which its ticks are stored.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The latest tick that is not after `now`.
+    fn latest_tick(&self, now: Timestamp) -> anyhow::Result<Timestamp> {
+        let tick = self.cron.find_previous_occurrence(&now.to_zoned(TimeZone::UTC), true);
+        Ok(tick.map_err(|e| anyhow::anyhow!("schedule {}: {e}", self.name))?.timestamp())
+    }
+
+    /// Enqueues the job of the latest tick, unless that was done already. After a standstill only the latest missed
+    /// tick fires; a schedule that is seen for the first time fires nothing.
+    ///
+    /// # Errors
+    /// Postgres does not answer, and nothing has happened.
+    pub async fn tick(&self, pool: &PgPool) -> anyhow::Result<Option<Wake>> {
+        let mut transaction = pool.begin().await?;
+        let now = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *transaction).await?.to_jiff();
+        let tick = self.latest_tick(now)?;
+        let first = sqlx::query!(
+            "INSERT INTO schedules (name, last_tick) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+            self.name,
+            tick.to_sqlx() as _
+        );
+        if first.execute(&mut *transaction).await?.rows_affected() == 1 {
+            transaction.commit().await?;
+            info!(schedule = self.name, "schedule {} is new, its first tick is the next", self.name);
+            return Ok(None);
+        }
+        let moved = sqlx::query!("UPDATE schedules SET last_tick = $2 WHERE name = $1 AND last_tick < $2", self.name, tick.to_sqlx() as _);
+        if moved.execute(&mut *transaction).await?.rows_affected() == 0 {
+            return Ok(None);
+        }
+        let enqueued = (self.enqueue)(&mut transaction, tick).await?;
+        transaction.commit().await?;
+        info!(schedule = self.name, tick = %tick, "schedule {} ticked for {tick}", self.name);
+        Ok(match enqueued {
+            Enqueued::New(wake) => Some(wake),
+            Enqueued::Duplicate => None,
+        })
+    }
+}

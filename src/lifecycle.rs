@@ -1,0 +1,181 @@
+//! Life of a process (factor IX: disposability): start, signals, drain, exit codes.
+//!
+//! One object owns the signals. A process registers its tasks here and gives each the two tokens: `soft` says that a
+//! drain has begun, `hard` that its time is over. A task that panics or ends by itself takes the process down,
+//! because half a process serves nobody. Knows nothing of what the tasks do.
+
+use std::future::Future;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::config::{self, Env, Section};
+use crate::release::Release;
+use crate::telemetry::{self, Stream};
+
+/// EX_CONFIG of sysexits.h: the configuration is wrong, and starting again will not help.
+pub const EXIT_CONFIG: u8 = 78;
+
+/// After `hard`, tasks get this long to give back what they hold; then the process ends without them.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What a process registers its tasks with.
+pub struct Lifecycle {
+    /// Which code and which release this process runs.
+    pub release: Release,
+    /// Cancelled when a drain begins: take nothing new, finish what is there.
+    pub soft: CancellationToken,
+    /// Cancelled when the drain's time is over: let go of what is left.
+    pub hard: CancellationToken,
+    drain_limit: Duration,
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+}
+
+impl Lifecycle {
+    /// Registers a task. It must live until `soft`, and end soon after `hard`.
+    /// An error, at any time, makes the exit status 1.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.tasks.spawn(async move { (name, task.await) });
+    }
+
+    /// Puts `hard` this much later: `web` goes on accepting for a while after `soft`.
+    pub fn delay_drain(&mut self, delay: Duration) {
+        self.drain_limit += delay;
+    }
+}
+
+/// Runs a process from its config to its exit status: 0 after a drain, 1 after a failure, 78 for a wrong config.
+///
+/// `start` builds the process from its config and registers the tasks.
+pub fn run<C: Section>(
+    process: &'static str,
+    start: impl AsyncFnOnce(config::Process, C, &mut Lifecycle) -> anyhow::Result<()>,
+) -> ExitCode {
+    let (common, own) = match config::read::<(config::Process, C)>(&Env::of_process()) {
+        Ok(config) => config,
+        Err(problems) => {
+            // Not `eprintln!`, which panics where nobody holds the other end.
+            let _ = writeln!(std::io::stderr(), "{process}: {problems}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let release = telemetry::start(process, &common, Stream::Stdout);
+    // A panic is a log line like any other, not text on stderr.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        error!(panic.message = panic.payload_as_str(), panic.place = place, "panicked");
+    }));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(process, &e.into()),
+    };
+    let ended = runtime.block_on(async {
+        // Before anything else: a signal in mid-start must drain too.
+        let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
+        let mut lifecycle = Lifecycle { release, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
+        info!("{process} is starting");
+        start(common, own, &mut lifecycle).await?;
+        anyhow::Ok(supervise(lifecycle, signals).await)
+    });
+    // Work on blocking threads, such as a password's hash that nobody waits for any more, must not hold the exit.
+    runtime.shutdown_background();
+    match ended {
+        Ok(true) => {
+            info!(exit_status = 0, "{process} has stopped");
+            ExitCode::SUCCESS
+        }
+        Ok(false) => {
+            error!(exit_status = 1, "{process} has stopped after a failure");
+            ExitCode::FAILURE
+        }
+        Err(e) => failed(process, &e),
+    }
+}
+
+fn failed(process: &str, e: &anyhow::Error) -> ExitCode {
+    error!(exit_status = 1, error = format!("{e:#}"), "{process} could not start: {e:#}");
+    ExitCode::FAILURE
+}
+
+/// Waits for the end of every task, and says whether it was a clean one.
+async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Signal, Signal)) -> bool {
+    let mut clean = true;
+    let mut interrupts = 0;
+    let deadline = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(deadline);
+    loop {
+        let draining = lifecycle.soft.is_cancelled();
+        let begin = tokio::select! {
+            task = lifecycle.tasks.join_next() => match task {
+                None => return clean,
+                Some(Ok((_, Ok(())))) if draining => false,
+                Some(ended) => {
+                    clean = false;
+                    report(ended);
+                    true
+                }
+            },
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => {
+                interrupts += 1;
+                if interrupts > 1 {
+                    error!(exit_status = 130, "interrupted twice, so nothing is waited for");
+                    std::process::exit(130);
+                }
+                true
+            }
+            () = &mut deadline, if draining => {
+                if lifecycle.hard.is_cancelled() {
+                    error!(tasks = lifecycle.tasks.len(), "tasks did not end after the drain's limit and are left behind");
+                    return false;
+                }
+                lifecycle.hard.cancel();
+                deadline.as_mut().reset(Instant::now() + LAST_WORDS);
+                false
+            }
+        };
+        if begin && !draining {
+            info!("draining, for {:?} at most", lifecycle.drain_limit);
+            lifecycle.soft.cancel();
+            deadline.as_mut().reset(Instant::now() + lifecycle.drain_limit);
+        }
+    }
+}
+
+fn report(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) {
+    match ended {
+        Ok((task, Ok(()))) => error!(task, "task {task} ended before its time"),
+        Ok((task, Err(e))) => error!(task, error = format!("{e:#}"), "task {task} failed: {e:#}"),
+        Err(e) => error!(error = %e, "a task panicked"),
+    }
+}
+
+/// When something last happened.
+#[derive(Clone)]
+pub struct Pulse(Arc<Mutex<Instant>>);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Pulse {
+    /// It happened now.
+    pub fn beat(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long ago it happened.
+    pub fn age(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}

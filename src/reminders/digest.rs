@@ -1,0 +1,104 @@
+//! The daily digest: one mail for each account with what is due that day.
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff_sqlx::ToSqlx;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::jobs::{self, Job, JobContext, JobError};
+use crate::resources::smtp::Mail;
+
+/// The most that one digest lists; the rest is a number.
+const LISTED: usize = 100;
+
+/// Fans out into one job for each account that has something due on the day.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SendDigests {
+    pub day: Date,
+}
+
+impl SendDigests {
+    /// The digests of the day of a tick, in UTC.
+    pub fn of(tick: Timestamp) -> Self {
+        Self { day: tick.to_zoned(TimeZone::UTC).date() }
+    }
+}
+
+impl Job for SendDigests {
+    const KIND: &'static str = "send_digests";
+
+    fn unique_key(&self) -> Option<String> {
+        Some(self.day.to_string())
+    }
+
+    async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
+        let (from, to) = bounds(self.day)?;
+        let accounts = sqlx::query_scalar!(
+            r#"SELECT DISTINCT account_id FROM reminders JOIN accounts ON accounts.id = account_id
+               WHERE sent_at IS NULL AND due_at >= $1 AND due_at < $2 AND verified_at IS NOT NULL"#,
+            from.to_sqlx() as _,
+            to.to_sqlx() as _
+        );
+        let digests: Vec<_> =
+            accounts.fetch_all(&context.postgres).await?.into_iter().map(|account_id| SendDigest { account_id, day: self.day }).collect();
+        // In one transaction with its own end: either all of them are asked for, once, or this job runs again.
+        let mut transaction = context.postgres.begin().await?;
+        let enqueued = jobs::enqueue_many(&mut transaction, &digests).await?;
+        context.complete(&mut transaction).await?;
+        transaction.commit().await?;
+        enqueued.fire(&context.notifier);
+        Ok(())
+    }
+}
+
+/// One account's digest of one day.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SendDigest {
+    pub account_id: Uuid,
+    pub day: Date,
+}
+
+impl Job for SendDigest {
+    const KIND: &'static str = "send_digest";
+
+    fn unique_key(&self) -> Option<String> {
+        Some(format!("{}:{}", self.account_id, self.day))
+    }
+
+    async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
+        let (from, to) = bounds(self.day)?;
+        let due = sqlx::query!(
+            r#"SELECT email, message, due_at FROM reminders JOIN accounts ON accounts.id = account_id
+               WHERE account_id = $1 AND due_at >= $2 AND due_at < $3 AND sent_at IS NULL AND verified_at IS NOT NULL
+               ORDER BY due_at LIMIT 1000"#,
+            self.account_id,
+            from.to_sqlx() as _,
+            to.to_sqlx() as _
+        );
+        let due = due.fetch_all(&context.postgres).await?;
+        let Some(first) = due.first() else { return Ok(()) };
+        let line = |message: &str, at: Timestamp| {
+            let start: String = message.lines().next().unwrap_or_default().chars().take(100).collect();
+            format!("{} UTC  {start}\n", at.to_zoned(TimeZone::UTC).strftime("%H:%M"))
+        };
+        let mut text: String = due.iter().take(LISTED).map(|row| line(&row.message, row.due_at.to_jiff())).collect();
+        if due.len() > LISTED {
+            text.push_str(&format!("and {} more\n", due.len() - LISTED));
+        }
+        let mail = Mail {
+            id: format!("digest-{}-{}", self.account_id, self.day),
+            to: first.email.clone(),
+            subject: format!("Due on {}", self.day),
+            text,
+        };
+        Ok(context.mailer.send(mail).await?)
+    }
+}
+
+/// A day's beginning and end, in UTC.
+fn bounds(day: Date) -> anyhow::Result<(Timestamp, Timestamp)> {
+    let start = day.to_zoned(TimeZone::UTC)?;
+    Ok((start.timestamp(), start.tomorrow()?.timestamp()))
+}

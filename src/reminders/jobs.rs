@@ -1,0 +1,47 @@
+//! Mails a reminder when it is due.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::jobs::{Job, JobContext, JobError};
+use crate::resources::smtp::Mail;
+
+/// Carries the version: a reminder that was changed since has another job.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SendReminder {
+    pub id: Uuid,
+    pub version: i32,
+}
+
+impl Job for SendReminder {
+    const KIND: &'static str = "send_reminder";
+
+    fn unique_key(&self) -> Option<String> {
+        Some(format!("{}:{}", self.id, self.version))
+    }
+
+    async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
+        let due = sqlx::query!(
+            r#"SELECT message, email FROM reminders JOIN accounts ON accounts.id = account_id
+               WHERE reminders.id = $1 AND version = $2 AND sent_at IS NULL AND verified_at IS NOT NULL"#,
+            self.id,
+            self.version
+        );
+        // Changed, deleted or sent already.
+        let Some(due) = due.fetch_optional(&context.postgres).await? else { return Ok(()) };
+        let mail = Mail {
+            id: format!("reminder-{}-{}", self.id, self.version),
+            to: due.email,
+            subject: "A reminder".to_owned(),
+            text: due.message,
+        };
+        context.mailer.send(mail).await?;
+
+        let mut transaction = context.postgres.begin().await?;
+        sqlx::query!("UPDATE reminders SET sent_at = now() WHERE id = $1 AND version = $2", self.id, self.version)
+            .execute(&mut *transaction)
+            .await?;
+        context.complete(&mut transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+}

@@ -1,0 +1,89 @@
+//! Postgres: the data and the queue.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use sqlx::PgPool;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use url::Url;
+
+use crate::config;
+
+/// How long a caller waits for a connection: less than a request's time, so that the answer is 503 and not silence.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Attaches Postgres; connects when the first query asks.
+///
+/// `process` names the connections in `pg_stat_activity`.
+///
+/// # Errors
+/// The URL is none of Postgres's, which the config has ruled out.
+pub fn attach(config: &config::Database, process: &str) -> sqlx::Result<PgPool> {
+    Ok(PgPoolOptions::new()
+        .max_connections(config.database_pool_size.get())
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A ping at each checkout would double the round trips; a broken connection shows itself at its first query.
+        .test_before_acquire(false)
+        .connect_lazy_with(options(config, process)?))
+}
+
+/// How to connect: what the URL says, and nothing from elsewhere.
+///
+/// # Errors
+/// As [`attach`].
+pub fn options(config: &config::Database, process: &str) -> sqlx::Result<PgConnectOptions> {
+    let url = Url::parse(config.database_url.0.expose_secret()).map_err(|_| sqlx::Error::Configuration("not a URL".into()))?;
+    let mut options: PgConnectOptions = url.as_str().parse()?;
+    let said = |key: &str| url.query_pairs().any(|(k, _)| k == key);
+    // What the URL leaves out must not come from `PG*` variables or ~/.pgpass: the config alone decides.
+    if url.password().is_none() && !said("password") {
+        options = options.password("");
+    }
+    if url.port().is_none() && !said("port") {
+        options = options.port(5432);
+    }
+    if !said("sslmode") && !said("ssl-mode") {
+        options = options.ssl_mode(sqlx::postgres::PgSslMode::Prefer);
+    }
+    Ok(options.application_name(process))
+}
+
+/// The schema's migrations, which only `admin migrate` applies.
+///
+/// Applied migrations that this code does not know are no error: after a rollback the schema is ahead of the code.
+pub fn migrator() -> Migrator {
+    let mut migrator = sqlx::migrate!();
+    // sqlx's own lock is a session's, which a transaction pooler strands; `admin migrate` holds another.
+    migrator.set_ignore_missing(true).set_locking(false);
+    migrator
+}
+
+/// The versions of the migrations that this code has and the database has not.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn pending_migrations(pool: &PgPool) -> sqlx::Result<Vec<i64>> {
+    // Not a checked query: on a new database there is no such table yet.
+    let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool).await;
+    let applied: HashSet<i64> = match applied {
+        Ok(versions) => versions.into_iter().collect(),
+        Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some(UNDEFINED_TABLE) => HashSet::new(),
+        Err(e) => return Err(e),
+    };
+    Ok(migrator().iter().map(|migration| migration.version).filter(|version| !applied.contains(version)).collect())
+}
+
+const UNDEFINED_TABLE: &str = "42P01";
+
+/// Whether the error means that Postgres is away, so that trying again later can help.
+pub fn is_unavailable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+        // Classes 08 connection exception, 53 insufficient resources, 57 operator intervention.
+        sqlx::Error::Database(e) => e.code().is_some_and(|code| ["08", "53", "57"].contains(&code.get(..2).unwrap_or_default())),
+        _ => false,
+    }
+}

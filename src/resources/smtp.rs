@@ -1,0 +1,90 @@
+//! SMTP: outgoing mail.
+
+use std::time::Duration;
+
+use lettre::message::{Mailbox, header};
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+use secrecy::ExposeSecret;
+
+use crate::config;
+
+/// How long one step of the conversation with the server may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A mail to one person.
+#[derive(Debug, Clone)]
+pub struct Mail {
+    /// What the Message-ID is made from: the same at each attempt, so that a mail sent twice is seen to be one.
+    pub id: String,
+    pub to: String,
+    pub subject: String,
+    pub text: String,
+}
+
+/// Why a mail was not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server says, or the address shows, that trying again cannot help.
+    #[error("mail refused for good: {0}")]
+    Refused(String),
+    #[error("mail not sent: {0}")]
+    Delayed(String),
+}
+
+/// A handle on the mail server, cheap to clone.
+#[derive(Clone)]
+pub struct Mailer {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    from: Mailbox,
+    domain: String,
+}
+
+impl Mailer {
+    /// Attaches the mail server; connects when the first mail goes out. `domain` is the right side of Message-IDs.
+    ///
+    /// # Errors
+    /// The URL is none of SMTP's, which the config has ruled out.
+    pub fn attach(config: &config::Smtp, domain: &str) -> anyhow::Result<Self> {
+        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(config.smtp_url.0.expose_secret())?;
+        Ok(Self { transport: transport.timeout(Some(PATIENCE)).build(), from: config.mail_from.clone(), domain: domain.to_owned() })
+    }
+
+    /// Sends a mail, and returns when the server has taken it over.
+    ///
+    /// # Errors
+    /// `Refused` for a 5xx answer or an impossible address, `Delayed` for everything else. Neither holds the address.
+    pub async fn send(&self, mail: Mail) -> Result<(), Error> {
+        let to = mail.to.parse().map_err(|_| Error::Refused("not an address".to_owned()))?;
+        let message = Message::builder()
+            .from(self.from.clone())
+            .to(Mailbox::new(None, to))
+            .subject(mail.subject)
+            .message_id(Some(format!("<{}@{}>", mail.id, self.domain)))
+            // RFC 3834: answering machines must leave automatic mail alone.
+            .raw_header(header::HeaderValue::new(header::HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned()))
+            .header(header::ContentType::TEXT_PLAIN)
+            .body(mail.text)
+            .map_err(|e| Error::Refused(e.to_string()))?;
+        match self.transport.send(message).await {
+            Ok(_) => Ok(()),
+            // A server may quote the address in its answer, so only the code is told.
+            Err(e) => match e.status() {
+                Some(code) if e.is_permanent() => Err(Error::Refused(format!("the server answered {code}"))),
+                Some(code) => Err(Error::Delayed(format!("the server answered {code}"))),
+                None => Err(Error::Delayed(e.to_string())),
+            },
+        }
+    }
+
+    /// Whether the server answers.
+    ///
+    /// # Errors
+    /// It does not, or refuses the log-in.
+    pub async fn check(&self) -> Result<(), Error> {
+        match self.transport.test_connection().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::Delayed("the server hung up".to_owned())),
+            Err(e) => Err(Error::Delayed(e.to_string())),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The log (factor XI): one JSON object a line, on the stream that the process was given, and nowhere else.
+//!
+//! A line has `timestamp`, `level`, `message`, `target`, `process`, `instance`, `release` and `commit`, then the fields
+//! of the spans around the event, then its own. Routing, keeping and searching are the platform's.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use jiff::Timestamp;
+use serde::ser::{SerializeMap, Serializer};
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
+
+use crate::config::{self, LogFormat};
+use crate::release::{COMMIT, Release};
+
+/// Where a process logs: `admin` keeps stdout for its results.
+#[derive(Debug, Clone, Copy)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl io::Write for Stream {
+    /// Never fails: a log line that nobody can read must not take the process down.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let _ = match self {
+            Self::Stdout => io::stdout().lock().write_all(line).and_then(|()| io::stdout().flush()),
+            Self::Stderr => io::stderr().lock().write_all(line),
+        };
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Stream {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        *self
+    }
+}
+
+/// Starts the log of this process; the subscriber is the one global that there is.
+pub fn start(process: &'static str, config: &config::Process, stream: Stream) -> Release {
+    let release = Release { commit: COMMIT, release: config.release_version.clone(), process };
+    let filter = EnvFilter::new(&config.log_level.0);
+    let registry = tracing_subscriber::registry().with(filter);
+    // `try_init` fails only where a subscriber is set already, and then that one logs.
+    let _ = match config.log_format {
+        LogFormat::Pretty => registry.with(tracing_subscriber::fmt::layer().with_writer(stream).with_target(false)).try_init(),
+        LogFormat::Json => registry.with(JsonLines { release: release.clone(), instance: instance(config), stream }).try_init(),
+    };
+    release
+}
+
+fn instance(config: &config::Process) -> String {
+    let host = config.hostname.clone().or_else(|| std::fs::read_to_string("/etc/hostname").ok());
+    config.dyno.clone().unwrap_or_else(|| format!("{}:{}", host.as_deref().unwrap_or("localhost").trim(), std::process::id()))
+}
+
+/// A field of the spans around the caller, such as the id of the request that it serves.
+pub fn current_field(name: &str) -> Option<String> {
+    tracing::Span::current()
+        .with_subscriber(|(id, subscriber)| {
+            let span = subscriber.downcast_ref::<Registry>()?.span(id)?;
+            span.scope().find_map(|span| Some(span.extensions().get::<Fields>()?.0.get(name)?.as_str()?.to_owned()))
+        })
+        .flatten()
+}
+
+/// The layer that keeps the fields of spans and writes events.
+struct JsonLines {
+    release: Release,
+    instance: String,
+    stream: Stream,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        if let Some(span) = context.span(id) {
+            let mut fields = Fields::default();
+            attributes.record(&mut fields);
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
+        {
+            values.record(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+            if let Some(outer) = span.extensions().get::<Fields>() {
+                fields.0.extend(outer.0.clone());
+            }
+        }
+        event.record(&mut fields);
+        if let Ok(mut line) = self.line(event, fields.0) {
+            line.push(b'\n');
+            let _ = self.stream.make_writer().write_all(&line);
+        }
+    }
+}
+
+impl JsonLines {
+    fn line(&self, event: &Event<'_>, mut fields: Map<String, Value>) -> serde_json::Result<Vec<u8>> {
+        let mut line = Vec::with_capacity(512);
+        let mut json = serde_json::Serializer::new(&mut line);
+        let mut map = json.serialize_map(None)?;
+        #[expect(clippy::disallowed_methods, reason = "a log line's time is the machine's own")]
+        let now = Timestamp::now();
+        map.serialize_entry("timestamp", &format_args!("{now:.6}"))?;
+        map.serialize_entry("level", event.metadata().level().as_str())?;
+        map.serialize_entry("message", &fields.remove("message").unwrap_or_default())?;
+        map.serialize_entry("target", event.metadata().target())?;
+        map.serialize_entry("process", self.release.process)?;
+        map.serialize_entry("instance", &self.instance)?;
+        map.serialize_entry("release", &self.release.release)?;
+        map.serialize_entry("commit", self.release.commit)?;
+        for (name, value) in &fields {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()?;
+        Ok(line)
+    }
+}
+
+/// The fields of a span or an event as JSON.
+#[derive(Default)]
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn set(&mut self, field: &Field, value: impl Into<Value>) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.set(field, format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, value);
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        let causes = std::iter::successors(value.source(), |cause| cause.source()).map(|cause| format!(": {cause}"));
+        self.set(field, format!("{value}{}", causes.collect::<String>()));
+    }
+}
