@@ -1,1 +1,10 @@
-fn main() {}
+//! The HTTP contract, spoken to the built programs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod accounts;
+mod input;
+mod reminders;
+mod resources;

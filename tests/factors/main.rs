@@ -1,1 +1,15 @@
-fn main() {}
+//! The twelve factors, proved on the built programs: one module a factor.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod f03_config;
+mod f04_backing_services;
+mod f06_processes;
+mod f07_port_binding;
+mod f08_concurrency;
+mod f09_disposability;
+mod f10_parity;
+mod f11_logs;
+mod f12_admin;

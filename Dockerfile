@@ -1,0 +1,32 @@
+# Build stage (factor V): one image for every process type and every deploy; it holds code and no config.
+FROM rust:1.95-slim-trixie AS build
+WORKDIR /src
+# The programs run in an image without a C library, so they bring their own.
+ENV RUSTFLAGS="-C target-feature=+crt-static" SQLX_OFFLINE=true
+ARG GIT_COMMIT=unknown
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+    cargo build --release --locked --target x86_64-unknown-linux-gnu --bins --example mail \
+    && cd target/x86_64-unknown-linux-gnu/release \
+    && install -D -t /out/bin web worker clock admin \
+    && install -D -t /out/mail examples/mail
+
+FROM debian:trixie-slim AS certificates
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
+
+# The mail sink of a trial; no deploy runs it.
+FROM scratch AS mail
+COPY --from=build /out/mail/mail /bin/mail
+USER 10001:10001
+STOPSIGNAL SIGTERM
+EXPOSE 1025 8025
+CMD ["/bin/mail", "0.0.0.0:1025", "0.0.0.0:8025"]
+
+FROM scratch
+COPY --from=certificates /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /out/bin /bin
+ENV PATH=/bin
+USER 10001:10001
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=3s --start-period=10s CMD ["admin", "health"]
+CMD ["web"]

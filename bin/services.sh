@@ -1,0 +1,215 @@
+# Private Postgres, Redis and mail for a script that sources this file, and the processes that it runs beside them.
+#
+# Everything started here is noted in $run, and a watchdog in a process group of its own stops it as soon as the script
+# is gone, whatever killed it: it waits for the end of a pipe whose other end only the script holds.
+# Written for the bash 3.2 of macOS too.
+# shellcheck shell=bash
+
+# Says on stderr what people should know.
+say() { printf '%s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# The version that docker-compose.yml pins: pinned postgres, pinned redis.
+pinned() { sed -n "s/.*image: *\($1:[^ ]*\).*/\1/p" docker-compose.yml; }
+
+is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# A free port: the preferred one, else any.
+free_port() {
+    local port=${1:-0}
+    while [ "$port" -eq 0 ] || ! is_free "$port"; do port=$((20000 + RANDOM % 12000)); done
+    printf '%s' "$port"
+}
+
+random_password() { LC_ALL=C tr -dc 'a-zA-Z0-9' </dev/urandom | head -c 24 || true; }
+
+# begin DIR: $run is DIR from now on, and belongs to this script alone.
+begin() {
+    run=$1
+    mkdir -p "$run"
+    local other
+    other=$(cat "$run/watchdog" 2>/dev/null || true)
+    if [ -n "$other" ] && kill -0 "$other" 2>/dev/null; then
+        # It may be on its way out already.
+        local tries=0
+        while kill -0 "$other" 2>/dev/null; do
+            [ -e "$run/stopping" ] || [ "$tries" -lt 4 ] || die "$0 runs here already: stop it first (its watchdog is process $other)"
+            tries=$((tries + 1))
+            sleep 0.25
+        done
+    fi
+    rm -f "$run/life" "$run/stopping"
+    : >"$run/started"
+    mkfifo "$run/life"
+    # Jobs that are started under -m get a process group of their own, so that Ctrl-C reaches this script alone.
+    set -m
+    watchdog <"$run/life" >/dev/null 2>&1 &
+    set +m
+    printf '%s' $! >"$run/watchdog"
+    exec 9>"$run/life"
+}
+
+watchdog() {
+    set +e
+    trap '' INT TERM HUP
+    cat >/dev/null
+    : >"$run/stopping"
+    stop_all
+    case $run in
+        *.throwaway)
+            if [ -L "$run/postgres" ]; then rm -rf "$(readlink "$run/postgres")"; fi
+            rm -rf "$run"
+            ;;
+        *) rm -f "$run/watchdog" "$run/stopping" "$run/life" "$run/started" "$run/stop-order" ;;
+    esac
+}
+
+# Lets go, waits until everything has stopped.
+finish() {
+    local watching
+    watching=$(cat "$run/watchdog")
+    exec 9>&-
+    while kill -0 "$watching" 2>/dev/null; do sleep 0.1; done
+}
+
+# launch SIGNAL COMMAND…: starts a command, to be stopped by a signal; its process id is then in $launched.
+launch() {
+    local signal=$1
+    shift
+    set -m
+    "$@" </dev/null 9>&- &
+    set +m
+    launched=$!
+    printf '%s %s\n' "$signal" "$launched" >>"$run/started"
+}
+
+# forget PID: it has ended, and its number may become another's.
+forget() {
+    grep -v " $1\$" "$run/started" >"$run/started.new" || true
+    mv "$run/started.new" "$run/started"
+}
+
+# Stops what was started, the last first; what does not stop in time is killed.
+stop_all() {
+    local signal id tries
+    # The last started need the first: the processes end before their database.
+    sed '1!G;h;$!d' "$run/started" >"$run/stop-order"
+    while read -r signal id; do
+        case $signal in
+            container) docker rm --force "$id" >/dev/null 2>&1 || true ;;
+            *) kill -s "$signal" "$id" 2>/dev/null || true ;;
+        esac
+        # Those of a formation drain together; each of the rest is waited for before what it may need is stopped.
+        [ "$signal" = TERM ] && continue
+        wait_for_end "$id"
+    done <"$run/stop-order"
+    while read -r signal id; do
+        [ "$signal" = TERM ] && wait_for_end "$id"
+    done <"$run/stop-order"
+    return 0
+}
+
+wait_for_end() {
+    local tries=0
+    while kill -0 "$1" 2>/dev/null; do
+        tries=$((tries + 1))
+        # Above DRAIN_TIMEOUT and the five seconds that a process takes for its last words.
+        if [ "$tries" -eq 350 ]; then kill -s KILL "$1" 2>/dev/null || true; fi
+        # What is still there now has ended, and its parent has not noticed.
+        if [ "$tries" -gt 360 ]; then return; fi
+        sleep 0.1
+    done
+}
+
+# Postgres refuses to run as root.
+service_user() {
+    if [ "$(id -u)" -ne 0 ]; then id -un; elif id postgres >/dev/null 2>&1; then echo postgres; else echo nobody; fi
+}
+as_service_user() {
+    if [ "$(id -u)" -ne 0 ]; then exec "$@"; fi
+    local user
+    user=$(service_user)
+    exec setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups "$@"
+}
+
+# start_postgres OPTIONS…: a private server with its data in $run; its address is then in $postgres_url,
+# without the name of a database.
+start_postgres() {
+    local data=$PWD/$run/postgres port password tries=0
+    port=$(free_port "$(cat "$run/postgres.port" 2>/dev/null || echo 0)")
+    printf '%s' "$port" >"$run/postgres.port"
+    [ -s "$run/postgres.password" ] || random_password >"$run/postgres.password"
+    password=$(cat "$run/postgres.password")
+    # shellcheck disable=SC2034 # for the script that sources this
+    postgres_url=postgres://postgres:$password@127.0.0.1:$port
+    if [ "$POSTGRES" = docker ]; then
+        local name
+        name=$(basename "$PWD")-postgres-$port
+        printf 'container %s\n' "$name" >>"$run/started"
+        local keep=(--volume "$name:/var/lib/postgresql/data")
+        case $run in *.throwaway) keep=(--tmpfs /var/lib/postgresql/data) ;; esac
+        docker run --detach --rm --name "$name" --publish "127.0.0.1:$port:5432" --env "POSTGRES_PASSWORD=$password" \
+            "${keep[@]}" "$(pinned postgres)" postgres "$@" >/dev/null 2>"$run/postgres.log" \
+            || die "Postgres did not start in Docker: $(cat "$run/postgres.log")"
+    else
+        if [ "$(id -u)" -eq 0 ]; then
+            # The other user must be able to reach its data, which below root's home it cannot.
+            [ -L "$data" ] || mkdir -p "$data"
+            if [ ! -L "$data" ] && ! (as_service_user test -x "$data"); then
+                rmdir "$data"
+                ln -s "$(mktemp -d /var/tmp/postgres.XXXXXX)" "$data"
+            fi
+            [ ! -L "$data" ] || data=$(readlink "$data")
+            chown "$(service_user)" "$data"
+        fi
+        if ! (as_service_user test -s "$data/PG_VERSION"); then
+            local secret
+            secret=$(mktemp)
+            printf '%s' "$password" >"$secret"
+            chown "$(id -u "$(service_user)")" "$secret"
+            (as_service_user "$POSTGRES/initdb" --pgdata="$data" --username=postgres --auth=scram-sha-256 --encoding=UTF8 --no-locale \
+                --pwfile="$secret" >"$run/postgres.log" 2>&1) || die "initdb failed: $(tail -n 5 "$run/postgres.log")"
+            rm -f "$secret"
+        fi
+        # INT is Postgres's fast shutdown. Without a socket file it needs no folder of its own.
+        launch INT as_service_user "$POSTGRES/postgres" -D "$data" -p "$port" -h 127.0.0.1 -k '' "$@" >>"$run/postgres.log" 2>&1
+    fi
+    until answers_postgres "$port"; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 300 ]; then die "Postgres does not answer: $(tail -n 5 "$run/postgres.log")"; fi
+        if [ "$POSTGRES" != docker ] && ! kill -0 "$launched" 2>/dev/null; then die "Postgres ended: $(tail -n 5 "$run/postgres.log")"; fi
+        sleep 0.1
+    done
+}
+
+answers_postgres() {
+    if [ "$POSTGRES" = docker ]; then
+        docker exec "$(basename "$PWD")-postgres-$1" pg_isready --quiet --host=127.0.0.1 2>/dev/null
+    else
+        "$POSTGRES/pg_isready" --quiet --host=127.0.0.1 --port="$1"
+    fi
+}
+
+# start_redis OPTIONS…: a private server with its data in $run; its address is then in $redis_url, without a number.
+start_redis() {
+    local port tries=0
+    port=$(free_port "$(cat "$run/redis.port" 2>/dev/null || echo 0)")
+    printf '%s' "$port" >"$run/redis.port"
+    # shellcheck disable=SC2034 # for the script that sources this
+    redis_url=redis://127.0.0.1:$port
+    mkdir -p "$run/redis"
+    if [ "$REDIS" = docker ]; then
+        local name
+        name=$(basename "$PWD")-redis-$port
+        printf 'container %s\n' "$name" >>"$run/started"
+        docker run --detach --rm --name "$name" --publish "127.0.0.1:$port:6379" "$(pinned redis)" redis-server "$@" \
+            >/dev/null 2>"$run/redis.log" || die "Redis did not start in Docker: $(cat "$run/redis.log")"
+    else
+        launch INT "$REDIS" --port "$port" --bind 127.0.0.1 --dir "$PWD/$run/redis" "$@" >>"$run/redis.log" 2>&1
+    fi
+    while is_free "$port"; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 100 ]; then die "Redis does not answer: $(tail -n 5 "$run/redis.log")"; fi
+        sleep 0.1
+    done
+}

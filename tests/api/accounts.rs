@@ -1,0 +1,178 @@
+//! Signing up, verifying the address, logging in and out.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::person::{PASSWORD, Person, problem};
+use crate::support::{Deploy, eventually};
+
+#[tokio::test]
+async fn a_person_signs_up_verifies_the_address_and_logs_in() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let me: Value = ada.get("/session").await.json().await.unwrap();
+    assert_eq!(me["email"], ada.email);
+    assert_eq!((&me["role"], &me["verified"]), (&json!("user"), &json!(true)));
+}
+
+#[tokio::test]
+async fn the_session_cookie_is_out_of_reach_of_scripts_and_other_sites() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::stranger(&web);
+    ada.sign_up().await;
+    let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(cookie.starts_with("id="), "{cookie}");
+    for attribute in ["HttpOnly", "SameSite=Lax", "Path=/", "Max-Age="] {
+        assert!(cookie.contains(attribute), "{cookie}");
+    }
+    assert!(!cookie.contains("Secure"), "{cookie}");
+
+    let web = deploy.with("PUBLIC_URL", "https://example.com").web().await;
+    let cookie = ada.at(&web).log_in().await.headers()["set-cookie"].to_str().unwrap().to_owned();
+    assert!(cookie.starts_with("__Host-id=") && cookie.contains("; Secure"), "{cookie}");
+}
+
+#[tokio::test]
+async fn a_taken_address_gets_the_same_answer_changes_nothing_and_tells_only_its_owner() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    let body = json!({ "email": ada.email.to_uppercase(), "password": "another password altogether" });
+    let (first, again) = (Person::stranger(&web).sign_up().await, ada.post("/accounts", body.clone()).await);
+    assert_eq!(first.status(), again.status());
+    let names = |response: &reqwest::Response| response.headers().keys().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(&first), names(&again));
+    assert_eq!(first.text().await.unwrap(), again.text().await.unwrap());
+
+    deploy.mail.to(&ada.email, "You have an account already").await;
+    assert_eq!(ada.post("/session", body).await.status(), 401, "the new password must not work");
+    assert_eq!(ada.log_in().await.status(), 200, "the old one must");
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_an_unknown_address_look_alike() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let known = json!({ "email": ada.email, "password": "not the right password" });
+    let unknown = json!({ "email": "nobody@example.com", "password": PASSWORD });
+    let (known_problem, unknown_problem) = (ada.post("/session", known.clone()).await, ada.post("/session", unknown.clone()).await);
+    let known_problem = problem(known_problem, 401, "wrong-credentials").await;
+    let unknown_problem = problem(unknown_problem, 401, "wrong-credentials").await;
+    assert_eq!(known_problem["detail"], unknown_problem["detail"]);
+
+    // Similar time: both pay for one hash. Without it an unknown address answers tens of times as fast.
+    let mut fastest = [Duration::MAX; 2];
+    for _ in 0..5 {
+        for (fastest, body) in fastest.iter_mut().zip([&known, &unknown]) {
+            let started = Instant::now();
+            ada.post("/session", body.clone()).await;
+            *fastest = started.elapsed().min(*fastest);
+        }
+    }
+    assert!(fastest[1] * 3 > fastest[0], "known {:?}, unknown {:?}", fastest[0], fastest[1]);
+}
+
+#[tokio::test]
+async fn a_session_ends_at_log_out_and_its_cookie_is_worth_nothing_then() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::stranger(&web);
+    ada.sign_up().await;
+    let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let with_cookie = || Person::stranger(&web).request(reqwest::Method::GET, "/session").header("cookie", &cookie).send();
+    assert_eq!(with_cookie().await.unwrap().status(), 200);
+    assert_eq!(ada.delete("/session").await.status(), 204);
+    problem(with_cookie().await.unwrap(), 401, "unauthenticated").await;
+    problem(ada.get("/session").await, 401, "unauthenticated").await;
+    assert_eq!(ada.delete("/session").await.status(), 204, "who is logged out may log out");
+}
+
+#[tokio::test]
+async fn each_log_in_has_an_id_of_its_own() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let cookies = [ada.log_in().await, ada.log_in().await].map(|response| response.headers()["set-cookie"].clone());
+    assert_ne!(cookies[0], cookies[1]);
+}
+
+#[tokio::test]
+async fn a_verification_token_works_once() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    let token = deploy.mail.to(&ada.email, "Is this your address?").await.token();
+    assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
+    problem(ada.post("/email-verifications/redeem", json!({ "token": token })).await, 422, "invalid-token").await;
+    problem(ada.post("/email-verifications/redeem", json!({ "token": "none" })).await, 422, "invalid-token").await;
+}
+
+#[tokio::test]
+async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_pressed() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    let mail = deploy.mail.to(&ada.email, "Is this your address?").await;
+    assert!(mail.text.contains("http://localhost:8080/verify?token="), "{}", mail.text);
+
+    let page = web.get(&format!("/verify?token={}", mail.token())).await;
+    assert_eq!(page.status(), 200);
+    assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
+    assert!(page.text().await.unwrap().contains(&mail.token()));
+    let verified = async || ada.get("/session").await.json::<Value>().await.unwrap()["verified"] == true;
+    assert!(!verified().await, "a look must verify nothing");
+
+    let pressed = ada.client.post(format!("{}/verify", web.url)).form(&[("token", mail.token())]).send().await.unwrap();
+    assert_eq!((pressed.status().as_u16(), pressed.headers()["location"].to_str().unwrap()), (303, "/verify?done"));
+    assert!(verified().await);
+    let again = ada.client.post(format!("{}/verify", web.url)).form(&[("token", mail.token())]).send().await.unwrap();
+    assert_eq!(again.status(), 422);
+}
+
+#[tokio::test]
+async fn the_verification_mail_can_be_asked_for_again() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    deploy.mail.to(&ada.email, "Is this your address?").await;
+    // While the first job lives, the second is the same; its end is only a moment away.
+    eventually("a second mail", async || {
+        assert_eq!(ada.post("/email-verifications", json!({})).await.status(), 202);
+        let mails = deploy.mail.all().await.into_iter().filter(|mail| mail.to == [ada.email.as_str()]).collect::<Vec<_>>();
+        (mails.len() >= 2).then_some(())
+    })
+    .await;
+    problem(Person::stranger(&web).post("/email-verifications", json!({})).await, 401, "unauthenticated").await;
+}
+
+#[tokio::test]
+async fn another_site_cannot_post_in_a_persons_name() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let post = |name: &str, value: &str| ada.request(reqwest::Method::DELETE, "/session").header(name, value).send();
+    problem(post("origin", "https://evil.example").await.unwrap(), 403, "forbidden").await;
+    problem(post("sec-fetch-site", "cross-site").await.unwrap(), 403, "forbidden").await;
+    assert_eq!(ada.get("/session").await.status(), 200, "the session lives");
+    assert_eq!(post("origin", &web.url).await.unwrap().status(), 204);
+}
+
+#[tokio::test]
+async fn a_change_of_role_ends_the_sessions_that_were_there() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    let output = deploy.admin(&["account", "grant", &ada.email, "admin"]).await;
+    assert!(output.status.success(), "{output:?}");
+    eventually("the end of the session", async || (ada.get("/session").await.status() == 401).then_some(())).await;
+    assert_eq!(ada.log_in().await.json::<Value>().await.unwrap()["role"], "admin");
+    assert_eq!(ada.get("/session").await.status(), 200, "a session of the new epoch lives");
+
+    let output = deploy.admin(&["account", "grant", "nobody@example.com", "admin"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no account has the address"));
+}

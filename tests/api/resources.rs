@@ -1,0 +1,115 @@
+//! What clients see while a resource is away: 503 in good time, never a false 401, and no restart afterwards.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use crate::support::person::{Person, problem};
+use crate::support::{Deploy, Proxy, eventually};
+
+#[tokio::test]
+async fn redis_down_is_503_and_its_return_brings_the_sessions_back() {
+    let deploy = Deploy::new().await;
+    let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
+    let url = deploy.through("REDIS_URL", &proxy);
+    let web = deploy.with("REDIS_URL", url).web().await;
+    let ada = Person::unverified(&web).await;
+
+    proxy.cut();
+    problem(ada.get("/session").await, 503, "unavailable").await;
+    problem(ada.log_in().await, 503, "unavailable").await;
+    problem(Person::stranger(&web).get("/session").await, 401, "unauthenticated").await;
+    assert_eq!(Person::stranger(&web).sign_up().await.status(), 202, "what needs no session still works");
+    let not_ready = eventually("not ready", async || Some(web.get("/readyz").await).filter(|answer| answer.status() == 503)).await;
+    assert_eq!(not_ready.json::<Value>().await.unwrap()["failed"], serde_json::json!({ "redis": "unavailable" }));
+    assert_eq!(web.get("/livez").await.status(), 200);
+
+    proxy.heal();
+    eventually("the session", async || (ada.get("/session").await.status() == 200).then_some(())).await;
+    eventually("ready", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn postgres_down_is_503_within_the_request_timeout_and_its_return_needs_no_restart() {
+    let deploy = Deploy::new().await;
+    let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
+    let url = deploy.through("DATABASE_URL", &proxy);
+    let web = deploy.with("DATABASE_URL", url).web().await;
+    let ada = Person::unverified(&web).await;
+
+    proxy.cut();
+    let started = Instant::now();
+    problem(ada.get("/session").await, 503, "unavailable").await;
+    problem(Person::stranger(&web).sign_up().await, 503, "unavailable").await;
+    assert!(started.elapsed() < Duration::from_secs(20), "two requests, 10 s each at most");
+    let not_ready = eventually("not ready", async || Some(web.get("/readyz").await).filter(|answer| answer.status() == 503)).await;
+    assert_eq!(not_ready.json::<Value>().await.unwrap()["failed"]["postgres"], "unavailable");
+
+    proxy.heal();
+    eventually("an answer", async || (ada.get("/session").await.status() == 200).then_some(())).await;
+    eventually("ready", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_503() {
+    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "500ms");
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let mut database = deploy.database().await;
+    let mut lock = sqlx::Connection::begin(&mut database).await.unwrap();
+    sqlx::query("LOCK TABLE reminders").execute(&mut *lock).await.unwrap();
+    problem(ada.get("/reminders").await, 503, "unavailable").await;
+    lock.rollback().await.unwrap();
+    assert_eq!(ada.get("/reminders").await.status(), 200);
+}
+
+#[tokio::test]
+async fn mail_waits_for_a_mail_server_that_is_away() {
+    let deploy = Deploy::new().await;
+    let proxy = Proxy::to(deploy.address_of("SMTP_URL")).await;
+    let url = deploy.through("SMTP_URL", &proxy);
+    let deploy = deploy.with("SMTP_URL", url);
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    proxy.cut();
+    let ada = Person::stranger(&web);
+    ada.sign_up().await;
+    worker.logged("a failed attempt", |line| line["outcome"] == "failed").await;
+    proxy.heal();
+    deploy.mail.to(&ada.email, "Is this your address?").await;
+}
+
+#[tokio::test]
+async fn a_signed_in_read_costs_one_round_trip_to_redis_and_one_query() {
+    let deploy = Deploy::new().await.with("LOG_LEVEL", "info,sqlx::query=debug");
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let url = url::Url::parse(&deploy.environment["REDIS_URL"]).unwrap();
+    let mut redis = BufReader::new(TcpStream::connect(deploy.address_of("REDIS_URL")).await.unwrap());
+    redis.write_all(b"MONITOR\r\n").await.unwrap();
+    let mut commands = redis.lines();
+    assert_eq!(commands.next_line().await.unwrap().as_deref(), Some("+OK"));
+
+    let read = ada.request(reqwest::Method::GET, "/session").header("x-request-id", "counted-read").send();
+    assert_eq!(read.await.unwrap().status(), 200);
+    // Redis tells its commands in their order, so when the log-out is seen, all that came before has been.
+    ada.delete("/session").await;
+    let mut own = Vec::new();
+    loop {
+        let line = commands.next_line().await.unwrap().unwrap();
+        // `+1700000000.1 [NUMBER 127.0.0.1:1] "GETEX" …`: of other tests there are other numbers, of health only pings.
+        if line.contains(&format!(" [{} ", &url.path()[1..])) && !line.contains("\"PING\"") {
+            own.push(line.split('"').nth(1).unwrap().to_owned());
+        }
+        if own.last().is_some_and(|command| command == "EXEC") {
+            break;
+        }
+    }
+    assert_eq!(own, ["GETEX", "GETEX", "MULTI", "DEL", "SREM", "EXEC"], "one for the read; the rest is the log-out's");
+
+    web.process.logged("the access line", |line| line["request_id"] == "counted-read" && line["status"] == 200).await;
+    let log = web.process.log();
+    let queries: Vec<_> = log.iter().filter(|line| line["target"] == "sqlx::query" && line["request_id"] == "counted-read").collect();
+    assert_eq!(queries.len(), 1, "{queries:#?}");
+}

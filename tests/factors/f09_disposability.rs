@@ -1,0 +1,169 @@
+//! IX. Disposability: processes start fast, stop when they are told to, and lose nothing when they are killed.
+//!
+//! Violated by a signal that nobody handles, a request that is cut off, a job that is lost or stuck.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use sqlx::Connection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{Deploy, Person, eventually};
+
+#[tokio::test]
+async fn each_idle_process_exits_0_within_a_second_of_sigterm_and_its_last_line_says_so() {
+    let deploy = Deploy::new().await;
+    for (name, sign) in [("web", "ready"), ("worker", "worker is starting"), ("clock", "is new")] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            let deploy = if name == "clock" { &Deploy::new().await } else { &deploy };
+            let mut process = deploy.start(name);
+            process.says(sign).await;
+            process.signal(signal);
+            assert_eq!(process.exit_within(Duration::from_secs(1)).await.code(), Some(0), "{name}");
+            let last = process.log().pop().unwrap();
+            assert_eq!(last["message"], format!("{name} has stopped"));
+            assert_eq!(last["exit_status"], 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
+    let deploy = Deploy::new().await;
+    let (mut web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let mut database = deploy.database().await;
+    let mut lock = database.begin().await.unwrap();
+    sqlx::query("LOCK TABLE reminders").execute(&mut *lock).await.unwrap();
+    let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/reminders").send());
+    waits_for_a_lock(&deploy).await;
+    // An idle connection, and one with half a request, which must not hold the drain.
+    let idle = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
+    let mut half_sent = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
+    half_sent.write_all(b"GET /livez HT").await.unwrap();
+
+    for _ in 0..5 {
+        web.process.signal(Signal::SIGTERM);
+    }
+    eventually("a closed listener", async || TcpStream::connect(("127.0.0.1", web.port())).await.err()).await;
+    assert!(!reading.is_finished());
+    lock.rollback().await.unwrap();
+    assert_eq!(reading.await.unwrap().unwrap().status(), 200);
+    assert_eq!(web.process.exit().await.code(), Some(0));
+    drop((idle, half_sent));
+    let drains = web.process.log().iter().filter(|line| line["message"].as_str().unwrap().starts_with("draining")).count();
+    assert_eq!(drains, 1, "five signals are one drain");
+}
+
+#[tokio::test]
+async fn what_is_still_answered_at_the_end_of_the_drain_is_cut_off_and_counted() {
+    let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "300ms");
+    let (mut web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let mut database = deploy.database().await;
+    let mut lock = database.begin().await.unwrap();
+    sqlx::query("LOCK TABLE reminders").execute(&mut *lock).await.unwrap();
+    let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/reminders").send());
+    waits_for_a_lock(&deploy).await;
+    assert_eq!(web.process.terminate().await, Some(1));
+    assert!(reading.await.unwrap().is_err());
+    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
+}
+
+async fn waits_for_a_lock(deploy: &Deploy) {
+    eventually("a query that waits", async || {
+        let mut database = deploy.database().await;
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut database).await.unwrap() > 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_second_sigint_does_not_wait() {
+    let deploy = Deploy::new().await.with("DRAIN_DELAY", "60s");
+    let mut web = deploy.web().await;
+    web.process.signal(Signal::SIGINT);
+    web.process.says("draining").await;
+    web.process.signal(Signal::SIGINT);
+    assert_eq!(web.process.exit().await.code(), Some(130));
+}
+
+#[tokio::test]
+async fn during_the_drain_delay_it_serves_on_and_says_that_it_is_not_ready() {
+    let deploy = Deploy::new().await.with("DRAIN_DELAY", "2s");
+    let mut web = deploy.web().await;
+    web.process.signal(Signal::SIGTERM);
+    web.process.says("draining").await;
+    assert_eq!(web.get("/readyz").await.status(), 503);
+    assert_eq!(web.get("/livez").await.status(), 200);
+    assert_eq!(web.get("/version").await.status(), 200);
+    assert_eq!(web.process.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_slow_client_is_not_waited_for_after_its_answer() {
+    let deploy = Deploy::new().await;
+    let mut web = deploy.web().await;
+    // Keeps the connection open and never asks again.
+    let mut client = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
+    client.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    web.process.signal(Signal::SIGTERM);
+    assert_eq!(web.process.exit_within(Duration::from_secs(2)).await.code(), Some(0));
+}
+
+/// Holds the row that the job must read, so that the job is caught in the middle.
+async fn with_a_stuck_job(deploy: &Deploy) -> (Person, crate::support::Process, sqlx::PgConnection) {
+    let (web, first) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(deploy, &web).await;
+    let mut database = deploy.database().await;
+    sqlx::query("BEGIN").execute(&mut database).await.unwrap();
+    sqlx::query("LOCK TABLE email_verifications").execute(&mut database).await.unwrap();
+    let grace = Person::stranger(&web);
+    grace.sign_up().await;
+    first.logged("the second job", |line| line["message"].as_str().is_some_and(|m| m.contains("send_verification starts")) && line["job_id"] == 2).await;
+    waits_for_a_lock(deploy).await;
+    drop(ada);
+    (grace, first, database)
+}
+
+#[tokio::test]
+async fn a_job_of_a_worker_that_is_killed_runs_again_elsewhere() {
+    let deploy = Deploy::new().await.with("JOB_LEASE", "1s");
+    let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
+    first.signal(Signal::SIGKILL);
+    first.exit().await;
+    sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
+    let second = deploy.start("worker");
+    deploy.mail.to(&grace.email, "Is this your address?").await;
+    second.logged("the job that was taken back", |line| line["outcome"] == "expired" && line["job_id"] == 2).await;
+}
+
+#[tokio::test]
+async fn a_draining_worker_finishes_its_jobs() {
+    let deploy = Deploy::new().await;
+    let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
+    first.signal(Signal::SIGTERM);
+    first.says("draining").await;
+    sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
+    assert_eq!(first.exit().await.code(), Some(0));
+    deploy.mail.to(&grace.email, "Is this your address?").await;
+}
+
+#[tokio::test]
+async fn a_job_that_outlasts_the_drain_goes_back_without_having_spent_an_attempt() {
+    let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "300ms");
+    let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
+    assert_eq!(first.terminate().await, Some(0));
+    assert!(first.lines().iter().any(|line| line.contains("1 unfinished job(s) given back")), "{:#?}", first.lines());
+    let (attempt, held): (i32, bool) =
+        sqlx::query_as("SELECT attempt, token IS NOT NULL FROM jobs").fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!((attempt, held), (0, false));
+    sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
+    let _second = deploy.start("worker");
+    deploy.mail.to(&grace.email, "Is this your address?").await;
+}

@@ -1,0 +1,89 @@
+//! XI. Logs are a stream of events on stdout; what becomes of them is the platform's business.
+//!
+//! Violated by a log file, a line that is no event, a buffer, a secret.
+
+use std::process::Stdio;
+
+use crate::support::person::{PASSWORD, Person};
+use crate::support::process::programs;
+use crate::support::{Deploy, eventually};
+
+#[tokio::test]
+async fn every_line_is_one_json_object_that_says_what_when_and_who() {
+    let deploy = Deploy::new().await.with("RELEASE_VERSION", "v17").with("HOSTNAME", "somewhere");
+    let mut web = deploy.web().await;
+    let (mut worker, mut clock) = (deploy.start("worker"), deploy.start("clock"));
+    Person::verified(&deploy, &web).await;
+    clock.says("is new").await;
+    for (name, process) in [("web", &mut web.process), ("worker", &mut worker), ("clock", &mut clock)] {
+        assert_eq!(process.terminate().await, Some(0));
+        assert_eq!(process.errors(), Vec::<String>::new());
+        for line in process.log() {
+            line["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+            assert!(["ERROR", "WARN", "INFO"].contains(&line["level"].as_str().unwrap()), "{line}");
+            assert!(!line["message"].as_str().unwrap().is_empty() && line["target"].is_string(), "{line}");
+            assert_eq!((&line["process"], &line["release"]), (&name.into(), &"v17".into()));
+            assert!(line["instance"].as_str().unwrap().starts_with("somewhere:"), "{line}");
+            assert_eq!(line["commit"].as_str().unwrap().len(), 40, "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
+    let deploy = Deploy::new().await;
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::stranger(&web);
+    let answer = ada.sign_up().await;
+    let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let access = web.process.logged("the access line", |line| line["request_id"] == id.as_str() && line["status"] == 202).await;
+    assert_eq!((&access["method"], &access["route"]), (&"POST".into(), &"/api/v1/accounts".into()));
+    assert!(access["latency_ms"].is_u64());
+    let done = worker.logged("the job's end", |line| line["request_id"] == id.as_str() && line["outcome"] == "done").await;
+    assert_eq!(done["job_kind"], "send_verification");
+}
+
+#[tokio::test]
+async fn what_is_secret_or_personal_is_in_no_line() {
+    let deploy = Deploy::new().await;
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let token = deploy.mail.to(&ada.email, "Is this your address?").await.token();
+    web.get(&format!("/verify?token={token}")).await;
+    ada.remind("a private message", 1).await;
+    deploy.mail.to(&ada.email, "A reminder").await;
+    let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split([';', '=']).nth(1).unwrap().to_owned();
+    worker.logged("the job's end", |line| line["job_kind"] == "send_reminder" && line["outcome"] == "done").await;
+    let lines = [web.process.lines(), worker.lines()].concat().join("\n");
+    assert!(lines.contains("/verify"), "the route is there, the query is not");
+    for secret in [PASSWORD, &ada.email, &token, &cookie, "a private message"] {
+        assert!(!lines.contains(secret), "{secret}: {lines}");
+    }
+}
+
+#[tokio::test]
+async fn a_process_whose_stdout_is_closed_serves_on() {
+    let deploy = Deploy::new().await;
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = tokio::process::Command::new(programs().join("web"));
+    command.env_clear().envs(&deploy.environment).env("PORT", free.to_string()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut web = command.spawn().unwrap();
+    drop(web.stdout.take());
+    eventually("an answer", async || reqwest::get(format!("http://127.0.0.1:{free}/livez")).await.ok()).await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.id().unwrap().cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(web.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_resource_that_stays_away_is_told_once_and_not_each_second() {
+    let deploy = Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1/0");
+    let web = deploy.web_unready().await;
+    web.process.says("not ready: redis").await;
+    // Looks are 400 ms apart: as many as would tell it again.
+    for _ in 0..4 {
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        assert_eq!(web.get("/readyz").await.status(), 503);
+    }
+    let told = web.process.lines().iter().filter(|line| line.contains("not ready: redis")).count();
+    assert_eq!(told, 1);
+}

@@ -1,0 +1,111 @@
+//! XII. Admin processes: one-off tasks run from the same release and with the same config as the service.
+//!
+//! Violated by a server that migrates when it starts, or by a script that knows the database by itself.
+
+use std::process::Output;
+
+use crate::support::person::Person;
+use crate::support::{Deploy, eventually};
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn migrations_are_a_one_off_that_can_be_asked_about_and_run_twice() {
+    let deploy = Deploy::unmigrated().await;
+    let check = deploy.admin(&["migrate", "--check"]).await;
+    assert_eq!(check.status.code(), Some(1));
+    assert!(stdout(&check).contains("pending: 0001 jobs"), "{check:?}");
+
+    // Two at once: one waits for the other, and both succeed.
+    let (one, other) = tokio::join!(deploy.admin(&["migrate"]), deploy.admin(&["migrate"]));
+    assert!(one.status.success() && other.status.success(), "{one:?} {other:?}");
+    let mut said = [stdout(&one), stdout(&other)];
+    said.sort();
+    assert!(said[0].starts_with("0 migration(s) applied") && said[1].starts_with("3 migration(s) applied"), "{said:?}");
+    assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
+    assert!(deploy.admin(&["migrate"]).await.status.success(), "a third time");
+}
+
+#[tokio::test]
+async fn web_never_migrates_and_says_that_it_is_not_ready_until_somebody_has() {
+    let deploy = Deploy::unmigrated().await;
+    let web = deploy.web_unready().await;
+    web.process.says("run `admin migrate`").await;
+    let answer = web.get("/readyz").await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["failed"], serde_json::json!({ "postgres": "migrations pending" }));
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(tables).fetch_one(&mut deploy.database().await).await.unwrap(), 0);
+
+    assert!(deploy.admin(&["migrate"]).await.status.success());
+    eventually("ready", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_migration_of_a_newer_release_is_neither_pending_nor_an_error() {
+    let deploy = Deploy::new().await;
+    sqlx::query("INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'newer', true, '', 0)")
+        .execute(&mut deploy.database().await)
+        .await
+        .unwrap();
+    assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
+    assert!(deploy.admin(&["migrate"]).await.status.success());
+    deploy.web().await;
+}
+
+#[tokio::test]
+async fn seed_makes_two_accounts_that_can_log_in_and_refuses_a_deploy_for_real_people() {
+    let deploy = Deploy::new().await;
+    let seeded = stdout(&deploy.admin(&["seed"]).await);
+    let web = deploy.web().await;
+    assert_eq!(seeded.lines().count(), 2, "{seeded}");
+    for line in seeded.lines() {
+        let (email, password) = line.split_once("  ").unwrap();
+        let answer = Person::stranger(&web).post("/session", serde_json::json!({ "email": email, "password": password })).await;
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["verified"], true);
+    }
+    assert!(stdout(&deploy.admin(&["seed"]).await).lines().all(|line| line.contains("is there already")), "a second time");
+
+    let deploy = Deploy::new().await.with("PUBLIC_URL", "https://example.com");
+    assert_eq!(deploy.admin(&["seed"]).await.status.code(), Some(1));
+    let accounts = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM accounts").fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(accounts, 0);
+}
+
+#[tokio::test]
+async fn the_doctor_tells_what_is_wrong_and_what_to_do() {
+    let deploy = Deploy::new().await;
+    let well = deploy.admin(&["doctor"]).await;
+    assert_eq!(well.status.code(), Some(0), "{well:?}");
+    assert_eq!(stdout(&well).lines().filter(|line| line.starts_with("ok ")).count(), 6, "{}", stdout(&well));
+
+    for (deploy, check) in [
+        (Deploy::unmigrated().await, "schema"),
+        (Deploy::new().await.with("SMTP_URL", "smtp://127.0.0.1:1"), "smtp"),
+        (Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1"), "redis"),
+        (Deploy::new().await.with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d"), "postgres"),
+        (Deploy::new().await.without("MAIL_FROM"), "config"),
+    ] {
+        let ill = deploy.admin(&["doctor"]).await;
+        assert_eq!(ill.status.code(), Some(1));
+        let failures: Vec<_> = stdout(&ill).lines().filter(|line| line.starts_with("FAIL")).map(str::to_owned).collect();
+        assert_eq!(failures.len(), 1, "{}", stdout(&ill));
+        assert!(failures[0].starts_with(&format!("FAIL  {check}")), "{failures:?}");
+        assert!(stdout(&ill).contains("do: "));
+    }
+}
+
+#[tokio::test]
+async fn results_go_to_stdout_and_the_log_to_stderr() {
+    let deploy = Deploy::new().await.with("LOG_LEVEL", "debug");
+    let output = deploy.admin(&["migrate"]).await;
+    assert_eq!(stdout(&output), "0 migration(s) applied, the schema is current\n");
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(!log.is_empty());
+    for line in log.lines() {
+        assert_eq!(serde_json::from_str::<serde_json::Value>(line).unwrap()["process"], "admin");
+    }
+}

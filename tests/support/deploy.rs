@@ -1,0 +1,155 @@
+//! A deploy: one environment, and the programs that run in it.
+
+use std::collections::BTreeMap;
+use std::process::Output;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use super::mail::Sink;
+use super::process::programs;
+use super::{PATIENCE, Process};
+
+/// The database that every test's own is copied from.
+const TEMPLATE: &str = "migrated";
+
+pub struct Deploy {
+    pub environment: BTreeMap<String, String>,
+    pub mail: Sink,
+}
+
+/// An address without the database's name or number; `bin/test` starts the servers.
+fn server(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is unset: run the tests with bin/test"))
+}
+
+pub async fn connect(database: &str) -> PgConnection {
+    PgConnection::connect(&format!("{}/{database}", server("SERVER_URL"))).await.expect("the tests' Postgres answers")
+}
+
+impl Deploy {
+    /// A deploy with an empty, migrated database.
+    pub async fn new() -> Self {
+        static MIGRATED: OnceCell<()> = OnceCell::const_new();
+        MIGRATED.get_or_init(migrate_template).await;
+        Self::on(&format!("TEMPLATE {TEMPLATE}")).await
+    }
+
+    /// A deploy with a database that no migration has seen.
+    pub async fn unmigrated() -> Self {
+        Self::on("").await
+    }
+
+    async fn on(template: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let database = format!("test_{}", Uuid::new_v4().simple());
+        let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {database} {template}"));
+        connect("postgres").await.execute(create).await.expect("a database of the test's own");
+        let mail = Sink::start().await;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let environment = [
+            ("DATABASE_URL", format!("{}/{database}", server("SERVER_URL"))),
+            ("DATABASE_POOL_SIZE", "4".to_owned()),
+            ("REDIS_URL", format!("{}/{number}", server("TEST_REDIS_URL"))),
+            ("REDIS_POOL_SIZE", "2".to_owned()),
+            ("SMTP_URL", mail.smtp_url.clone()),
+            ("MAIL_FROM", "Reminders <hello@example.com>".to_owned()),
+            ("PUBLIC_URL", "http://localhost:8080".to_owned()),
+            ("PORT", "0".to_owned()),
+        ];
+        Self { environment: environment.map(|(name, value)| (name.to_owned(), value)).into(), mail }
+    }
+
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.environment.remove(name);
+        self
+    }
+
+    /// Starts a process type.
+    pub fn start(&self, name: &str) -> Process {
+        Process::start(name, &self.environment)
+    }
+
+    /// Starts a `web` and waits until it is ready.
+    pub async fn web(&self) -> Web {
+        let web = self.web_unready().await;
+        web.process.says("ready").await;
+        web
+    }
+
+    /// Starts a `web` and waits until it listens.
+    pub async fn web_unready(&self) -> Web {
+        let process = self.start("web");
+        let port = process.logged("web is listening", |line| line["listener"] == "web").await["port"].as_u64().expect("a port");
+        Web { process, url: format!("http://127.0.0.1:{port}") }
+    }
+
+    /// Runs `admin` to its end.
+    pub async fn admin(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(programs().join("admin"));
+        command.args(arguments).env_clear().envs(&self.environment).kill_on_drop(true);
+        tokio::time::timeout(PATIENCE, command.output()).await.expect("admin ends").expect("admin runs")
+    }
+
+    /// A connection to the deploy's database, for what cannot be seen through the programs.
+    pub async fn database(&self) -> PgConnection {
+        PgConnection::connect(&self.environment["DATABASE_URL"]).await.expect("the deploy's database")
+    }
+
+    /// Host and port of a resource.
+    pub fn address_of(&self, variable: &str) -> String {
+        let url = url::Url::parse(&self.environment[variable]).expect("a URL");
+        format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"))
+    }
+
+    /// The resource's URL with another address in it.
+    pub fn through(&self, variable: &str, proxy: &super::Proxy) -> String {
+        let mut url = url::Url::parse(&self.environment[variable]).expect("a URL");
+        url.set_port(Some(proxy.address.port())).expect("a port");
+        url.to_string()
+    }
+}
+
+async fn migrate_template() {
+    let mut server_connection = connect("postgres").await;
+    for statement in [format!("DROP DATABASE IF EXISTS {TEMPLATE}"), format!("CREATE DATABASE {TEMPLATE}")] {
+        server_connection.execute(sqlx::AssertSqlSafe(statement)).await.expect("a template");
+    }
+    let mut command = Command::new(programs().join("admin"));
+    command.arg("migrate").env_clear().env("DATABASE_URL", format!("{}/{TEMPLATE}", server("SERVER_URL")));
+    let output = command.output().await.expect("admin runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A `web` that listens.
+pub struct Web {
+    pub process: Process,
+    pub url: String,
+}
+
+impl Web {
+    pub fn port(&self) -> u16 {
+        self.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        client().get(format!("{}{path}", self.url)).send().await.expect("web answers")
+    }
+}
+
+/// A client with a cookie jar of its own, that gives up before a test does.
+pub fn client() -> reqwest::Client {
+    let client = reqwest::Client::builder().cookie_store(true).redirect(reqwest::redirect::Policy::none());
+    client.timeout(Duration::from_secs(20)).build().expect("a client")
+}

@@ -1,0 +1,34 @@
+//! The harness: starts the built programs as a platform would, and looks at them from outside.
+//!
+//! A `Deploy` has a database, a Redis number and a mail sink of its own, so tests run in parallel and in any order.
+//! Nothing here waits for time: it waits for a log line, an answer or an exit, and gives up after `PATIENCE`.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod deploy;
+pub mod mail;
+pub mod person;
+pub mod process;
+pub mod proxy;
+
+use std::time::Duration;
+
+pub use deploy::Deploy;
+pub use person::Person;
+pub use process::Process;
+pub use proxy::Proxy;
+
+/// What never takes this long has failed; on a busy machine much takes longer than it should.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks again and again until there is an answer.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("never happened: {what}"))
+}

@@ -1,0 +1,97 @@
+//! A person at a browser: a cookie jar, an address, a password.
+
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Deploy;
+use super::deploy::{Web, client};
+
+pub const PASSWORD: &str = "correct horse battery staple";
+
+pub struct Person {
+    pub client: Client,
+    pub email: String,
+    url: String,
+}
+
+impl Person {
+    /// Somebody who has never been here.
+    pub fn stranger(web: &Web) -> Self {
+        Self { client: client(), email: format!("{}@example.com", Uuid::new_v4().simple()), url: web.url.clone() }
+    }
+
+    /// Somebody who has signed up and logged in, and not yet opened the mail.
+    pub async fn unverified(web: &Web) -> Self {
+        let person = Self::stranger(web);
+        assert_eq!(person.sign_up().await.status(), StatusCode::ACCEPTED);
+        assert_eq!(person.log_in().await.status(), StatusCode::OK);
+        person
+    }
+
+    /// Somebody who has done that too; needs a worker, which sends the mail.
+    pub async fn verified(deploy: &Deploy, web: &Web) -> Self {
+        let person = Self::unverified(web).await;
+        let mail = deploy.mail.to(&person.email, "Is this your address?").await;
+        let redeemed = person.post("/email-verifications/redeem", json!({ "token": mail.token() })).await;
+        assert_eq!(redeemed.status(), StatusCode::NO_CONTENT);
+        person
+    }
+
+    /// The same person at another process.
+    pub fn at(&self, web: &Web) -> Self {
+        Self { client: self.client.clone(), email: self.email.clone(), url: web.url.clone() }
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}/api/v1{path}", self.url))
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.request(Method::GET, path).send().await.expect("web answers")
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Response {
+        self.request(Method::POST, path).json(&body).send().await.expect("web answers")
+    }
+
+    pub async fn patch(&self, path: &str, body: Value) -> Response {
+        self.request(Method::PATCH, path).json(&body).send().await.expect("web answers")
+    }
+
+    pub async fn delete(&self, path: &str) -> Response {
+        self.request(Method::DELETE, path).send().await.expect("web answers")
+    }
+
+    pub async fn sign_up(&self) -> Response {
+        self.post("/accounts", json!({ "email": self.email, "password": PASSWORD })).await
+    }
+
+    pub async fn log_in(&self) -> Response {
+        self.post("/session", json!({ "email": self.email, "password": PASSWORD })).await
+    }
+
+    /// A reminder that is due in so many seconds.
+    pub async fn remind(&self, message: &str, seconds: i64) -> Response {
+        self.post("/reminders", json!({ "message": message, "due_at": in_seconds(seconds) })).await
+    }
+}
+
+pub fn in_seconds(seconds: i64) -> String {
+    #[expect(clippy::disallowed_methods, reason = "what a person's clock says")]
+    let now = jiff::Timestamp::now();
+    (now + jiff::SignedDuration::from_secs(seconds)).to_string()
+}
+
+/// The problem in an answer, after a look at what every problem must have.
+pub async fn problem(response: Response, status: u16, slug: &str) -> Value {
+    let headers = response.headers().clone();
+    assert_eq!(response.status(), status);
+    assert_eq!(headers["content-type"], "application/problem+json");
+    let problem: Value = response.json().await.expect("a problem is JSON");
+    assert_eq!(problem["type"], format!("/problems/{slug}"), "{problem}");
+    assert_eq!(problem["status"], status);
+    assert!(problem["title"].is_string());
+    assert_eq!(problem["request_id"].as_str(), headers["x-request-id"].to_str().ok());
+    problem
+}
