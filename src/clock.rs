@@ -73,9 +73,9 @@ async fn keep_ticking(
                     let away = e.downcast_ref().is_some_and(postgres::is_unavailable);
                     let (name, error) = (schedule.name(), format!("{e:#}"));
                     if away {
-                        warn!(error, "schedule {name} waits for Postgres: {error}")
+                        warn!(error, "schedule {name} waits for Postgres: {error}");
                     } else {
-                        error!(error, "schedule {name} failed: {error}")
+                        error!(error, "schedule {name} failed: {error}");
                     }
                 }
             }

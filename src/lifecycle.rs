@@ -20,7 +20,7 @@ use crate::config::{self, Env, Section};
 use crate::release::Release;
 use crate::telemetry::{self, Stream};
 
-/// EX_CONFIG of sysexits.h: the configuration is wrong, and starting again will not help.
+/// `EX_CONFIG` of sysexits.h: the configuration is wrong, and starting again will not help.
 pub const EXIT_CONFIG: u8 = 78;
 
 /// After `hard`, tasks get this long to give back what they hold; then the process ends without them.

@@ -15,16 +15,16 @@ use crate::resources::smtp::Mailer;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The checks' results so far.
+fn fine(check: &str, what: impl Display) {
+    say(format_args!("ok    {check:<10} {what}"));
+}
+
+/// Whether a check has failed so far.
 struct Report {
     healthy: bool,
 }
 
 impl Report {
-    fn fine(&mut self, check: &str, what: impl Display) {
-        say(format_args!("ok    {check:<10} {what}"));
-    }
-
     fn wrong(&mut self, check: &str, what: impl Display, remedy: &str) {
         self.healthy = false;
         say(format_args!("FAIL  {check:<10} {what}\n                 do: {remedy}"));
@@ -35,7 +35,7 @@ impl Report {
 pub async fn examine(env: &Env) -> anyhow::Result<bool> {
     let mut report = Report { healthy: true };
     match config::read::<config::All>(env) {
-        Ok(_) => report.fine("config", "every variable of every program is there and right"),
+        Ok(_) => fine("config", "every variable of every program is there and right"),
         Err(problems) => report.wrong("config", problems, "set them in this deploy's environment; .env.example explains each"),
     }
     if let Ok(config) = config::read::<config::Database>(env) {
@@ -50,7 +50,7 @@ pub async fn examine(env: &Env) -> anyhow::Result<bool> {
     if let Ok(config) = config::read::<config::Smtp>(env) {
         let mailer = Mailer::attach(&config, "localhost")?;
         match timeout(PATIENCE, mailer.check()).await {
-            Ok(Ok(())) => report.fine("smtp", "answers"),
+            Ok(Ok(())) => fine("smtp", "answers"),
             Ok(Err(e)) => report.wrong("smtp", e, "check SMTP_URL, and that the server runs and takes mail from here"),
             Err(_) => report.wrong("smtp", "no answer in 5 s", "check SMTP_URL, and that a firewall lets you through"),
         }
@@ -61,7 +61,7 @@ pub async fn examine(env: &Env) -> anyhow::Result<bool> {
 async fn postgres(report: &mut Report, pool: &PgPool) -> bool {
     let version = sqlx::query_scalar::<_, String>("SHOW server_version").fetch_one(pool).await;
     match version {
-        Ok(version) => report.fine("postgres", format_args!("answers, version {version}")),
+        Ok(version) => fine("postgres", format_args!("answers, version {version}")),
         Err(e) => report.wrong("postgres", &e, "check DATABASE_URL, and that the server runs and lets you in"),
     }
     report.healthy
@@ -76,7 +76,7 @@ async fn schema(report: &mut Report, pool: &PgPool) {
 }
 
 async fn queue(report: &mut Report, pool: &PgPool) {
-    report.fine("schema", "current");
+    fine("schema", "current");
     let queue = sqlx::query!(
         r#"SELECT count(*) FILTER (WHERE dead_at IS NOT NULL) AS "dead!",
                COALESCE(EXTRACT(epoch FROM now() - min(run_at) FILTER (WHERE token IS NULL AND dead_at IS NULL)), 0)::bigint AS "late!"
@@ -91,9 +91,9 @@ async fn queue(report: &mut Report, pool: &PgPool) {
             );
         }
         Ok(queue) if queue.dead > 0 => {
-            report.wrong("queue", format_args!("{} dead job(s)", queue.dead), "read `last_error` in the table `jobs`")
+            report.wrong("queue", format_args!("{} dead job(s)", queue.dead), "read `last_error` in the table `jobs`");
         }
-        Ok(_) => report.fine("queue", "no job is late, none is dead"),
+        Ok(_) => fine("queue", "no job is late, none is dead"),
         Err(e) => report.wrong("queue", e, "check that the database user may read the table `jobs`"),
     }
 }
@@ -104,7 +104,7 @@ async fn redis(report: &mut Report, redis: &Redis) {
     match redis.run::<(String,)>(&info).await {
         Ok((info,)) => {
             let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or("unknown");
-            report.fine("redis", format_args!("answers, version {version}"));
+            fine("redis", format_args!("answers, version {version}"));
         }
         Err(e) => report.wrong("redis", e, "check REDIS_URL, and that the server runs and lets you in"),
     }

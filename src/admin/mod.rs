@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
 fn run(env: &Env, command: Command) -> anyhow::Result<bool> {
     if let Command::Config = command {
         // Before anything that needs a config that is right.
-        return config_table::print(env);
+        return Ok(config_table::print(env));
     }
     telemetry::start("admin", &config::read(env)?, Stream::Stderr);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

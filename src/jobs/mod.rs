@@ -46,7 +46,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// How often it is started before it is given up.
     const MAX_ATTEMPTS: i32 = 10;
     /// How long one attempt may take.
-    const TIMEOUT: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_mins(1);
 
     /// Of the jobs of this kind with the same key only one waits or runs at a time. The key names the work with its
     /// version or its tick, or new work would be lost to old.

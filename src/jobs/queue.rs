@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff_sqlx::ToSqlx;
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::Notify;
@@ -128,7 +127,7 @@ async fn insert<J: Job>(connection: &mut PgConnection, jobs: &[J], run_at: Optio
         kind,
         &payloads,
         &keys as &[Option<String>],
-        run_at.map(|at| at.to_sqlx()) as _,
+        run_at.map(jiff_sqlx::ToSqlx::to_sqlx) as _,
         J::MAX_ATTEMPTS,
         trace_context,
     )

@@ -168,7 +168,7 @@ impl Engine {
             match outcome {
                 Outcome::Done => info!(attempt, run_ms, outcome = "done", "job {id} {kind} is done"),
                 Outcome::Cancelled => {
-                    warn!(attempt, run_ms, outcome = "lost", "job {id} {kind} was stopped, its lease could not be extended")
+                    warn!(attempt, run_ms, outcome = "lost", "job {id} {kind} was stopped, its lease could not be extended");
                 }
                 Outcome::Interrupted => return info!(attempt, run_ms, outcome = "interrupted", "job {id} {kind} is unfinished"),
                 Outcome::Failed { error, retry } => {
@@ -176,7 +176,7 @@ impl Engine {
                         Failed::Waits => warn!(attempt, run_ms, outcome = "failed", error, "job {id} {kind} failed: {error}"),
                         Failed::Dead => error!(attempt, run_ms, outcome = "dead", error, "job {id} {kind} is dead: {error}"),
                         Failed::Lost => {
-                            warn!(attempt, run_ms, outcome = "lost", error, "job {id} {kind} failed, and is another worker's: {error}")
+                            warn!(attempt, run_ms, outcome = "lost", error, "job {id} {kind} failed, and is another worker's: {error}");
                         }
                     }
                 }

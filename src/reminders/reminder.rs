@@ -123,7 +123,7 @@ pub async fn change(
         id,
         account_id,
         message,
-        due_at.map(|at| at.to_sqlx()) as _
+        due_at.map(jiff_sqlx::ToSqlx::to_sqlx) as _
     );
     Ok(changed.fetch_optional(connection).await?.map(Into::into))
 }

@@ -80,8 +80,12 @@ const UNDEFINED_TABLE: &str = "42P01";
 /// Whether the error means that Postgres is away, so that trying again later can help.
 pub fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
-        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
         // Classes 08 connection exception, 53 insufficient resources, 57 operator intervention.
         sqlx::Error::Database(e) => e.code().is_some_and(|code| ["08", "53", "57"].contains(&code.get(..2).unwrap_or_default())),
         _ => false,

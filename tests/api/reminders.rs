@@ -20,7 +20,9 @@ async fn a_reminder_arrives_by_mail_once_and_not_before_it_is_due() {
     assert_eq!(mail.text.trim(), "water the plants");
     assert_eq!(mail.message_id, format!("reminder-{}-1@localhost", reminder["id"].as_str().unwrap()));
 
-    let sent = eventually("sent_at", async || ada.get(&location).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(str::to_owned)).await;
+    let sent =
+        eventually("sent_at", async || ada.get(&location).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(str::to_owned))
+            .await;
     assert!(sent.parse::<jiff::Timestamp>().unwrap() >= reminder["due_at"].as_str().unwrap().parse().unwrap());
     let done = worker.logged("the job's end", |line| line["job_kind"] == "send_reminder" && line["outcome"] == "done").await;
     assert!(done["run_ms"].is_u64() && done["attempt"] == 1, "{done}");

@@ -71,11 +71,9 @@ async fn a_value_that_is_not_utf8_is_a_problem_like_any_other() {
 
 #[tokio::test]
 async fn what_the_database_url_leaves_out_is_a_problem_and_not_a_guess() {
-    for (url, left_out) in [
-        ("postgres:///name", "a host and a user"),
-        ("postgres://host/name", "a user"),
-        ("postgres://user@host", "a database name"),
-    ] {
+    for (url, left_out) in
+        [("postgres:///name", "a host and a user"), ("postgres://host/name", "a user"), ("postgres://user@host", "a database name")]
+    {
         let told = stderr(&run("clock", &[("DATABASE_URL", url), ("PGUSER", "guess"), ("PGDATABASE", "guess")]).await);
         assert!(told.contains(&format!("DATABASE_URL leaves out {left_out}:")), "{told}");
     }
@@ -134,7 +132,11 @@ async fn variables() -> BTreeMap<String, Option<String>> {
     let output = Command::new(programs().join("admin")).arg("config").env_clear().output().await.unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();
     let lines = shown.lines().filter(|line| !line.starts_with(' '));
-    lines.map(|line| line.split_once(' ').map(|(name, rest)| (name.to_owned(), rest.trim().strip_suffix("  (default)").map(str::to_owned))).unwrap()).collect()
+    lines
+        .map(|line| {
+            line.split_once(' ').map(|(name, rest)| (name.to_owned(), rest.trim().strip_suffix("  (default)").map(str::to_owned))).unwrap()
+        })
+        .collect()
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 //! Violated by an address in the code, or by a process that must be restarted because a resource was.
 
 use crate::support::mail::Sink;
-use crate::support::{Deploy, Person, Proxy, eventually};
+use crate::support::person::Person;
+use crate::support::{Deploy, Proxy, eventually};
 
 #[tokio::test]
 async fn another_address_in_the_environment_is_another_database_session_store_and_mail_server() {

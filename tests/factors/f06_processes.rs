@@ -4,7 +4,8 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Deploy, Person};
+use crate::support::Deploy;
+use crate::support::person::Person;
 
 #[tokio::test]
 async fn a_session_made_at_one_process_works_at_the_others_and_outlives_it() {

@@ -2,7 +2,8 @@
 //!
 //! Violated by work that only one process may do, or that two of them do twice.
 
-use crate::support::{Deploy, Person};
+use crate::support::person::Person;
+use crate::support::{Deploy, Process};
 
 #[tokio::test]
 async fn several_workers_share_the_jobs_and_do_each_once() {
@@ -26,7 +27,7 @@ async fn two_clocks_see_a_schedule_and_each_tick_becomes_one_job() {
     let clocks = ["clock"; 2].map(|name| deploy.start(name));
     let mut database = deploy.database().await;
     crate::support::eventually("both schedules", async || {
-        let seen = clocks.iter().flat_map(|clock| clock.lines()).filter(|line| line.contains("its first tick is the next")).count();
+        let seen = clocks.iter().flat_map(Process::lines).filter(|line| line.contains("its first tick is the next")).count();
         (seen == 2).then_some(())
     })
     .await;
@@ -60,7 +61,10 @@ async fn the_daily_digest_fans_out_into_one_mail_for_each_account() {
         .execute(&mut database)
         .await
         .unwrap();
-    sqlx::query("UPDATE schedules SET last_tick = last_tick - interval '1 day' WHERE name = 'daily-digest'").execute(&mut database).await.unwrap();
+    sqlx::query("UPDATE schedules SET last_tick = last_tick - interval '1 day' WHERE name = 'daily-digest'")
+        .execute(&mut database)
+        .await
+        .unwrap();
     let tick = clock.says("schedule daily-digest ticked").await["tick"].as_str().unwrap()[..10].to_owned();
     let digest = deploy.mail.to(&ada.email, &format!("Due on {tick}")).await;
     assert_eq!(digest.text.trim().lines().collect::<Vec<_>>(), ["23:00 UTC  first", "23:00 UTC  second"]);

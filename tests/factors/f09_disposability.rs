@@ -9,7 +9,8 @@ use sqlx::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Deploy, Person, eventually};
+use crate::support::person::Person;
+use crate::support::{Deploy, eventually};
 
 #[tokio::test]
 async fn each_idle_process_exits_0_within_a_second_of_sigterm_and_its_last_line_says_so() {
@@ -125,7 +126,11 @@ async fn with_a_stuck_job(deploy: &Deploy) -> (Person, crate::support::Process, 
     sqlx::query("LOCK TABLE email_verifications").execute(&mut database).await.unwrap();
     let grace = Person::stranger(&web);
     grace.sign_up().await;
-    first.logged("the second job", |line| line["message"].as_str().is_some_and(|m| m.contains("send_verification starts")) && line["job_id"] == 2).await;
+    first
+        .logged("the second job", |line| {
+            line["message"].as_str().is_some_and(|m| m.contains("send_verification starts")) && line["job_id"] == 2
+        })
+        .await;
     waits_for_a_lock(deploy).await;
     drop(ada);
     (grace, first, database)

@@ -68,7 +68,7 @@ async fn one_command_runs_it_all_and_the_first_five_minutes_of_the_readme_work_a
     let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
     std::fs::create_dir(&folder).unwrap();
     let run = Command::new("bash").args(["-euo", "pipefail", "-c", &commands]).current_dir(&folder).output();
-    let output = tokio::time::timeout(Duration::from_secs(60), run).await.unwrap().unwrap();
+    let output = tokio::time::timeout(Duration::from_mins(1), run).await.unwrap().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{commands}\n{told}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(told.contains("water the plants"), "{told}");
@@ -95,7 +95,7 @@ async fn a_killed_process_is_started_again_and_a_killed_bin_dev_leaves_nothing_b
     eventually("a new worker", errors).await;
 
     dev.process.signal(Signal::SIGKILL);
-    dev.process.exit_within(Duration::from_secs(60)).await;
+    dev.process.exit_within(Duration::from_mins(1)).await;
     eventually("nothing left behind", async || dev.left_behind().is_empty().then_some(())).await;
     assert!(!std::path::Path::new(&dev.folder).exists());
 }

@@ -66,7 +66,13 @@ async fn a_process_whose_stdout_is_closed_serves_on() {
     let deploy = Deploy::new().await;
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut command = tokio::process::Command::new(programs().join("web"));
-    command.env_clear().envs(&deploy.environment).env("PORT", free.to_string()).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    command
+        .env_clear()
+        .envs(&deploy.environment)
+        .env("PORT", free.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
     let mut web = command.spawn().unwrap();
     drop(web.stdout.take());
     eventually("an answer", async || reqwest::get(format!("http://127.0.0.1:{free}/livez")).await.ok()).await;

@@ -46,10 +46,12 @@ async fn web_never_migrates_and_says_that_it_is_not_ready_until_somebody_has() {
 #[tokio::test]
 async fn a_migration_of_a_newer_release_is_neither_pending_nor_an_error() {
     let deploy = Deploy::new().await;
-    sqlx::query("INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'newer', true, '', 0)")
-        .execute(&mut deploy.database().await)
-        .await
-        .unwrap();
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'newer', true, '', 0)",
+    )
+    .execute(&mut deploy.database().await)
+    .await
+    .unwrap();
     assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
     assert!(deploy.admin(&["migrate"]).await.status.success());
     deploy.web().await;

@@ -13,7 +13,6 @@ pub mod proxy;
 use std::time::Duration;
 
 pub use deploy::Deploy;
-pub use person::Person;
 pub use process::Process;
 pub use proxy::Proxy;
 
