@@ -1,12 +1,13 @@
 //! A mail sink for development and tests: takes every mail over SMTP, delivers none, and shows the latest on a page.
 //!
-//!     mail [SMTP-ADDRESS [PAGE-ADDRESS]]      127.0.0.1:1025 and 127.0.0.1:8025 unless told; port 0 takes a free one
+//!     mail [SMTP-ADDRESS [PAGE-ADDRESS]]      127.0.0.1:1025 and 127.0.0.1:8025 unless told; a free port where one is taken
 //!
 //! `/` is the page, `/mails` the mails as JSON, `/latest?to=ADDRESS` the text of the latest to an address.
 #![allow(clippy::print_stdout, reason = "what it prints is what it is for")]
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use askama::Template;
@@ -58,8 +59,8 @@ impl Mails {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let mut addresses = std::env::args().skip(1);
-    let smtp = TcpListener::bind(addresses.next().unwrap_or_else(|| "127.0.0.1:1025".to_owned())).await?;
-    let page = TcpListener::bind(addresses.next().unwrap_or_else(|| "127.0.0.1:8025".to_owned())).await?;
+    let smtp = listen(addresses.next().as_deref().unwrap_or("127.0.0.1:1025")).await?;
+    let page = listen(addresses.next().as_deref().unwrap_or("127.0.0.1:8025")).await?;
     println!("takes mail at smtp://{}, shows it at http://{}", smtp.local_addr()?, page.local_addr()?);
 
     let mails = Mails::default();
@@ -77,6 +78,15 @@ async fn main() -> anyhow::Result<()> {
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
     Ok(())
+}
+
+/// At the address, or at any port of it where that one is taken.
+async fn listen(address: &str) -> anyhow::Result<TcpListener> {
+    let address: SocketAddr = address.parse()?;
+    match TcpListener::bind(address).await {
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(TcpListener::bind((address.ip(), 0)).await?),
+        bound => Ok(bound?),
+    }
 }
 
 #[derive(Deserialize)]

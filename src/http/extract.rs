@@ -5,7 +5,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use garde::Validate;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use uuid::Uuid;
 
 use super::problem::{FieldError, Problem};
@@ -26,10 +26,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequest<S
             StatusCode::PAYLOAD_TOO_LARGE => Problem::from_status(StatusCode::PAYLOAD_TOO_LARGE),
             _ => Problem::malformed("the body ended early"),
         })?;
+        // To its end first: what is no JSON is 400, even where its beginning breaks a rule.
+        serde_json::from_slice::<IgnoredAny>(&body).map_err(|e| Problem::malformed(format!("not JSON: {e}")))?;
         let mut json = serde_json::Deserializer::from_slice(&body);
-        let value: T = serde_path_to_error::deserialize(&mut json).map_err(|e| refused(&e))?;
-        json.end().map_err(|e| Problem::malformed(format!("not JSON: {e}")))?;
-        valid(value).map(Self)
+        valid(serde_path_to_error::deserialize(&mut json).map_err(|e| refused(&e))?).map(Self)
     }
 }
 

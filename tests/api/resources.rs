@@ -54,7 +54,7 @@ async fn postgres_down_is_503_within_the_request_timeout_and_its_return_needs_no
 
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_503() {
-    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "500ms");
+    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "2s");
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     let mut database = deploy.database().await;
