@@ -139,6 +139,7 @@ async fn keep_looking(health: Health, result: watch::Sender<(Instant, Failed)>, 
         });
         let failures: Vec<_> = join_all(looks).await.into_iter().filter_map(|(name, outcome)| Some((name, outcome.err()?))).collect();
         let failed: Failed = failures.iter().map(|(name, failure)| (*name, failure.word)).collect();
+        result.send_replace((Instant::now(), failed.clone()));
         // Told when it changes, not at each look.
         if before.as_ref() != Some(&failed) {
             for (name, failure) in &failures {
@@ -147,8 +148,7 @@ async fn keep_looking(health: Health, result: watch::Sender<(Instant, Failed)>, 
             if failed.is_empty() {
                 info!("ready");
             }
-            before = Some(failed.clone());
+            before = Some(failed);
         }
-        result.send_replace((Instant::now(), failed));
     }
 }

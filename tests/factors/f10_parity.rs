@@ -21,8 +21,8 @@ impl Dev {
     async fn start(arguments: &[&str]) -> Self {
         let folder = format!(".local/dev-{}.throwaway", uuid::Uuid::new_v4().simple());
         let port = two_free_ports();
-        let mut command = Command::new("bin/dev");
-        command.args(arguments).env("DEV_DIR", &folder).env("PORT", port.to_string()).env_remove("CI");
+        let mut command = bin_dev(arguments);
+        command.env("DEV_DIR", &folder).env("PORT", port.to_string());
         let process = Process::spawn(command);
         let page = process.line("the mail sink", |line| line.starts_with("mail.1 | takes mail at")).await;
         let page = page.rsplit(' ').next().unwrap().to_owned();
@@ -42,6 +42,18 @@ impl Dev {
         }
         found
     }
+}
+
+/// `bin/dev` as a person types it: what `cargo test` adds to the environment would make cargo build anew.
+fn bin_dev(arguments: &[&str]) -> Command {
+    let mut command = Command::new("bin/dev");
+    for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("CARGO_")) {
+        if !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name.as_str()) {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments).env_remove("OUT_DIR").env_remove("CI");
+    command
 }
 
 fn two_free_ports() -> u16 {
@@ -109,7 +121,7 @@ async fn a_wrong_formation_and_a_taken_port_are_told_before_anything_starts() {
         (&["release=1"], "0", "usage: bin/dev [TYPE=COUNT …]"),
         (&[], port.as_str(), "is taken: stop what listens there"),
     ] {
-        let output = Command::new("bin/dev").args(arguments).env("PORT", port).output().await.unwrap();
+        let output = bin_dev(arguments).env("PORT", port).output().await.unwrap();
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{output:?}");
     }
