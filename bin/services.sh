@@ -96,7 +96,7 @@ stop_all() {
     sed '1!G;h;$!d' "$run/started" >"$run/stop-order"
     while read -r signal id; do
         case $signal in
-            container) docker rm --force "$id" >/dev/null 2>&1 || true ;;
+            container) docker rm --force --volumes "$id" >/dev/null 2>&1 || true ;;
             *) kill -s "$signal" "$id" 2>/dev/null || true ;;
         esac
         # Those of a formation drain together; each of the rest is waited for before what it may need is stopped.
@@ -138,13 +138,12 @@ start_postgres() {
     local data=$PWD/$run/postgres port password tries=0
     port=$(free_port "$(cat "$run/postgres.port" 2>/dev/null || echo 0)")
     printf '%s' "$port" >"$run/postgres.port"
-    [ -s "$run/postgres.password" ] || random_password >"$run/postgres.password"
+    [ -s "$run/postgres.password" ] || (umask 077 && random_password >"$run/postgres.password")
     password=$(cat "$run/postgres.password")
     # shellcheck disable=SC2034 # for the script that sources this
     postgres_url=postgres://postgres:$password@127.0.0.1:$port
     if [ "$POSTGRES" = docker ]; then
-        local name
-        name=$(basename "$PWD")-postgres-$port
+        local name=postgres-$port
         printf 'container %s\n' "$name" >>"$run/started"
         local keep=(--volume "$name:/var/lib/postgresql/data")
         case $run in *.throwaway) keep=(--tmpfs /var/lib/postgresql/data) ;; esac
@@ -184,7 +183,7 @@ start_postgres() {
 
 answers_postgres() {
     if [ "$POSTGRES" = docker ]; then
-        docker exec "$(basename "$PWD")-postgres-$1" pg_isready --quiet --host=127.0.0.1 2>/dev/null
+        docker exec "postgres-$1" pg_isready --quiet --host=127.0.0.1 2>/dev/null
     else
         "$POSTGRES/pg_isready" --quiet --host=127.0.0.1 --port="$1"
     fi
@@ -199,15 +198,15 @@ start_redis() {
     redis_url=redis://127.0.0.1:$port
     mkdir -p "$run/redis"
     if [ "$REDIS" = docker ]; then
-        local name
-        name=$(basename "$PWD")-redis-$port
+        local name=redis-$port
         printf 'container %s\n' "$name" >>"$run/started"
         docker run --detach --rm --name "$name" --publish "127.0.0.1:$port:6379" "$(pinned redis)" redis-server "$@" \
             >/dev/null 2>"$run/redis.log" || die "Redis did not start in Docker: $(cat "$run/redis.log")"
     else
         launch INT "$REDIS" --port "$port" --bind 127.0.0.1 --dir "$PWD/$run/redis" "$@" >>"$run/redis.log" 2>&1
     fi
-    while is_free "$port"; do
+    # Docker opens the port before Redis does, so Redis itself is asked.
+    until (exec 3<>"/dev/tcp/127.0.0.1/$port" && printf 'PING\r\n' >&3 && read -r -t 1 answer <&3 && [ "${answer%?}" = +PONG ]) 2>/dev/null; do
         tries=$((tries + 1))
         if [ "$tries" -gt 100 ]; then die "Redis does not answer: $(tail -n 5 "$run/redis.log")"; fi
         sleep 0.1

@@ -58,32 +58,39 @@ async fn keep_ticking(
 ) -> anyhow::Result<()> {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut away = false;
     loop {
         tokio::select! {
             () = soft.cancelled() => return Ok(()),
             _ = look.tick() => {}
         }
-        let mut answered = true;
-        for schedule in &schedules {
-            match schedule.tick(&pool).await {
-                Ok(Some(wake)) => wake.fire(&notifier),
-                Ok(None) => {}
-                Err(e) => {
-                    answered = false;
-                    let away = e.downcast_ref().is_some_and(postgres::is_unavailable);
-                    let (name, error) = (schedule.name(), format!("{e:#}"));
-                    if away {
-                        warn!(error, "schedule {name} waits for Postgres: {error}");
-                    } else {
-                        error!(error, "schedule {name} failed: {error}");
-                    }
+        match tick_all(&schedules, &pool, &notifier).await {
+            Ok(()) => {
+                looks.beat();
+                away = false;
+            }
+            // Told once, not at each look.
+            Err(e) if e.downcast_ref().is_some_and(postgres::is_unavailable) => {
+                if !std::mem::replace(&mut away, true) {
+                    warn!(error = format!("{e:#}"), "the schedule waits for Postgres: {e:#}");
                 }
             }
-        }
-        if answered {
-            looks.beat();
+            Err(e) => error!(error = format!("{e:#}"), "the schedule failed: {e:#}"),
         }
     }
+}
+
+/// Looks at every schedule; one that fails does not hold up the others.
+async fn tick_all(schedules: &[Schedule], pool: &PgPool, notifier: &Notifier) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    for schedule in schedules {
+        match schedule.tick(pool).await {
+            Ok(Some(wake)) => wake.fire(notifier),
+            Ok(None) => {}
+            Err(e) => result = Err(e),
+        }
+    }
+    result
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ section! {
     pub struct Database {
         /// Postgres database: `postgres://user:password@host:5432/name`
         database_url: DatabaseUrl,
-        /// Connections to Postgres that one process may hold
+        /// Connections to Postgres that one process may hold, and one more for its probes
         database_pool_size: NonZeroU32 = "10",
     }
 }
@@ -126,8 +126,6 @@ group! {
 pub fn read<S: Section>(env: &Env) -> Result<S, Problems> {
     let mut problems = Problems::default();
     let section = S::read(env, &mut problems);
-    // A variable that two sections share is one problem, not two.
-    problems.0.dedup();
     section.filter(|_| problems.0.is_empty()).ok_or(problems)
 }
 
@@ -238,12 +236,21 @@ impl Env {
 
 /// What is wrong with the configuration, a line for each variable.
 #[derive(Debug, Default)]
-pub struct Problems(Vec<String>);
+pub struct Problems(Vec<(String, String)>);
+
+impl Problems {
+    /// Adds a problem. A variable has one: what two sections share, or what is wrong and so also missing, is told once.
+    fn add(&mut self, variable: &Variable, problem: impl Into<String>) {
+        if self.0.iter().all(|(name, _)| *name != variable.name) {
+            self.0.push((variable.name.clone(), problem.into()));
+        }
+    }
+}
 
 impl Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the configuration has {} problem(s); see .env.example", self.0.len())?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+        self.0.iter().try_for_each(|(name, problem)| write!(f, "\n  {name} {problem}"))
     }
 }
 
@@ -282,10 +289,9 @@ impl<T: Setting> Field<T> {
     fn take(self, variable: &Variable, problems: &mut Problems) -> Option<T> {
         match self.0 {
             Some(Ok(value)) => return Some(value),
-            Some(Err(problem)) => problems.0.push(format!("{} {problem}", variable.name)),
+            Some(Err(problem)) => problems.add(variable, problem),
             None if !variable.required => return T::absent(),
-            None if problems.0.iter().any(|p| p.split(' ').next() == Some(&variable.name)) => {}
-            None => problems.0.push(format!("{} is missing. {}", variable.name, variable.meaning)),
+            None => problems.add(variable, format!("is missing. {}", variable.meaning)),
         }
         None
     }
@@ -297,7 +303,7 @@ fn pairs(variables: &[Variable], env: &Env, problems: &mut Problems) -> Vec<(Str
     for variable in variables {
         match variable.look_up(env) {
             Ok(found) => pairs.extend(found.map(|(text, _)| (variable.name.clone(), text))),
-            Err(problem) => problems.0.push(format!("{} {problem}", variable.name)),
+            Err(problem) => problems.add(variable, problem),
         }
     }
     pairs
@@ -323,7 +329,7 @@ macro_rules! section {
                 let raw: Raw = match envy::from_iter(pairs(&variables, env, problems)) {
                     Ok(raw) => raw,
                     Err(_) => {
-                        problems.0.push(concat!(stringify!($name), " could not be read").to_owned());
+                        problems.0.push((stringify!($name).to_owned(), "could not be read".to_owned()));
                         return None;
                     }
                 };

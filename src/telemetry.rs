@@ -54,7 +54,8 @@ impl MakeWriter<'_> for Stream {
 /// Starts the log of this process; the subscriber is the one global that there is.
 pub fn start(process: &'static str, config: &config::Process, stream: Stream) -> Release {
     let release = Release { commit: COMMIT, release: config.release_version.clone(), process };
-    let filter = EnvFilter::new(&config.log_level.0);
+    // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
+    let filter = EnvFilter::new(format!("sqlx::postgres::notice=warn,{}", config.log_level.0));
     let registry = tracing_subscriber::registry().with(filter);
     // `try_init` fails only where a subscriber is set already, and then that one logs.
     let _ = match config.log_format {

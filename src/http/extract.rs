@@ -35,7 +35,9 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequest<S
 
 fn is_json(headers: &HeaderMap) -> bool {
     let essence = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).and_then(|v| v.split(';').next());
-    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
+    // A PATCH may say what RFC 7396 calls it.
+    let known = ["application/json", "application/merge-patch+json"];
+    essence.is_some_and(|essence| known.iter().any(|known| essence.trim().eq_ignore_ascii_case(known)))
 }
 
 fn refused(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {

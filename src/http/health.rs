@@ -59,7 +59,7 @@ impl Health {
 
     /// Postgres answers, and no migration is pending.
     pub fn postgres(self, pool: &PgPool) -> Self {
-        let pool = pool.clone();
+        let pool = postgres::for_probes(pool);
         self.check("postgres", move || {
             let pool = pool.clone();
             async move {

@@ -73,10 +73,10 @@ impl Notifier {
     ///
     /// # Errors
     /// None: a wake that cannot be sent is logged, and the workers poll.
-    pub async fn run(self, pool: PgPool, hard: CancellationToken) -> anyhow::Result<()> {
+    pub async fn run(self, pool: PgPool, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             tokio::select! {
-                () = hard.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(()),
                 () = self.0.notified() => {
                     if let Err(e) = sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&pool).await {
                         warn!(error = %e, "workers were not woken and will find the job at their next poll: {e}");

@@ -93,6 +93,7 @@ impl Runner {
         let running = TaskTracker::new();
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut away = false;
         while !soft.is_cancelled() {
             let mut free = tokio::select! {
                 () = soft.cancelled() => break,
@@ -104,13 +105,19 @@ impl Runner {
             match queue::claim(&pool, &kinds, limit, token, self.lease).await {
                 Ok(claimed) => {
                     self.claims.beat();
+                    away = false;
                     for job in claimed {
                         let (sender, lease_end) = watch::channel(ends);
                         engine.held().insert(job.id, (token, sender));
                         running.spawn(engine.clone().work(job, token, lease_end, free.pop()));
                     }
                 }
-                Err(e) if postgres::is_unavailable(&e) => warn!(error = %e, "no jobs claimed, Postgres is away: {e}"),
+                // Told once, not at each poll.
+                Err(e) if postgres::is_unavailable(&e) => {
+                    if !std::mem::replace(&mut away, true) {
+                        warn!(error = %e, "no jobs claimed, Postgres is away: {e}");
+                    }
+                }
                 Err(e) => error!(error = %e, "no jobs claimed: {e}"),
             }
             // With every slot filled there may be more at once; else wait for something new or due.
@@ -208,7 +215,7 @@ impl Engine {
             () = self.hard.cancelled() => return Outcome::Interrupted,
         };
         match ended {
-            Ok((_, true)) => Outcome::Done,
+            Ok((Ok(Ok(())), true)) => Outcome::Done,
             Ok((Ok(Ok(())), false)) => self.complete(id, token).await,
             Ok((Ok(Err(JobError::GiveUp(e))), _)) => Outcome::Failed { error: format!("{e:#}"), retry: false },
             Ok((Ok(Err(JobError::Retry(e))), _)) => Outcome::Failed { error: format!("{e:#}"), retry: true },

@@ -36,15 +36,10 @@ impl Schedule {
         Ok(schedule)
     }
 
-    /// The name under which its ticks are stored.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// The latest tick that is not after `now`.
     fn latest_tick(&self, now: Timestamp) -> anyhow::Result<Timestamp> {
         let tick = self.cron.find_previous_occurrence(&now.to_zoned(TimeZone::UTC), true);
-        Ok(tick.map_err(|e| anyhow::anyhow!("schedule {}: {e}", self.name))?.timestamp())
+        Ok(tick.map_err(|e| anyhow::anyhow!("schedule {} never ticks: {e}", self.name))?.timestamp())
     }
 
     /// Enqueues the job of the latest tick, unless that was done already. After a standstill only the latest missed

@@ -45,10 +45,15 @@ impl Job for SendDigests {
             accounts.fetch_all(&context.postgres).await?.into_iter().map(|account_id| SendDigest { account_id, day: self.day }).collect();
         // In one transaction with its own end: either all of them are asked for, once, or this job runs again.
         let mut transaction = context.postgres.begin().await?;
-        let enqueued = jobs::enqueue_many(&mut transaction, &digests).await?;
+        let mut enqueued = Vec::new();
+        for some in digests.chunks(1000) {
+            enqueued.push(jobs::enqueue_many(&mut transaction, some).await?);
+        }
         context.complete(&mut transaction).await?;
         transaction.commit().await?;
-        enqueued.fire(&context.notifier);
+        for some in enqueued {
+            some.fire(&context.notifier);
+        }
         Ok(())
     }
 }

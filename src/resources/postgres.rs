@@ -29,6 +29,12 @@ pub fn attach(config: &config::Database, process: &str) -> sqlx::Result<PgPool> 
         .connect_lazy_with(options(config, process)?))
 }
 
+/// A connection for the probes alone: load on the pool must not make a process look ill.
+pub fn for_probes(pool: &PgPool) -> PgPool {
+    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
+    options.connect_lazy_with(pool.connect_options().as_ref().clone())
+}
+
 /// How to connect: what the URL says, and nothing from elsewhere.
 ///
 /// # Errors
@@ -86,8 +92,11 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // Classes 08 connection exception, 53 insufficient resources, 57 operator intervention.
-        sqlx::Error::Database(e) => e.code().is_some_and(|code| ["08", "53", "57"].contains(&code.get(..2).unwrap_or_default())),
+        // Classes 08 connection exception, 28 refused authorization, 3D no such database, 53 insufficient resources,
+        // 57 operator intervention.
+        sqlx::Error::Database(e) => {
+            e.code().is_some_and(|code| ["08", "28", "3D", "53", "57"].contains(&code.get(..2).unwrap_or_default()))
+        }
         _ => false,
     }
 }

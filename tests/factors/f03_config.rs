@@ -174,7 +174,7 @@ async fn a_planted_secret_appears_in_no_line_of_any_process() {
     let mut processes: Vec<Process> = ["web", "worker", "clock"].iter().map(|name| deploy.start(name)).collect();
     processes[0].says("not ready: postgres").await;
     processes[1].says("no jobs claimed").await;
-    processes[2].says("schedule daily-digest").await;
+    processes[2].says("the schedule waits for Postgres").await;
     for process in &mut processes {
         process.terminate().await;
         let lines = [process.lines(), process.errors()].concat();

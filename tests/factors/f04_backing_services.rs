@@ -38,7 +38,7 @@ async fn every_process_starts_while_its_resources_are_down_and_heals_when_they_c
     let (web, worker, clock) = (deploy.web_unready().await, deploy.start("worker"), deploy.start("clock"));
     web.process.says("not ready: postgres").await;
     worker.says("no jobs claimed").await;
-    clock.says("waits for Postgres").await;
+    clock.says("the schedule waits for Postgres").await;
     assert_eq!(web.get("/livez").await.status(), 200);
     assert_eq!(web.get("/readyz").await.status(), 503);
 

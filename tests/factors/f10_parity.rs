@@ -46,7 +46,9 @@ impl Dev {
 
 /// `bin/dev` as a person types it: what `cargo test` adds to the environment would make cargo build anew.
 fn bin_dev(arguments: &[&str]) -> Command {
-    let mut command = Command::new("bin/dev");
+    // A shell cannot trap what is ignored when it starts, as SIGINT is where these tests run in the background.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", "bin/dev"]);
     for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("CARGO_")) {
         if !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name.as_str()) {
             command.env_remove(name);
