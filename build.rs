@@ -4,9 +4,10 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=GIT_COMMIT");
-    // This file changes with every commit and checkout; where there is none, nothing is watched and nothing goes stale.
-    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|path| std::path::Path::new(path).exists()) {
-        println!("cargo:rerun-if-changed={log}");
+    // The first changes with every commit and checkout; before the first commit there is only the second, which it changes.
+    let path = |name| git(&["rev-parse", "--git-path", name]).filter(|path| std::path::Path::new(path).exists());
+    if let Some(path) = path("logs/HEAD").or_else(|| path("refs/heads")) {
+        println!("cargo:rerun-if-changed={path}");
     }
     println!("cargo:rerun-if-changed=build.rs");
     // A new migration changes what `migrate!` embeds.
