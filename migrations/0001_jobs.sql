@@ -25,6 +25,7 @@ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_thr
 
 CREATE INDEX jobs_ready ON jobs (kind, run_at) WHERE token IS NULL AND dead_at IS NULL;
 CREATE INDEX jobs_leased ON jobs (run_at) WHERE token IS NOT NULL;
+CREATE INDEX jobs_dead ON jobs (id) WHERE dead_at IS NOT NULL;
 CREATE UNIQUE INDEX jobs_unique_key ON jobs (kind, unique_key) WHERE unique_key IS NOT NULL AND dead_at IS NULL;
 
 CREATE TABLE schedules (

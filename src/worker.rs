@@ -23,7 +23,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Every kind of job.
-fn registry() -> Registry {
+pub fn registry() -> Registry {
     Registry::default()
         .with::<SendVerification>()
         .with::<SendAccountExists>()

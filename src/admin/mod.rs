@@ -6,6 +6,7 @@ mod account;
 mod config_table;
 mod doctor;
 mod health;
+mod jobs;
 mod migrate;
 mod seed;
 
@@ -45,6 +46,14 @@ enum Command {
     /// Look after accounts
     #[command(subcommand)]
     Account(AccountCommand),
+    /// Look at the queue, and after the jobs that are dead
+    Jobs {
+        #[command(subcommand)]
+        command: Option<jobs::Command>,
+        /// One JSON object a line instead of a table
+        #[arg(long, global = true)]
+        json: bool,
+    },
     /// Make two verified demo accounts and print their passwords; refused on a deploy with https
     Seed,
 }
@@ -85,6 +94,7 @@ fn run(env: &Env, command: Command) -> anyhow::Result<bool> {
             Command::Account(AccountCommand::Grant { email, role }) => {
                 account::grant(&config::read(env)?, &email, role).await.map(|()| true)
             }
+            Command::Jobs { command, json } => jobs::run(&config::read(env)?, command.unwrap_or_default(), json).await,
             Command::Seed => {
                 let (database, site) = config::read(env)?;
                 seed::plant(&database, &site).await.map(|()| true)

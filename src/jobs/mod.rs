@@ -1,13 +1,17 @@
 //! Jobs: work that a process asks for and another does (factors VIII and IX).
 //!
 //! The queue is a table beside the data, so that data and the job that follows from it commit together.
-//! `queue` is its SQL, `runner` works it off, `schedule` turns the time of day into jobs. Knows no feature.
+//! `queue` is its SQL, `runner` works it off with `lease` and `execution`, `schedule` turns the time of day into jobs.
+//! Knows no feature.
 
+mod execution;
+mod lease;
 pub mod queue;
 pub mod runner;
 pub mod schedule;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -88,7 +92,7 @@ pub struct Resources {
 
 /// A running job's surroundings.
 pub struct JobContext {
-    resources: Resources,
+    resources: Arc<Resources>,
     id: i64,
     token: uuid::Uuid,
     completed: bool,
@@ -122,9 +126,12 @@ impl JobContext {
 
 type Handler = for<'a> fn(&'a serde_json::Value, &'a mut JobContext) -> BoxFuture<'a, Result<(), JobError>>;
 
+type EnqueueParsed = for<'a> fn(&'a mut PgConnection, serde_json::Value) -> BoxFuture<'a, anyhow::Result<Enqueued>>;
+
 struct Kind {
     handler: Handler,
     timeout: Duration,
+    enqueue: EnqueueParsed,
 }
 
 /// The kinds that a worker knows.
@@ -134,8 +141,19 @@ pub struct Registry(BTreeMap<&'static str, Kind>);
 impl Registry {
     /// Adds a kind.
     pub fn with<J: Job>(mut self) -> Self {
-        self.0.insert(J::KIND, Kind { handler: handle::<J>, timeout: J::TIMEOUT });
+        self.0.insert(J::KIND, Kind { handler: handle::<J>, timeout: J::TIMEOUT, enqueue: enqueue_parsed::<J> });
         self
+    }
+
+    /// Enqueues a job whose kind and payload are known only now.
+    ///
+    /// # Errors
+    /// The kind is unknown, the payload is not one of its, or as [`enqueue`].
+    pub async fn enqueue(&self, connection: &mut PgConnection, kind: &str, payload: serde_json::Value) -> anyhow::Result<Enqueued> {
+        let Some(known) = self.0.get(kind) else {
+            anyhow::bail!("there is no kind {kind}; there are: {}", self.kinds().join(", "));
+        };
+        (known.enqueue)(connection, payload).await
     }
 
     fn kinds(&self) -> Vec<String> {
@@ -149,4 +167,17 @@ fn handle<'a, J: Job>(payload: &'a serde_json::Value, context: &'a mut JobContex
         job.run(context).await
     }
     .boxed()
+}
+
+fn enqueue_parsed<J: Job>(connection: &mut PgConnection, payload: serde_json::Value) -> BoxFuture<'_, anyhow::Result<Enqueued>> {
+    async move {
+        let job = J::deserialize(payload).map_err(|e| anyhow::anyhow!("the payload is none of a {} job: {e}", J::KIND))?;
+        Ok(enqueue(connection, &job).await?)
+    }
+    .boxed()
+}
+
+/// An answer of the database that comes within a limit, or an error that says that none came.
+async fn within<T>(limit: Duration, query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    tokio::time::timeout(limit, query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }

@@ -146,15 +146,24 @@ pub struct Claimed {
     pub attempt: i32,
     pub max_attempts: i32,
     pub trace_context: Option<serde_json::Value>,
+    pub due_at: jiff_sqlx::Timestamp,
     /// How long it was due before it was claimed, in milliseconds.
     pub wait_ms: i64,
 }
 
-/// Claims due jobs of the known kinds, the oldest first, at most `limit`. They are the caller's under `token` for `lease`.
+/// Claims due jobs of the known kinds, the oldest first, at most `limit`, of those due since a time if there is one.
+/// They are the caller's under `token` for `lease`.
 ///
 /// # Errors
 /// Postgres does not answer.
-pub async fn claim(pool: &PgPool, kinds: &[String], limit: i64, token: Uuid, lease: Duration) -> sqlx::Result<Vec<Claimed>> {
+pub async fn claim(
+    pool: &PgPool,
+    kinds: &[String],
+    limit: i64,
+    token: Uuid,
+    lease: Duration,
+    since: Option<jiff_sqlx::Timestamp>,
+) -> sqlx::Result<Vec<Claimed>> {
     // One index scan for each kind: a million jobs of a kind that is not asked for cost nothing.
     sqlx::query_as!(
         Claimed,
@@ -164,6 +173,7 @@ pub async fn claim(pool: &PgPool, kinds: &[String], limit: i64, token: Uuid, lea
                CROSS JOIN LATERAL (
                    SELECT id, run_at FROM jobs
                    WHERE jobs.kind = known.kind AND token IS NULL AND dead_at IS NULL AND run_at <= now()
+                       AND run_at >= COALESCE($5::timestamptz, '-infinity')
                    ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED
                ) AS ready
                ORDER BY ready.run_at LIMIT $2
@@ -171,11 +181,12 @@ pub async fn claim(pool: &PgPool, kinds: &[String], limit: i64, token: Uuid, lea
            UPDATE jobs SET token = $3, run_at = now() + $4::interval, attempt = attempt + 1
            FROM due WHERE jobs.id = due.id
            RETURNING jobs.id, kind, payload, attempt, max_attempts, trace_context,
-               (EXTRACT(epoch FROM now() - due.run_at) * 1000)::bigint AS "wait_ms!""#,
+               due.run_at AS due_at, (EXTRACT(epoch FROM now() - due.run_at) * 1000)::bigint AS "wait_ms!""#,
         kinds,
         limit,
         token,
         interval(lease),
+        since as _,
     )
     .fetch_all(pool)
     .await
@@ -309,6 +320,25 @@ pub async fn expire(pool: &PgPool) -> sqlx::Result<Vec<Expired>> {
                dead_at = CASE WHEN attempt >= max_attempts THEN now() END
            FROM lost WHERE jobs.id = lost.id
            RETURNING jobs.id, kind, attempt, dead_at IS NOT NULL AS "dead!""#
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// The kinds of waiting jobs that are none of these. It hops from kind to kind, so a million jobs of one cost as much as one.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn waiting_kinds_but(pool: &PgPool, kinds: &[String]) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"WITH RECURSIVE waiting AS (
+               (SELECT kind FROM jobs WHERE token IS NULL AND dead_at IS NULL ORDER BY kind LIMIT 1)
+               UNION ALL
+               SELECT (SELECT kind FROM jobs WHERE token IS NULL AND dead_at IS NULL AND kind > waiting.kind ORDER BY kind LIMIT 1)
+               FROM waiting WHERE waiting.kind IS NOT NULL
+           )
+           SELECT kind AS "kind!" FROM waiting WHERE kind IS NOT NULL AND kind <> ALL($1)"#,
+        kinds
     )
     .fetch_all(pool)
     .await

@@ -1,0 +1,149 @@
+//! One job from its claim to its written end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, error, info, info_span, warn};
+use uuid::Uuid;
+
+use super::lease::{LeaseEnd, Leases};
+use super::queue::{self, Claimed, Failed};
+use super::{JobContext, JobError, Registry, Resources, within};
+
+/// How long a write-back waits before it is tried again while Postgres is away.
+const WRITE_BACK_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long a write-back waits for its answer: a connection that a firewall has forgotten never gives one.
+const WRITE_BACK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many completions one statement deletes: enough that its round trip is small beside the rows.
+pub(super) const COMPLETION_BATCH: usize = 500;
+
+/// A job that is done, and whom to tell when its deletion is written, with whether it was still held.
+pub(super) type Completion = ((i64, Uuid), oneshot::Sender<bool>);
+
+/// What all jobs of a worker share.
+pub(super) struct Execution {
+    pub(super) registry: Registry,
+    pub(super) resources: Arc<Resources>,
+    pub(super) leases: Leases,
+    pub(super) completions: mpsc::Sender<Completion>,
+    pub(super) hard: CancellationToken,
+}
+
+/// How an attempt ended.
+enum Outcome {
+    Done,
+    Failed {
+        error: String,
+        retry: bool,
+    },
+    /// The lease ended, here or in the database: the job is another worker's.
+    Lost,
+    /// The drain's time is over.
+    Interrupted,
+}
+
+impl Execution {
+    /// Runs one job to its written end. The slot is free again when this returns.
+    pub(super) async fn run(self: Arc<Self>, job: Claimed, token: Uuid, lease_end: LeaseEnd, _slot: OwnedSemaphorePermit) {
+        let request_id = job.trace_context.as_ref().and_then(|context| context.get("request_id")?.as_str());
+        let span = info_span!("job", job_id = job.id, job_kind = job.kind, request_id);
+        let (id, kind, attempt) = (job.id, job.kind.clone(), job.attempt);
+        async {
+            info!(attempt, wait_ms = job.wait_ms, "job {id} {kind} starts");
+            let started = Instant::now();
+            let outcome = self.attempt(job, token, lease_end).await;
+            let run_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            match outcome {
+                Outcome::Done => info!(attempt, run_ms, outcome = "done", "job {id} {kind} is done"),
+                Outcome::Lost => warn!(attempt, run_ms, outcome = "lost", "job {id} {kind} is given up here, its lease has ended"),
+                // Still held, so that it is given back with the rest.
+                Outcome::Interrupted => return info!(attempt, run_ms, outcome = "interrupted", "job {id} {kind} is unfinished"),
+                Outcome::Failed { error, retry } => {
+                    match write_back("failure", || queue::fail(&self.resources.postgres, id, token, &error, retry)).await {
+                        Failed::Waits => warn!(attempt, run_ms, outcome = "failed", error, "job {id} {kind} failed: {error}"),
+                        Failed::Dead => error!(attempt, run_ms, outcome = "dead", error, "job {id} {kind} is dead: {error}"),
+                        Failed::Lost => {
+                            warn!(attempt, run_ms, outcome = "lost", error, "job {id} {kind} failed, and is another worker's: {error}");
+                        }
+                    }
+                }
+            }
+            self.leases.drop(id);
+        }
+        .instrument(span)
+        .await;
+    }
+
+    async fn attempt(&self, job: Claimed, token: Uuid, lease_end: LeaseEnd) -> Outcome {
+        let id = job.id;
+        let Some(kind) = self.registry.0.get(job.kind.as_str()) else {
+            return Outcome::Failed { error: "this worker does not know the kind".to_owned(), retry: true };
+        };
+        let (handler, limit) = (kind.handler, kind.timeout);
+        let mut context = JobContext { resources: self.resources.clone(), id, token, completed: false };
+        // A task of its own, so that a panic is the job's alone; dropped, it is stopped at its next await.
+        let mut task = AbortOnDropHandle::new(tokio::spawn(
+            async move {
+                let result = timeout(limit, handler(&job.payload, &mut context)).await;
+                (result, context.completed)
+            }
+            .in_current_span(),
+        ));
+        let ended = tokio::select! {
+            ended = &mut task => ended,
+            () = lease_end.reached() => return Outcome::Lost,
+            () = self.hard.cancelled() => return Outcome::Interrupted,
+        };
+        match ended {
+            Ok((Ok(Ok(())), true)) => Outcome::Done,
+            Ok((Ok(Ok(())), false)) => self.complete(id, token).await,
+            Ok((Ok(Err(JobError::GiveUp(e))), _)) => Outcome::Failed { error: format!("{e:#}"), retry: false },
+            Ok((Ok(Err(JobError::Retry(e))), _)) => Outcome::Failed { error: format!("{e:#}"), retry: true },
+            Ok((Err(_), _)) => Outcome::Failed { error: format!("took longer than {limit:?}"), retry: true },
+            Err(panic) => Outcome::Failed { error: format!("panicked: {panic}"), retry: true },
+        }
+    }
+
+    async fn complete(&self, id: i64, token: Uuid) -> Outcome {
+        let (tell, told) = oneshot::channel();
+        // Neither end of the channels is dropped while a job runs.
+        let _ = self.completions.send(((id, token), tell)).await;
+        if told.await == Ok(true) { Outcome::Done } else { Outcome::Lost }
+    }
+}
+
+/// Deletes jobs that are done, as many at a time as have come in while the last were written.
+pub(super) async fn write_completions(pool: PgPool, mut done: mpsc::Receiver<Completion>) {
+    let mut batch = Vec::new();
+    while done.recv_many(&mut batch, COMPLETION_BATCH).await > 0 {
+        let jobs: Vec<_> = batch.iter().map(|(job, _)| *job).collect();
+        let deleted: std::collections::HashSet<_> =
+            write_back("completion", || queue::complete_all(&pool, &jobs)).await.into_iter().collect();
+        for ((id, _), tell) in batch.drain(..) {
+            let _ = tell.send(deleted.contains(&id));
+        }
+    }
+}
+
+/// Writes until it is written: what became of a job must outlive a restart of Postgres.
+pub(super) async fn write_back<T, F: Future<Output = sqlx::Result<T>>>(what: &str, write: impl Fn() -> F) -> T {
+    let mut told = false;
+    loop {
+        match within(WRITE_BACK_PATIENCE, write()).await {
+            Ok(written) => return written,
+            Err(e) => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!(error = %e, "{what} not written yet, trying on: {e}");
+                }
+                sleep(WRITE_BACK_PAUSE).await;
+            }
+        }
+    }
+}

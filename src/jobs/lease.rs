@@ -1,0 +1,106 @@
+//! The leases of a worker: what it holds, until when, and the heartbeat that extends them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use super::queue::{self, Expired};
+use super::within;
+
+/// The jobs that a worker holds, with their tokens, and whom to tell when a lease is extended.
+type Held = HashMap<i64, (Uuid, watch::Sender<Instant>)>;
+
+/// What a worker holds.
+#[derive(Clone)]
+pub(super) struct Leases {
+    length: Duration,
+    held: Arc<Mutex<Held>>,
+}
+
+/// When a lease ends by this machine's monotonic clock; the heartbeat moves it.
+pub(super) struct LeaseEnd(watch::Receiver<Instant>);
+
+impl Leases {
+    pub(super) fn new(length: Duration) -> Self {
+        Self { length, held: Arc::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When leases that are asked for now end for this worker: a sixth early, which covers a slow scheduler. The clock
+    /// starts before the statement does, so this worker's end always comes before the database's.
+    pub(super) fn end_from_now(&self) -> Instant {
+        Instant::now() + self.length * 5 / 6
+    }
+
+    pub(super) fn hold(&self, id: i64, token: Uuid, ends: Instant) -> LeaseEnd {
+        let (sender, receiver) = watch::channel(ends);
+        self.held().insert(id, (token, sender));
+        LeaseEnd(receiver)
+    }
+
+    pub(super) fn drop(&self, id: i64) {
+        self.held().remove(&id);
+    }
+
+    /// What is still held.
+    pub(super) fn all(&self) -> Vec<(i64, Uuid)> {
+        self.held().iter().map(|(id, (token, _))| (*id, *token)).collect()
+    }
+
+    /// Extends the leases of what runs here, and fails what ran on workers that are gone.
+    pub(super) async fn keep(self, pool: PgPool) {
+        let every = self.length / 3;
+        let mut beat = interval(every);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            beat.tick().await;
+            let jobs = self.all();
+            if !jobs.is_empty() {
+                let ends = self.end_from_now();
+                match within(every, queue::extend(&pool, &jobs, self.length)).await {
+                    Ok(extended) => {
+                        let held = self.held();
+                        for (_, sender) in extended.iter().filter_map(|id| held.get(id)) {
+                            sender.send_replace(ends);
+                        }
+                    }
+                    Err(e) => warn!(error = %e, "leases not extended: {e}"),
+                }
+            }
+            match within(every, queue::expire(&pool)).await {
+                Ok(expired) => expired.iter().for_each(report),
+                Err(e) => warn!(error = %e, "lost jobs not taken back: {e}"),
+            }
+        }
+    }
+}
+
+fn report(Expired { id, kind, attempt, dead }: &Expired) {
+    if *dead {
+        error!(job_id = id, job_kind = kind, attempt, outcome = "dead", "job {id} {kind} is dead: its worker was lost");
+    } else {
+        warn!(job_id = id, job_kind = kind, attempt, outcome = "expired", "job {id} {kind} is taken back: its worker was lost");
+    }
+}
+
+impl LeaseEnd {
+    /// Returns when the lease has ended without being extended.
+    pub(super) async fn reached(mut self) {
+        loop {
+            let end = *self.0.borrow_and_update();
+            tokio::select! {
+                () = sleep_until(end) => return,
+                changed = self.0.changed() => if changed.is_err() { return sleep_until(end).await },
+            }
+        }
+    }
+}
