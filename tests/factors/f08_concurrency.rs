@@ -22,9 +22,9 @@ async fn several_workers_share_the_jobs_and_do_each_once() {
 }
 
 #[tokio::test]
-async fn two_clocks_see_a_schedule_and_each_tick_becomes_one_job() {
+async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
     let deploy = Deploy::new().await;
-    let clocks = ["clock"; 2].map(|name| deploy.start(name));
+    let mut clocks = ["clock"; 3].map(|name| deploy.start(name));
     let mut database = deploy.database().await;
     crate::support::eventually("both schedules", async || {
         let seen = clocks.iter().flat_map(Process::lines).filter(|line| line.contains("its first tick is the next")).count();
@@ -33,6 +33,8 @@ async fn two_clocks_see_a_schedule_and_each_tick_becomes_one_job() {
     .await;
     let jobs = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM jobs").fetch_one(&mut database).await.unwrap();
     assert_eq!(jobs, 0, "a schedule that is new fires nothing");
+    clocks[0].signal(nix::sys::signal::Signal::SIGKILL);
+    clocks[0].exit().await;
 
     // As if the clocks had stood still for days: the latest missed tick fires, once.
     sqlx::query("UPDATE schedules SET last_tick = last_tick - interval '3 days'").execute(&mut database).await.unwrap();

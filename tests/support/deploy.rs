@@ -81,6 +81,13 @@ impl Deploy {
         Process::start(name, &self.environment)
     }
 
+    /// Starts the worker whose jobs misbehave.
+    pub fn rough_worker(&self) -> Process {
+        let mut command = Command::new(programs().join("examples/rough_worker"));
+        command.env_clear().envs(&self.environment);
+        Process::spawn(command)
+    }
+
     /// Starts a `web` and waits until it is ready.
     pub async fn web(&self) -> Web {
         let web = self.web_unready().await;

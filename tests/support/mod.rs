@@ -7,6 +7,7 @@
 pub mod deploy;
 pub mod mail;
 pub mod person;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 

@@ -1,56 +1,69 @@
-//! A network that breaks: a TCP proxy that can be cut and healed.
+//! A network that breaks: a TCP proxy that can be cut, stalled and healed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-/// Forwards to an address for as long as it is not cut. It is reached at the same port all its life.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Connections are taken and kept, and nothing goes through.
+    Stalled,
+    /// Connections are broken and refused.
+    Cut,
+}
+
+/// Forwards to an address for as long as nobody interferes. It is reached at the same port all its life.
 pub struct Proxy {
     pub address: SocketAddr,
-    open: Arc<watch::Sender<bool>>,
+    state: Arc<watch::Sender<State>>,
 }
 
 impl Proxy {
     pub async fn to(target: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let (open, state) = watch::channel(true);
+        let (sender, state) = watch::channel(State::Open);
         tokio::spawn(forward(listener, address, target, state));
-        Self { address, open: Arc::new(open) }
+        Self { address, state: Arc::new(sender) }
     }
 
     /// Breaks every connection and refuses new ones.
     pub fn cut(&self) {
-        self.open.send_replace(false);
+        self.state.send_replace(State::Cut);
+    }
+
+    /// Lets nothing through any more, as a network does that drops packets.
+    pub fn stall(&self) {
+        self.state.send_replace(State::Stalled);
     }
 
     pub fn heal(&self) {
-        self.open.send_replace(true);
+        self.state.send_replace(State::Open);
     }
 }
 
-async fn forward(listener: TcpListener, address: SocketAddr, target: String, mut state: watch::Receiver<bool>) {
+async fn forward(listener: TcpListener, address: SocketAddr, target: String, mut state: watch::Receiver<State>) {
     let mut listener = Some(listener);
     loop {
-        if *state.borrow_and_update() {
-            let listening = match listener.take() {
-                Some(listening) => listening,
-                None => bind(address),
-            };
-            tokio::select! {
-                accepted = listening.accept() => {
-                    if let Ok((stream, _)) = accepted {
-                        tokio::spawn(pass(stream, target.clone(), state.clone()));
-                    }
-                    listener = Some(listening);
-                }
-                changed = state.changed() => if changed.is_err() { return },
+        if *state.borrow_and_update() == State::Cut {
+            listener = None;
+            if state.changed().await.is_err() {
+                return;
             }
-        } else if state.changed().await.is_err() {
-            return;
+            continue;
+        }
+        let listening = listener.get_or_insert_with(|| bind(address));
+        tokio::select! {
+            accepted = listening.accept() => {
+                if let Ok((stream, _)) = accepted {
+                    tokio::spawn(pass(stream, target.clone(), state.clone()));
+                }
+            }
+            changed = state.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -61,10 +74,22 @@ fn bind(address: SocketAddr) -> TcpListener {
     socket.bind(address).and_then(|()| socket.listen(128)).expect("the port is still ours")
 }
 
-async fn pass(mut from: TcpStream, target: String, mut state: watch::Receiver<bool>) {
-    let Ok(mut to) = TcpStream::connect(&target).await else { return };
+async fn pass(from: TcpStream, target: String, mut state: watch::Receiver<State>) {
+    let Ok(to) = TcpStream::connect(&target).await else { return };
+    let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
     tokio::select! {
-        _ = copy_bidirectional(&mut from, &mut to) => {}
-        _ = state.wait_for(|open| !open) => {}
+        () = pump(from_read, to_write, state.clone()) => {}
+        () = pump(to_read, from_write, state.clone()) => {}
+        _ = state.wait_for(|state| *state == State::Cut) => {}
+    }
+}
+
+async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut state: watch::Receiver<State>) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        if state.wait_for(|state| *state != State::Stalled).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
     }
 }

@@ -1,0 +1,157 @@
+//! Data and its job commit together; a key is taken once; a job starts when it is due and not before.
+
+use app::accounts::jobs::SendVerification;
+use app::jobs::{Enqueued, Job, JobContext, JobError, enqueue};
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::Connection;
+use uuid::Uuid;
+
+use crate::support::person::Person;
+use crate::support::{Deploy, eventually};
+use crate::{done, field, insert};
+
+async fn count(deploy: &Deploy, table: &'static str) -> i64 {
+    let query = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
+    sqlx::query_scalar(query).fetch_one(&mut deploy.database().await).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_job_that_is_rolled_back_was_never_enqueued() {
+    let deploy = Deploy::new().await;
+    let mut database = deploy.database().await;
+    let mut transaction = database.begin().await.unwrap();
+    let enqueued = enqueue(&mut transaction, &SendVerification { account_id: Uuid::new_v4() }).await.unwrap();
+    assert!(matches!(enqueued, Enqueued::New(_)));
+    transaction.rollback().await.unwrap();
+    assert_eq!(count(&deploy, "jobs").await, 0);
+}
+
+#[tokio::test]
+async fn a_process_killed_between_the_data_and_its_job_leaves_neither() {
+    let deploy = Deploy::new().await;
+    let mut web = deploy.web().await;
+    let mut database = deploy.database().await;
+    let mut lock = database.begin().await.unwrap();
+    sqlx::query("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let ada = Person::stranger(&web);
+    let body = json!({ "email": ada.email, "password": "correct horse battery staple" });
+    let signing_up = tokio::spawn(ada.request(reqwest::Method::POST, "/accounts").json(&body).send());
+    eventually("the account's row, and a wait for the queue", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'INSERT INTO jobs%' AND wait_event_type = 'Lock'";
+        (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut deploy.database().await).await.unwrap() > 0).then_some(())
+    })
+    .await;
+    web.process.signal(Signal::SIGKILL);
+    web.process.exit().await;
+    assert!(signing_up.await.unwrap().is_err());
+    lock.rollback().await.unwrap();
+    eventually("the end of the transaction", async || {
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'web'";
+        (sqlx::query_scalar::<_, i64>(open).fetch_one(&mut deploy.database().await).await.unwrap() == 0).then_some(())
+    })
+    .await;
+    assert_eq!((count(&deploy, "accounts").await, count(&deploy, "jobs").await), (0, 0));
+}
+
+#[tokio::test]
+async fn of_twenty_that_race_for_a_key_one_wins_and_a_dead_job_holds_none() {
+    let deploy = Deploy::new().await;
+    let account_id = Uuid::new_v4();
+    let race = async || {
+        let mut connections = Vec::new();
+        for _ in 0..20 {
+            connections.push(deploy.database().await);
+        }
+        let tasks = connections
+            .into_iter()
+            .map(|mut connection| tokio::spawn(async move { enqueue(&mut connection, &SendVerification { account_id }).await.unwrap() }));
+        let mut new = 0;
+        for task in tasks {
+            new += i32::from(matches!(task.await.unwrap(), Enqueued::New(_)));
+        }
+        new
+    };
+    assert_eq!(race().await, 1);
+    sqlx::query("UPDATE jobs SET dead_at = now()").execute(&mut deploy.database().await).await.unwrap();
+    assert_eq!(race().await, 1, "a dead job does not hold its key");
+    assert_eq!(count(&deploy, "jobs").await, 2);
+}
+
+#[derive(Serialize, Deserialize)]
+struct Large {
+    text: String,
+}
+
+impl Job for Large {
+    const KIND: &'static str = "large";
+
+    async fn run(&self, _: &mut JobContext) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_payload_of_more_than_64_kib_is_refused() {
+    let deploy = Deploy::new().await;
+    let mut database = deploy.database().await;
+    let job = |bytes| Large { text: "x".repeat(bytes) };
+    assert!(matches!(enqueue(&mut database, &job(64 * 1024 - 11)).await, Ok(Enqueued::New(_))));
+    let refused = enqueue(&mut database, &job(64 * 1024 - 10)).await.unwrap_err().to_string();
+    assert!(refused.contains("store the data and pass its id"), "{refused}");
+    assert_eq!(count(&deploy, "jobs").await, 1);
+}
+
+#[tokio::test]
+async fn a_job_starts_when_it_is_due_and_not_before() {
+    let deploy = Deploy::new().await;
+    let worker = deploy.rough_worker();
+    let mut database = deploy.database().await;
+    let id = sqlx::query_scalar::<_, i64>(
+        "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('noop', '{}', 1, now() + interval '1500 ms') RETURNING id",
+    );
+    let id = id.fetch_one(&mut database).await.unwrap();
+    done(&deploy, id).await;
+    let start = worker.logged("the start", |line| line["job_id"] == id && line["wait_ms"].is_i64()).await;
+    // By the database's clock, how long after its time it was claimed.
+    assert!((0..1000).contains(&start["wait_ms"].as_i64().unwrap()), "{start}");
+}
+
+#[tokio::test]
+async fn a_kind_that_this_worker_does_not_know_stays_for_one_that_does_and_is_reported() {
+    let deploy = Deploy::new().await;
+    let mut database = deploy.database().await;
+    let id = insert(&mut database, "noop", json!({}), 1).await;
+    let old = deploy.start("worker");
+    old.says("jobs of the kind noop wait, which this worker does not know").await;
+    assert_eq!(field(&deploy, id, "attempt").await.as_deref(), Some("0"));
+    let _new = deploy.rough_worker();
+    done(&deploy, id).await;
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_jobs_of_an_unknown_kind_cost_a_claim_nothing() {
+    let deploy = Deploy::new().await;
+    let mut database = deploy.database().await;
+    sqlx::query("INSERT INTO jobs (kind, payload, max_attempts, run_at) SELECT 'unknown', '{}', 1, now() - interval '1 hour' FROM generate_series(1, 100000)")
+        .execute(&mut database)
+        .await
+        .unwrap();
+    sqlx::query("SELECT pg_stat_reset()").execute(&mut database).await.unwrap();
+    let mut worker = deploy.rough_worker();
+    let mut last = 0;
+    for _ in 0..20 {
+        last = insert(&mut database, "noop", json!({}), 1).await;
+    }
+    done(&deploy, last).await;
+    worker.terminate().await;
+    // A backend tells its counts when it ends, at the latest.
+    let read = "SELECT (SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'jobs')::bigint";
+    let rows = eventually("the counts", async || {
+        let rows = sqlx::query_scalar::<_, i64>(read).fetch_one(&mut deploy.database().await).await.unwrap();
+        (rows > 0).then_some(rows)
+    })
+    .await;
+    assert!(rows < 5_000, "{rows} rows were read");
+}

@@ -1,0 +1,84 @@
+//! Whatever goes wrong in a job is a failure like any other: tried again after a while, and in the end given up.
+
+use serde_json::json;
+
+use crate::support::{Deploy, eventually};
+use crate::{dead, done, field, hurry, insert};
+
+#[tokio::test]
+async fn an_error_a_panic_a_time_out_and_a_strange_payload_are_retried_and_then_dead_with_their_reason() {
+    let deploy = Deploy::new().await;
+    let worker = deploy.rough_worker();
+    let mut database = deploy.database().await;
+    for (kind, payload, reason) in [
+        ("fail", json!({}), "an error of its own"),
+        ("panic", json!({}), "on purpose"),
+        ("too_slow", json!({}), "took longer than 100ms"),
+        ("sleep", json!({ "millis": "soon" }), "the payload does not parse"),
+    ] {
+        let id = insert(&mut database, kind, payload, 2).await;
+        worker.logged("a first failure", |line| line["job_id"] == id && line["outcome"] == "failed" && line["attempt"] == 1).await;
+        // Between half and all of two seconds, by chance.
+        let delay = field(&deploy, id, "EXTRACT(epoch FROM run_at - now())").await.unwrap().parse::<f64>().unwrap();
+        assert!(delay <= 2.0, "{delay}");
+        hurry(&deploy).await;
+        dead(&deploy, id).await;
+        let told = worker.logged("its death", |line| line["job_id"] == id && line["outcome"] == "dead").await;
+        assert_eq!((&told["level"], &told["attempt"]), (&json!("ERROR"), &json!(2)), "{told}");
+        assert!(field(&deploy, id, "last_error").await.unwrap().contains(reason));
+    }
+    // None of it has hurt the worker.
+    let id = insert(&mut database, "noop", json!({}), 1).await;
+    done(&deploy, id).await;
+}
+
+#[tokio::test]
+async fn the_backoff_doubles_and_is_not_the_same_for_all() {
+    let deploy = Deploy::new().await;
+    let _worker = deploy.rough_worker();
+    let mut database = deploy.database().await;
+    for attempt in [0, 3] {
+        let jobs = "INSERT INTO jobs (kind, payload, max_attempts, attempt) SELECT 'fail', '{}', 10, $1 FROM generate_series(1, 20)";
+        sqlx::query(jobs).bind(attempt).execute(&mut database).await.unwrap();
+    }
+    let delays = async |attempt: i32| {
+        let query = "SELECT EXTRACT(epoch FROM run_at - now())::float8 FROM jobs WHERE attempt = $1 AND token IS NULL ORDER BY run_at";
+        sqlx::query_scalar::<_, f64>(query).bind(attempt).fetch_all(&mut deploy.database().await).await.unwrap()
+    };
+    let later = eventually("twenty failures", async || Some(delays(4).await).filter(|delays| delays.len() == 20)).await;
+    assert!(later.iter().all(|delay| (6.0..=16.0).contains(delay)), "8 to 16 s, less what has passed: {later:?}");
+    assert!(later[19] - later[0] > 1.0, "all at once would be a herd: {later:?}");
+}
+
+#[tokio::test]
+async fn a_job_that_says_that_no_retry_can_help_is_dead_at_once() {
+    let deploy = Deploy::new().await;
+    let _worker = deploy.rough_worker();
+    let id = insert(&mut deploy.database().await, "give_up", json!({}), 10).await;
+    dead(&deploy, id).await;
+    assert_eq!(field(&deploy, id, "attempt || ' ' || last_error").await.as_deref(), Some("1 no retry can help"));
+}
+
+#[tokio::test]
+async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
+    let deploy = Deploy::new().await.with("JOB_LEASE", "500ms");
+    let mut database = deploy.database().await;
+    let poison = insert(&mut database, "abort", json!({}), 3).await;
+    let mut neighbours = Vec::new();
+    for _ in 0..10 {
+        neighbours.push(insert(&mut database, "sleep", json!({ "millis": 50 }), 10).await);
+    }
+    // As a platform does, it starts a worker whenever there is none.
+    while field(&deploy, poison, "dead_at IS NOT NULL").await.unwrap() == "false" {
+        let mut worker = deploy.rough_worker();
+        tokio::select! {
+            _ = worker.exit() => hurry(&deploy).await,
+            () = dead(&deploy, poison) => {}
+        }
+    }
+    assert_eq!(field(&deploy, poison, "attempt").await.as_deref(), Some("3"));
+    let _worker = deploy.rough_worker();
+    for id in neighbours {
+        done(&deploy, id).await;
+    }
+}

@@ -1,0 +1,117 @@
+//! A job belongs to one worker at a time, also when that worker sleeps, is cut off, or holds on too long.
+
+use std::time::Duration;
+
+use app::jobs::queue;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{Deploy, Process, Proxy};
+use crate::{done, field, insert};
+
+async fn effects(deploy: &Deploy) {
+    sqlx::query("CREATE TABLE effects (number integer NOT NULL)").execute(&mut deploy.database().await).await.unwrap();
+}
+
+async fn started(worker: &Process, id: i64) {
+    worker.logged("the job's start", |line| line["job_id"] == id && line["wait_ms"].is_i64()).await;
+}
+
+fn time(line: &Value) -> jiff::Timestamp {
+    line["timestamp"].as_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_worker_that_slept_past_its_lease_cannot_finish_what_another_has_done() {
+    let deploy = Deploy::new().await.with("JOB_LEASE", "1s");
+    effects(&deploy).await;
+    let id = insert(&mut deploy.database().await, "count", json!({ "number": 1, "millis": 300 }), 10).await;
+    let sleeper = deploy.rough_worker();
+    started(&sleeper, id).await;
+    sleeper.signal(Signal::SIGSTOP);
+    let other = deploy.rough_worker();
+    other.logged("the job taken back", |line| line["job_id"] == id && line["outcome"] == "expired").await;
+    done(&deploy, id).await;
+
+    sleeper.signal(Signal::SIGCONT);
+    sleeper.logged("the loss", |line| line["job_id"] == id && (line["outcome"] == "lost" || line["outcome"] == "failed")).await;
+    let effects = "SELECT count(*) FROM effects";
+    assert_eq!(sqlx::query_scalar::<_, i64>(effects).fetch_one(&mut deploy.database().await).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_no_longer_fits_changes_nothing() {
+    let deploy = Deploy::new().await;
+    let pool = sqlx::PgPool::connect(&deploy.environment["DATABASE_URL"]).await.unwrap();
+    let id = insert(&mut deploy.database().await, "noop", json!({}), 10).await;
+    let (first, second) = (Uuid::new_v4(), Uuid::new_v4());
+    let claim = async |token, lease| queue::claim(&pool, &["noop".to_owned()], 1, token, lease, None).await.unwrap().len();
+    assert_eq!(claim(first, Duration::ZERO).await, 1);
+    assert_eq!(queue::expire(&pool).await.unwrap().len(), 1);
+    crate::hurry(&deploy).await;
+    assert_eq!(claim(second, Duration::from_mins(1)).await, 1);
+
+    let old = [(id, first)];
+    assert_eq!(queue::complete_all(&pool, &old).await.unwrap(), Vec::<i64>::new());
+    assert_eq!(queue::extend(&pool, &old, Duration::from_hours(1)).await.unwrap(), Vec::<i64>::new());
+    assert_eq!(queue::release(&pool, &old).await.unwrap(), 0);
+    assert_eq!(queue::fail(&pool, id, first, "late", true).await.unwrap(), queue::Failed::Lost);
+    assert!(!queue::complete(&mut pool.acquire().await.unwrap(), id, first).await.unwrap());
+    assert_eq!(field(&deploy, id, "token").await.unwrap(), second.to_string());
+    assert_eq!(queue::complete_all(&pool, &[(id, second)]).await.unwrap(), [id]);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_cut_off_stops_its_jobs_before_another_may_take_them() {
+    let deploy = Deploy::new().await.with("JOB_LEASE", "2s");
+    let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
+    let direct = deploy.environment["DATABASE_URL"].clone();
+    let url = deploy.through("DATABASE_URL", &proxy);
+    let deploy = deploy.with("DATABASE_URL", url);
+    let cut_off = deploy.rough_worker();
+    let deploy = deploy.with("DATABASE_URL", direct);
+    let id = insert(&mut deploy.database().await, "sleep", json!({ "millis": 60_000 }), 10).await;
+    started(&cut_off, id).await;
+    proxy.stall();
+    let other = deploy.rough_worker();
+    let stopped = cut_off.logged("the stop", |line| line["job_id"] == id && line["outcome"] == "lost").await;
+    let taken = other.logged("the taking", |line| line["job_id"] == id && line["outcome"] == "expired").await;
+    assert!(time(&stopped) < time(&taken), "{stopped} {taken}");
+
+    // And it works on when it is back.
+    proxy.heal();
+    let next = insert(&mut deploy.database().await, "noop", json!({}), 10).await;
+    done(&deploy, next).await;
+}
+
+#[tokio::test]
+async fn a_job_that_locks_its_own_row_does_not_lapse_its_neighbours_leases() {
+    let deploy = Deploy::new().await.with("JOB_LEASE", "1s");
+    let mut database = deploy.database().await;
+    let holder = insert(&mut database, "hold_row", json!({ "millis": 5000 }), 10).await;
+    let neighbour = insert(&mut database, "sleep", json!({ "millis": 3000 }), 10).await;
+    let worker = deploy.rough_worker();
+    started(&worker, holder).await;
+    let ended = worker.logged("its end", |line| line["job_id"] == neighbour && line["outcome"].is_string()).await;
+    assert_eq!((&ended["outcome"], &ended["attempt"]), (&json!("done"), &json!(1)));
+}
+
+#[tokio::test]
+async fn a_draining_worker_claims_nothing_new_and_gives_back_what_outlasts_the_drain() {
+    let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
+    let mut database = deploy.database().await;
+    let long = insert(&mut database, "sleep", json!({ "millis": 60_000 }), 10).await;
+    let short = insert(&mut database, "sleep", json!({ "millis": 500 }), 10).await;
+    let mut worker = deploy.rough_worker();
+    started(&worker, long).await;
+    started(&worker, short).await;
+    worker.signal(Signal::SIGTERM);
+    worker.says("draining").await;
+    let new = insert(&mut database, "noop", json!({}), 10).await;
+    assert_eq!(worker.exit().await.code(), Some(0));
+    assert_eq!(field(&deploy, short, "id").await, None, "what could finish has finished");
+    for id in [long, new] {
+        assert_eq!(field(&deploy, id, "attempt || coalesce(token::text, ' free')").await.as_deref(), Some("0 free"));
+    }
+}

@@ -1,0 +1,55 @@
+//! A Postgres of one test's own, which can be struck down without disturbing the others.
+
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+/// Starts a server with the functions that the scripts use, prints its address, and restarts it for each line it reads.
+/// SIGQUIT is Postgres's immediate shutdown: connections break, and the next start recovers as after a crash.
+const SCRIPT: &str = r#"
+set -euo pipefail
+. bin/services.sh
+. .local/services
+[ "$POSTGRES" != docker ] || { echo none; exit 0; }
+begin ".local/postgres-$$.throwaway"
+trap finish EXIT
+start_postgres -c fsync=off
+echo "$postgres_url"
+while read -r _; do
+    kill -s QUIT "$launched"
+    wait_for_end "$launched"
+    start_postgres -c fsync=off
+    echo restarted
+done
+"#;
+
+pub struct Postgres {
+    /// Its address without the name of a database.
+    pub url: String,
+    commands: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+    _script: Child,
+}
+
+impl Postgres {
+    /// None where there are no programs of Postgres on this machine.
+    pub async fn start() -> Option<Self> {
+        let mut command = Command::new("bash");
+        let mut script = command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("bash runs");
+        let (commands, answers) = (script.stdin.take().expect("piped"), script.stdout.take().expect("piped"));
+        let mut answers = BufReader::new(answers).lines();
+        let url = answers.next_line().await.expect("an answer").expect("an address");
+        if url == "none" {
+            println!("skipped: needs Postgres's programs on this machine");
+            return None;
+        }
+        Some(Self { url, commands, answers, _script: script })
+    }
+
+    /// Strikes it down at once and starts it again.
+    pub async fn crash(&mut self) {
+        self.commands.write_all(b"\n").await.expect("the script listens");
+        assert_eq!(self.answers.next_line().await.expect("an answer").as_deref(), Some("restarted"));
+    }
+}
