@@ -12,6 +12,9 @@ die() { say "$*"; exit 1; }
 # The version that docker-compose.yml pins: pinned postgres, pinned redis.
 pinned() { sed -n "s/.*image: *\($1:[^ ]*\).*/\1/p" docker-compose.yml; }
 
+# Where cargo puts what it builds.
+target_directory() { cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'; }
+
 is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # A free port: the preferred one, else any.

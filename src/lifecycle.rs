@@ -143,8 +143,8 @@ async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Si
             }
         };
         if begin && !draining {
-            info!("draining, for {:?} at most", lifecycle.drain_limit);
             lifecycle.soft.cancel();
+            info!("draining, for {:?} at most", lifecycle.drain_limit);
             deadline.as_mut().reset(Instant::now() + lifecycle.drain_limit);
         }
     }

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use jiff::Timestamp;
 use serde::ser::{SerializeMap, Serializer};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Subscriber};
@@ -75,7 +75,7 @@ pub fn current_field(name: &str) -> Option<String> {
     tracing::Span::current()
         .with_subscriber(|(id, subscriber)| {
             let span = subscriber.downcast_ref::<Registry>()?.span(id)?;
-            span.scope().find_map(|span| Some(span.extensions().get::<Fields>()?.0.get(name)?.as_str()?.to_owned()))
+            span.scope().find_map(|span| Some(span.extensions().get::<Fields>()?.get(name)?.as_str()?.to_owned()))
         })
         .flatten()
 }
@@ -106,13 +106,14 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
-        for span in context.event_scope(event).into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
+        event.record(&mut fields);
+        // The innermost says it; what it repeats of an outer one is left out.
+        for span in context.event_scope(event).into_iter().flatten() {
             if let Some(outer) = span.extensions().get::<Fields>() {
-                fields.0.extend(outer.0.clone());
+                fields.0.extend(outer.0.iter().filter(|(name, _)| fields.get(name).is_none()).cloned().collect::<Vec<_>>());
             }
         }
-        event.record(&mut fields);
-        if let Ok(mut line) = self.line(event, fields.0) {
+        if let Ok(mut line) = self.line(event, &fields) {
             line.push(b'\n');
             let _ = self.stream.make_writer().write_all(&line);
         }
@@ -120,7 +121,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
 }
 
 impl JsonLines {
-    fn line(&self, event: &Event<'_>, mut fields: Map<String, Value>) -> serde_json::Result<Vec<u8>> {
+    fn line(&self, event: &Event<'_>, fields: &Fields) -> serde_json::Result<Vec<u8>> {
         let mut line = Vec::with_capacity(512);
         let mut json = serde_json::Serializer::new(&mut line);
         let mut map = json.serialize_map(None)?;
@@ -128,13 +129,13 @@ impl JsonLines {
         let now = Timestamp::now();
         map.serialize_entry("timestamp", &format_args!("{now:.6}"))?;
         map.serialize_entry("level", event.metadata().level().as_str())?;
-        map.serialize_entry("message", &fields.remove("message").unwrap_or_default())?;
+        map.serialize_entry("message", fields.get("message").unwrap_or(&Value::Null))?;
         map.serialize_entry("target", event.metadata().target())?;
         map.serialize_entry("process", self.release.process)?;
         map.serialize_entry("instance", &self.instance)?;
         map.serialize_entry("release", &self.release.release)?;
         map.serialize_entry("commit", self.release.commit)?;
-        for (name, value) in &fields {
+        for (name, value) in fields.0.iter().filter(|(name, _)| *name != "message") {
             map.serialize_entry(name, value)?;
         }
         map.end()?;
@@ -142,13 +143,18 @@ impl JsonLines {
     }
 }
 
-/// The fields of a span or an event as JSON.
+/// The fields of a span or an event as JSON, few enough to be searched one by one.
 #[derive(Default)]
-struct Fields(Map<String, Value>);
+struct Fields(Vec<(&'static str, Value)>);
 
 impl Fields {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find_map(|(known, value)| (*known == name).then_some(value))
+    }
+
     fn set(&mut self, field: &Field, value: impl Into<Value>) {
-        self.0.insert(field.name().to_owned(), value.into());
+        self.0.retain(|(known, _)| *known != field.name());
+        self.0.push((field.name(), value.into()));
     }
 }
 

@@ -119,6 +119,21 @@ async fn a_job_starts_when_it_is_due_and_not_before() {
 }
 
 #[tokio::test]
+async fn a_job_whose_transaction_commits_after_later_jobs_were_done_is_found_too() {
+    let deploy = Deploy::new().await;
+    let _worker = deploy.rough_worker();
+    let (mut slow, mut quick) = (deploy.database().await, deploy.database().await);
+    let mut transaction = slow.begin().await.unwrap();
+    let late = insert(&mut transaction, "noop", json!({}), 1).await;
+    for _ in 0..3 {
+        let early = insert(&mut quick, "noop", json!({}), 1).await;
+        done(&deploy, early).await;
+    }
+    transaction.commit().await.unwrap();
+    done(&deploy, late).await;
+}
+
+#[tokio::test]
 async fn a_kind_that_this_worker_does_not_know_stays_for_one_that_does_and_is_reported() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;

@@ -108,6 +108,8 @@ async fn a_draining_worker_claims_nothing_new_and_gives_back_what_outlasts_the_d
     started(&worker, short).await;
     worker.signal(Signal::SIGTERM);
     worker.says("draining").await;
+    // By now the claim that was under way when the signal came has its answer too.
+    worker.logged("the short one's end", |line| line["job_id"] == short && line["outcome"] == "done").await;
     let new = insert(&mut database, "noop", json!({}), 10).await;
     assert_eq!(worker.exit().await.code(), Some(0));
     assert_eq!(field(&deploy, short, "id").await, None, "what could finish has finished");
