@@ -1,13 +1,15 @@
 //! One job from its claim to its written end.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, error, info, info_span, warn};
 use uuid::Uuid;
 
@@ -88,26 +90,20 @@ impl Execution {
         };
         let (handler, limit) = (kind.handler, kind.timeout);
         let mut context = JobContext { resources: self.resources.clone(), id, token, completed: false };
-        // A task of its own, so that a panic is the job's alone; dropped, it is stopped at its next await.
-        let mut task = AbortOnDropHandle::new(tokio::spawn(
-            async move {
-                let result = timeout(limit, handler(&job.payload, &mut context)).await;
-                (result, context.completed)
-            }
-            .in_current_span(),
-        ));
+        // A panic is the job's alone. The context is not looked at after one, so it cannot be seen broken.
+        let handler = AssertUnwindSafe(timeout(limit, handler(&job.payload, &mut context))).catch_unwind();
         let ended = tokio::select! {
-            ended = &mut task => ended,
+            ended = handler => ended,
             () = lease_end.reached() => return Outcome::Lost,
             () = self.hard.cancelled() => return Outcome::Interrupted,
         };
         match ended {
-            Ok((Ok(Ok(())), true)) => Outcome::Done,
-            Ok((Ok(Ok(())), false)) => self.complete(id, token).await,
-            Ok((Ok(Err(JobError::GiveUp(e))), _)) => Outcome::Failed { error: format!("{e:#}"), retry: false },
-            Ok((Ok(Err(JobError::Retry(e))), _)) => Outcome::Failed { error: format!("{e:#}"), retry: true },
-            Ok((Err(_), _)) => Outcome::Failed { error: format!("took longer than {limit:?}"), retry: true },
-            Err(panic) => Outcome::Failed { error: format!("panicked: {panic}"), retry: true },
+            Ok(Ok(Ok(()))) if context.completed => Outcome::Done,
+            Ok(Ok(Ok(()))) => self.complete(id, token).await,
+            Ok(Ok(Err(JobError::GiveUp(e)))) => Outcome::Failed { error: format!("{e:#}"), retry: false },
+            Ok(Ok(Err(JobError::Retry(e)))) => Outcome::Failed { error: format!("{e:#}"), retry: true },
+            Ok(Err(_)) => Outcome::Failed { error: format!("took longer than {limit:?}"), retry: true },
+            Err(panic) => Outcome::Failed { error: format!("panicked: {}", message(panic.as_ref())), retry: true },
         }
     }
 
@@ -117,6 +113,10 @@ impl Execution {
         let _ = self.completions.send(((id, token), tell)).await;
         if told.await == Ok(true) { Outcome::Done } else { Outcome::Lost }
     }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }
 
 /// Deletes jobs that are done, as many at a time as have come in while the last were written.
