@@ -71,11 +71,13 @@ impl Runner {
         let mut low_water = LowWater::default();
         let mut away = false;
         while !soft.is_cancelled() {
-            let mut free = tokio::select! {
+            let free = tokio::select! {
                 () = soft.cancelled() => break,
                 free = free_slots(&slots, self.concurrency) => free,
             };
             let token = Uuid::new_v4();
+            // Whether slots are left over, and so nothing more is due.
+            let mut idle = true;
             let (started, ends, since) = (Instant::now(), leases.end_from_now(), low_water.since());
             let claim = queue::claim(&pool, &kinds, i64::try_from(free.len())?, token, self.lease, since);
             match within(self.lease / 3, claim).await {
@@ -83,7 +85,8 @@ impl Runner {
                     self.claims.beat();
                     away = false;
                     low_water.scanned(since, started, claimed.iter().map(|job| job.due_at).max_by_key(|at| at.to_jiff()));
-                    for (job, slot) in claimed.into_iter().zip(free.drain(..)) {
+                    idle = claimed.len() < free.len();
+                    for (job, slot) in claimed.into_iter().zip(free) {
                         let lease_end = leases.hold(job.id, token, ends);
                         running.spawn(execution.clone().run(job, token, lease_end, slot));
                     }
@@ -97,8 +100,7 @@ impl Runner {
                 Err(e) => error!(error = %e, "no jobs claimed: {e}"),
             }
             // With every slot filled there may be more at once; else wait for something new or due.
-            if !free.is_empty() {
-                drop(free);
+            if idle {
                 tokio::select! {
                     () = soft.cancelled() => break,
                     () = wake.notified() => {}

@@ -134,6 +134,20 @@ async fn a_job_whose_transaction_commits_after_later_jobs_were_done_is_found_too
 }
 
 #[tokio::test]
+async fn an_idle_worker_polls_twice_a_second_and_no_more() {
+    let deploy = Deploy::new().await.with("LOG_LEVEL", "info,sqlx::query=debug");
+    let mut worker = deploy.rough_worker();
+    let id = insert(&mut deploy.database().await, "noop", json!({}), 1).await;
+    done(&deploy, id).await;
+    // Time is what this is about: as much of it as holds four polls.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    worker.terminate().await;
+    let claims =
+        worker.log().into_iter().filter(|line| line["target"] == "sqlx::query" && line["summary"].to_string().contains("WITH due")).count();
+    assert!((2..20).contains(&claims), "{claims} claims in two seconds");
+}
+
+#[tokio::test]
 async fn a_kind_that_this_worker_does_not_know_stays_for_one_that_does_and_is_reported() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
