@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use app::jobs::{Job, JobContext, JobError, enqueue, enqueue_many, queue};
+use app::jobs::{CHANNEL, Job, JobContext, JobError, enqueue, enqueue_many, queue};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -229,7 +229,7 @@ async fn one_pick_up(connection: &mut PgConnection, starts: &mut tokio::sync::mp
     let _ = enqueue(connection, &Noop {}).await.unwrap();
     #[expect(clippy::disallowed_methods, reason = "it is compared with the clock of another process on this machine")]
     let committed = jiff::Timestamp::now();
-    sqlx::query("SELECT pg_notify($1, '')").bind(queue::CHANNEL).execute(connection).await.unwrap();
+    sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(connection).await.unwrap();
     let started = starts.recv().await.unwrap();
     started.duration_since(committed).as_secs_f64() * 1000.0
 }

@@ -1,9 +1,10 @@
 //! Jobs: work that a process asks for and another does (factors VIII and IX).
 //!
 //! The queue is a table beside the data, so that data and the job that follows from it commit together.
-//! `queue` is its SQL, `runner` works it off with `lease` and `execution`, `schedule` turns the time of day into jobs.
+//! `enqueue` fills it, `runner` works it off with `queue`, `lease` and `execution`, `schedule` turns the time of day into jobs.
 //! Knows no feature.
 
+mod enqueue;
 mod execution;
 mod lease;
 pub mod queue;
@@ -24,7 +25,7 @@ use crate::config::PublicUrl;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::{self, Mailer};
 
-pub use queue::{EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};
+pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};
 
 /// A kind of job: its payload is the type itself, what it does is `run`.
 ///

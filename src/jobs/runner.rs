@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::execution::{COMPLETION_BATCH, Execution, write_back, write_completions};
 use super::lease::Leases;
-use super::{Registry, Resources, queue, within};
+use super::{CHANNEL, Registry, Resources, queue, within};
 use crate::lifecycle::Pulse;
 use crate::resources::postgres;
 
@@ -164,7 +164,7 @@ async fn listen(pool: PgPool, wake: Arc<Notify>) {
     // It keeps a connection for itself; a pool of one is needed for the claims.
     while pool.options().get_max_connections() > 1 {
         if let Ok(mut listener) = PgListener::connect_with(&pool).await
-            && listener.listen(queue::CHANNEL).await.is_ok()
+            && listener.listen(CHANNEL).await.is_ok()
         {
             // What was enqueued while nobody listened.
             wake.notify_one();

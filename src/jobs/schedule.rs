@@ -11,8 +11,7 @@ use jiff_sqlx::ToSqlx;
 use sqlx::{PgConnection, PgPool};
 use tracing::info;
 
-use super::queue::{self, EnqueueError, Enqueued};
-use super::{Job, Wake};
+use super::{EnqueueError, Enqueued, Job, Wake, enqueue};
 
 type Enqueue = Box<dyn for<'a> Fn(&'a mut PgConnection, Timestamp) -> BoxFuture<'a, Result<Enqueued, EnqueueError>> + Send + Sync>;
 
@@ -30,7 +29,7 @@ impl Schedule {
     /// The expression is none, or never ticks; a test holds every line of the schedule against this.
     pub fn new<J: Job>(name: &'static str, expression: &str, job: fn(Timestamp) -> J) -> anyhow::Result<Self> {
         let cron = expression.parse::<Cron>().map_err(|e| anyhow::anyhow!("schedule {name}: `{expression}` is no cron expression: {e}"))?;
-        let enqueue: Enqueue = Box::new(move |connection, tick| async move { queue::enqueue(connection, &job(tick)).await }.boxed());
+        let enqueue: Enqueue = Box::new(move |connection, tick| async move { enqueue(connection, &job(tick)).await }.boxed());
         let schedule = Self { name, cron, enqueue };
         schedule.latest_tick(Timestamp::UNIX_EPOCH)?;
         Ok(schedule)

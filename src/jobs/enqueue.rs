@@ -1,0 +1,133 @@
+//! Enqueueing: a job goes into the queue in its caller's transaction, and workers are woken after the commit.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use sqlx::{PgConnection, PgPool};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::Job;
+use crate::telemetry;
+
+/// The channel on which workers hear that there is something new.
+pub const CHANNEL: &str = "jobs";
+
+/// What fits into a payload, in bytes; what is larger belongs into a table, and its id into the payload.
+const PAYLOAD_LIMIT: usize = 64 * 1024;
+
+/// Why a job was not enqueued.
+#[derive(Debug, thiserror::Error)]
+pub enum EnqueueError {
+    #[error("the payload of a {kind} job has {size} bytes, more than {PAYLOAD_LIMIT}: store the data and pass its id")]
+    TooLarge { kind: &'static str, size: usize },
+    #[error("the payload of a {kind} job is no JSON: {error}")]
+    Payload { kind: &'static str, error: serde_json::Error },
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// What became of a job that was to be enqueued.
+#[derive(Debug)]
+pub enum Enqueued {
+    /// It is in the queue.
+    New(Wake),
+    /// A job with its unique key is there already.
+    Duplicate,
+}
+
+/// Tells the workers of new jobs: a courtesy that makes them start at once, where polling would find them later.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "fire it after the commit, or the workers find the job only at their next poll"]
+pub struct Wake(());
+
+impl Wake {
+    /// To be called after the commit, since before it there is nothing to see.
+    pub fn fire(self, notifier: &Notifier) {
+        notifier.0.notify_one();
+    }
+}
+
+impl Enqueued {
+    /// Wakes the workers if there is something new.
+    pub fn fire(self, notifier: &Notifier) {
+        if let Self::New(wake) = self {
+            wake.fire(notifier);
+        }
+    }
+}
+
+/// Sends wakes, many in one.
+#[derive(Debug, Clone, Default)]
+pub struct Notifier(Arc<Notify>);
+
+impl Notifier {
+    /// The task that sends them, to be registered with the process.
+    ///
+    /// # Errors
+    /// None: a wake that cannot be sent is logged, and the workers poll.
+    pub async fn run(self, pool: PgPool, stop: CancellationToken) -> anyhow::Result<()> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = self.0.notified() => {
+                    if let Err(e) = sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&pool).await {
+                        warn!(error = %e, "workers were not woken and will find the job at their next poll: {e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Enqueues a job that is due at once, in the caller's transaction if there is one.
+///
+/// # Errors
+/// The payload is too large, or Postgres refuses.
+pub async fn enqueue<J: Job>(connection: &mut PgConnection, job: &J) -> Result<Enqueued, EnqueueError> {
+    insert(connection, std::slice::from_ref(job), None).await
+}
+
+/// Enqueues a job that is due at a time.
+///
+/// # Errors
+/// As [`enqueue`].
+pub async fn enqueue_at<J: Job>(connection: &mut PgConnection, job: &J, run_at: Timestamp) -> Result<Enqueued, EnqueueError> {
+    insert(connection, std::slice::from_ref(job), Some(run_at)).await
+}
+
+/// Enqueues many jobs of one kind in one statement; those whose key is taken are left out.
+///
+/// # Errors
+/// As [`enqueue`], and then none is enqueued.
+pub async fn enqueue_many<J: Job>(connection: &mut PgConnection, jobs: &[J]) -> Result<Enqueued, EnqueueError> {
+    insert(connection, jobs, None).await
+}
+
+async fn insert<J: Job>(connection: &mut PgConnection, jobs: &[J], run_at: Option<Timestamp>) -> Result<Enqueued, EnqueueError> {
+    let kind = J::KIND;
+    let payloads =
+        jobs.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>().map_err(|error| EnqueueError::Payload { kind, error })?;
+    if let Some(size) = payloads.iter().map(|payload| payload.to_string().len()).find(|size| *size > PAYLOAD_LIMIT) {
+        return Err(EnqueueError::TooLarge { kind, size });
+    }
+    let keys: Vec<_> = jobs.iter().map(Job::unique_key).collect();
+    let trace_context = telemetry::current_field("request_id").map(|id| serde_json::json!({ "request_id": id }));
+    let inserted = sqlx::query!(
+        r#"INSERT INTO jobs (kind, payload, unique_key, run_at, max_attempts, trace_context)
+           SELECT $1, payload, unique_key, COALESCE($4, now()), $5, $6 FROM UNNEST($2::jsonb[], $3::text[]) AS job (payload, unique_key)
+           ON CONFLICT (kind, unique_key) WHERE unique_key IS NOT NULL AND dead_at IS NULL DO NOTHING"#,
+        kind,
+        &payloads,
+        &keys as &[Option<String>],
+        run_at.map(ToSqlx::to_sqlx) as _,
+        J::MAX_ATTEMPTS,
+        trace_context,
+    )
+    .execute(connection)
+    .await?
+    .rows_affected();
+    Ok(if inserted == 0 { Enqueued::Duplicate } else { Enqueued::New(Wake(())) })
+}
