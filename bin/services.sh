@@ -36,7 +36,7 @@ begin() {
         # It may be on its way out already.
         local tries=0
         while kill -0 "$other" 2>/dev/null; do
-            [ -e "$run/stopping" ] || [ "$tries" -lt 4 ] || die "$0 runs here already: stop it first (its watchdog is process $other)"
+            [ -e "$run/stopping" ] || [ "$tries" -lt 4 ] || die "$0 runs here already, as process $(cat "$run/pid"): stop it first"
             tries=$((tries + 1))
             sleep 0.25
         done
@@ -49,6 +49,7 @@ begin() {
     watchdog <"$run/life" >/dev/null 2>&1 &
     set +m
     printf '%s' $! >"$run/watchdog"
+    printf '%s' $$ >"$run/pid"
     exec 9>"$run/life"
 }
 
@@ -63,7 +64,7 @@ watchdog() {
             if [ -L "$run/postgres" ]; then rm -rf "$(readlink "$run/postgres")"; fi
             rm -rf "$run"
             ;;
-        *) rm -f "$run/watchdog" "$run/stopping" "$run/life" "$run/started" "$run/stop-order" ;;
+        *) rm -f "$run/watchdog" "$run/pid" "$run/stopping" "$run/life" "$run/started" "$run/stop-order" ;;
     esac
 }
 
@@ -92,24 +93,27 @@ forget() {
     mv "$run/started.new" "$run/started"
 }
 
-# Stops what was started, the last first; what does not stop in time is killed.
+# Stops what was started. The processes of a formation (TERM) drain together, and to their end they have their services;
+# then these are stopped one by one, the last first.
 stop_all() {
-    local signal id tries
-    # The last started need the first: the processes end before their database.
+    local signal id
+    while read -r signal id; do
+        [ "$signal" != TERM ] || kill -s TERM "$id" 2>/dev/null || true
+    done <"$run/started"
+    while read -r signal id; do
+        [ "$signal" != TERM ] || wait_for_end "$id"
+    done <"$run/started"
     sed '1!G;h;$!d' "$run/started" >"$run/stop-order"
     while read -r signal id; do
         case $signal in
+            TERM) ;;
             container) docker rm --force --volumes "$id" >/dev/null 2>&1 || true ;;
-            *) kill -s "$signal" "$id" 2>/dev/null || true ;;
+            *)
+                kill -s "$signal" "$id" 2>/dev/null || true
+                wait_for_end "$id"
+                ;;
         esac
-        # Those of a formation drain together; each of the rest is waited for before what it may need is stopped.
-        [ "$signal" = TERM ] && continue
-        wait_for_end "$id"
     done <"$run/stop-order"
-    while read -r signal id; do
-        [ "$signal" = TERM ] && wait_for_end "$id"
-    done <"$run/stop-order"
-    return 0
 }
 
 wait_for_end() {

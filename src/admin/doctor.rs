@@ -91,7 +91,11 @@ async fn queue(report: &mut Report, pool: &PgPool) {
             );
         }
         Ok(queue) if queue.dead > 0 => {
-            report.wrong("queue", format_args!("{} dead job(s)", queue.dead), "read `last_error` in the table `jobs`");
+            report.wrong(
+                "queue",
+                format_args!("{} dead job(s)", queue.dead),
+                "read why with `admin jobs list --dead`, then `admin jobs retry` or `discard` them",
+            );
         }
         Ok(_) => fine("queue", "no job is late, none is dead"),
         Err(e) => report.wrong("queue", e, "check that the database user may read the table `jobs`"),

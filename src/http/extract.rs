@@ -27,8 +27,13 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequest<S
             _ => Problem::malformed("the body ended early"),
         })?;
         // To its end first: what is no JSON is 400, even where its beginning breaks a rule.
-        serde_json::from_slice::<IgnoredAny>(&body).map_err(|e| Problem::malformed(format!("not JSON: {e}")))?;
-        let mut json = serde_json::Deserializer::from_slice(&body);
+        let body = std::str::from_utf8(&body).map_err(|_| Problem::malformed("not UTF-8"))?;
+        serde_json::from_str::<IgnoredAny>(body).map_err(|e| Problem::malformed(format!("not JSON: {e}")))?;
+        // Serde would take an array for its fields in their order.
+        if !body.trim_start().starts_with('{') {
+            return Err(Problem::invalid_field("", "must be an object"));
+        }
+        let mut json = serde_json::Deserializer::from_str(body);
         valid(serde_path_to_error::deserialize(&mut json).map_err(|e| refused(&e))?).map(Self)
     }
 }

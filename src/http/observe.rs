@@ -28,7 +28,9 @@ async fn serve(request: Request, next: Next, id: &str) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let mut response = next.run(request).await;
     let status = response.status();
-    if status.is_client_error() || status.is_server_error() {
+    // A page for people says itself what is wrong.
+    let is_page = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html"));
+    if !is_page && (status.is_client_error() || status.is_server_error()) {
         let problem = response.extensions_mut().remove::<Arc<Problem>>().unwrap_or_else(|| Arc::new(Problem::from_status(status)));
         if let Some(source) = &problem.source {
             error!(error = format!("{source:#}"), "{method} {route} failed: {source:#}");

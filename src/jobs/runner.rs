@@ -145,10 +145,11 @@ struct LowWater {
 }
 
 impl LowWater {
-    /// The mark, or nothing when it is time for the whole: each second, but no more than a twentieth of all time.
+    /// The mark, or nothing when it is time for the whole: each second, or as often as it takes a twentieth of the time,
+    /// but at least each five seconds.
     fn since(&self) -> Option<Timestamp> {
         let (at, took) = self.whole?;
-        self.since.filter(|_| at.elapsed() < Duration::from_secs(1).max(took * 20))
+        self.since.filter(|_| at.elapsed() < (took * 20).clamp(Duration::from_secs(1), Duration::from_secs(5)))
     }
 
     fn scanned(&mut self, since: Option<Timestamp>, started: Instant, latest: Option<Timestamp>) {

@@ -129,6 +129,10 @@ async fn change(
     if let Some(due_at) = input.due_at {
         in_future(&app, due_at)?;
     }
+    if input.message.is_none() && input.due_at.is_none() {
+        // Nothing to change is no new version, and no new job.
+        return read(State(Context(app)), session, Id(id)).await;
+    }
     let mut transaction = app.postgres.begin().await?;
     let changed = reminder::change(&mut transaction, session.account_id, id, input.message.as_deref(), input.due_at).await?;
     let reminder = changed.ok_or_else(Problem::not_found)?;

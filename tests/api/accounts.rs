@@ -130,7 +130,8 @@ async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_p
     assert_eq!((pressed.status().as_u16(), pressed.headers()["location"].to_str().unwrap()), (303, "/verify?done"));
     assert!(verified().await);
     let again = ada.client.post(format!("{}/verify", web.url)).form(&[("token", mail.token())]).send().await.unwrap();
-    assert_eq!(again.status(), 422);
+    assert_eq!((again.status().as_u16(), again.headers()["content-type"].to_str().unwrap()), (422, "text/html; charset=utf-8"));
+    assert!(again.text().await.unwrap().contains("was used already"));
 }
 
 #[tokio::test]

@@ -35,6 +35,7 @@ async fn what_cannot_be_parsed_is_400_and_what_breaks_a_rule_422_with_the_fields
         assert_eq!(problem["errors"][0]["field"], field, "{problem}");
         assert!(problem["errors"][0]["detail"].is_string());
     }
+    problem(ada.post("/reminders", json!(["x", due_at])).await, 422, "invalid-input").await;
     problem(ada.post("/reminders", json!({ "message": "no time" })).await, 422, "invalid-input").await;
     assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing is half done");
     let exactly = json!({ "message": "é".repeat(10_000), "due_at": due_at });

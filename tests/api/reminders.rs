@@ -43,6 +43,8 @@ async fn a_changed_or_deleted_reminder_is_not_mailed_as_it_was() {
     problem(ada.get(&deleted).await, 404, "not-found").await;
     let after: Value = ada.patch(&changed, json!({ "message": "after" })).await.json().await.unwrap();
     assert_eq!((&after["message"], &after["version"]), (&json!("after"), &json!(2)));
+    let same: Value = ada.patch(&changed, json!({})).await.json().await.unwrap();
+    assert_eq!(same, after, "nothing to change is no new version");
     eventually("the last", async || ada.get(&last).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(drop)).await;
     let mut texts: Vec<_> = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "A reminder").map(|mail| mail.text).collect();
     texts.sort();

@@ -5,6 +5,8 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::support::{Process, eventually};
@@ -54,7 +56,8 @@ fn bin_dev(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
-    command.args(arguments).env_remove("OUT_DIR").env_remove("CI");
+    // A developer's own `.env` must decide nothing here.
+    command.args(arguments).env_remove("OUT_DIR").env_remove("CI").env("ENV_FILE", "/dev/null");
     command
 }
 
@@ -88,7 +91,21 @@ async fn one_command_runs_it_all_and_the_first_five_minutes_of_the_readme_work_a
     assert!(told.contains("water the plants"), "{told}");
     std::fs::remove_dir_all(folder).unwrap();
 
+    // A request whose body is still on its way at Ctrl-C, and which then needs the database, is answered.
+    let mut request = TcpStream::connect(("127.0.0.1", dev.port)).await.unwrap();
+    let body = r#"{"email": "nobody@example.com", "password": "none"}"#;
+    let head =
+        format!("POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    request.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
     dev.process.signal(Signal::SIGINT);
+    dev.process.line("the drain", |line| line.starts_with("web.1 |") && line.contains("draining")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    request.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    request.read_exact(&mut answer).await.unwrap();
+    assert_eq!(std::str::from_utf8(&answer).unwrap(), "HTTP/1.1 401");
+
     assert_eq!(dev.process.exit().await.code(), Some(0));
     let lines = dev.process.lines();
     for name in ["web.1", "web.2", "worker.1", "clock.1"] {

@@ -22,8 +22,12 @@ async fn migrations_are_a_one_off_that_can_be_asked_about_and_run_twice() {
     let (one, other) = tokio::join!(deploy.admin(&["migrate"]), deploy.admin(&["migrate"]));
     assert!(one.status.success() && other.status.success(), "{one:?} {other:?}");
     let mut said = [stdout(&one), stdout(&other)];
+    let all = std::fs::read_dir("migrations")
+        .unwrap()
+        .filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "sql"))
+        .count();
     said.sort();
-    assert!(said[0].starts_with("0 migration(s) applied") && said[1].starts_with("3 migration(s) applied"), "{said:?}");
+    assert!(said[0].starts_with("0 migration(s) applied") && said[1].starts_with(&format!("{all} migration(s) applied")), "{said:?}");
     assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
     assert!(deploy.admin(&["migrate"]).await.status.success(), "a third time");
 }
