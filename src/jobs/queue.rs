@@ -36,19 +36,20 @@ pub async fn claim(
     lease: Duration,
     since: Option<jiff_sqlx::Timestamp>,
 ) -> sqlx::Result<Vec<Claimed>> {
-    // One index scan for each kind: a million jobs of a kind that is not asked for cost nothing.
+    // One index scan for each kind: a million jobs of a kind that is not asked for cost nothing. The sub-selects hide the
+    // values from the planner: with them it would plan each claim anew on a long queue, and a plan costs more than the claim.
     sqlx::query_as!(
         Claimed,
         r#"WITH due AS (
                SELECT ready.id, ready.run_at
-               FROM UNNEST($1::text[]) AS known (kind)
+               FROM UNNEST((SELECT $1::text[])) AS known (kind)
                CROSS JOIN LATERAL (
                    SELECT id, run_at FROM jobs
                    WHERE jobs.kind = known.kind AND token IS NULL AND dead_at IS NULL AND run_at <= now()
-                       AND run_at >= COALESCE($5::timestamptz, '-infinity')
-                   ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                       AND run_at >= COALESCE((SELECT $5::timestamptz), '-infinity')
+                   ORDER BY run_at LIMIT (SELECT $2::bigint) FOR UPDATE SKIP LOCKED
                ) AS ready
-               ORDER BY ready.run_at LIMIT $2
+               ORDER BY ready.run_at LIMIT (SELECT $2::bigint)
            )
            UPDATE jobs SET token = $3, run_at = now() + $4::interval, attempt = attempt + 1
            FROM due WHERE jobs.id = due.id
