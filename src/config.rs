@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 mod settings;
 
-pub use settings::{DatabaseUrl, LogFilter, LogFormat, PublicUrl, RedisUrl, SmtpUrl};
+pub use settings::{DatabaseUrl, LogFilter, LogFormat, Origins, PublicUrl, RedisUrl, SmtpUrl};
 
 section! {
     /// What every long-running process type reads.
@@ -86,6 +86,14 @@ section! {
         request_timeout: Duration = "10s",
         /// How long `web` keeps accepting after SIGTERM while `/readyz` already says no
         drain_delay: Duration = "0s",
+        /// Log-ins, sign-ups, resets and other requests that try a password or send a mail, a minute, by client address
+        rate_limit_login: NonZeroU32 = "10",
+        /// Requests a minute, by session or token; by client address for who has neither
+        rate_limit_requests: NonZeroU32 = "1200",
+        /// How many proxies stand in front, each of which adds the address it was called from to `X-Forwarded-For`
+        trusted_proxies: u16 = "0",
+        /// Other sites whose pages may call the API, separated by commas: `https://app.example.com`; unset allows none
+        cors_origins: Option<Origins>,
     }
 }
 

@@ -1,23 +1,33 @@
-//! The `web` process (factor VII: port binding): serves HTTP on `$PORT`. The registry of routes is here.
+//! The `web` process (factor VII: port binding): serves HTTP on `$PORT`. The registry of routes is here, and who may ask
+//! for what in `access`.
+
+mod access;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use axum::Router;
 use axum::routing::get;
+use axum::{Extension, Router, middleware};
 use jiff::Timestamp;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_swagger_ui::SwaggerUi;
 
 use crate::accounts::password::Passwords;
 use crate::config;
+use crate::http::access::{Guard, guard};
 use crate::http::health::Health;
 use crate::http::serve::serve;
 use crate::http::session::Sessions;
-use crate::http::{self, App};
+use crate::http::{self, App, openapi};
 use crate::jobs::Notifier;
 use crate::lifecycle::{self, Lifecycle};
 use crate::release::Release;
 use crate::resources::postgres;
 use crate::resources::redis::Redis;
 use crate::{accounts, reminders};
+
+pub use access::ACCESS;
 
 pub fn main() -> ExitCode {
     lifecycle::run("web", start)
@@ -26,27 +36,51 @@ pub fn main() -> ExitCode {
 async fn start(process: config::Process, config: config::Web, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
     let postgres = postgres::attach(&config.database, "web")?;
     let redis = Redis::attach(&config.redis)?;
+    let (http, site) = (config.http, config.site.public_url);
     #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
     let now = Timestamp::now;
-    let sessions = Sessions::new(redis.clone(), &config.http, &config.site.public_url, now);
+    let sessions = Sessions::new(redis.clone(), &http, &site, now);
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
-    let app = App { postgres: postgres.clone(), sessions, notifier, site: config.site.public_url, now };
+    let guard = Guard::new(ACCESS, postgres.clone(), redis.clone(), sessions.clone(), &http, &site);
+    let app = App { postgres: postgres.clone(), sessions, notifier, now };
 
     let probes = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
-    let routes = http::finish(routes(app, Passwords::new()?, lifecycle.release.clone()), config.http.request_timeout);
-    let delay = config.http.drain_delay;
+    let routes = routes(app, guard, Passwords::new()?, lifecycle.release.clone())?;
+    let routes = http::finish(routes, &http, &site);
+    let delay = http.drain_delay;
     lifecycle.delay_drain(delay);
     if let Some(port) = process.metrics_port {
         serve("metrics", port, probes.clone(), delay, lifecycle).await?;
     }
     // The probes stand outside every limit.
-    serve("web", config.http.port, probes.fallback_service(routes), delay, lifecycle).await
+    serve("web", http.port, probes.fallback_service(routes), delay, lifecycle).await
+}
+
+/// The operations of the API, which is versioned as a whole.
+fn api() -> OpenApiRouter<App> {
+    #[derive(OpenApi)]
+    #[openapi(info(title = "API", description = "Errors are problems (RFC 9457); `type` tells one from another."))]
+    struct Document;
+
+    let v1 = OpenApiRouter::new().merge(accounts::api()).merge(reminders::api());
+    OpenApiRouter::with_openapi(Document::openapi()).nest("/api/v1", v1)
+}
+
+/// The `OpenAPI` document.
+///
+/// # Errors
+/// The handlers' annotations make no JSON.
+pub fn document() -> serde_json::Result<serde_json::Value> {
+    openapi::complete(&api().into_openapi(), ACCESS)
 }
 
 /// Every route of the service.
-fn routes(app: App, passwords: Passwords, release: Release) -> Router {
-    let (accounts_api, accounts_pages) = accounts::routes(app.clone(), passwords);
-    let api = Router::new().merge(accounts_api).merge(reminders::routes(app));
-    Router::new().nest("/api/v1", api).merge(accounts_pages).route("/version", get(async move || axum::Json(release)))
+fn routes(app: App, gate: Guard, passwords: Passwords, release: Release) -> anyhow::Result<Router> {
+    let guarded = Router::from(api()).merge(accounts::pages()).layer(Extension(passwords)).with_state(app);
+    let guarded = guarded.route_layer(middleware::from_fn_with_state(Arc::new(gate), guard));
+    let docs = Router::from(SwaggerUi::new("/docs").external_url_unchecked("/openapi.json", document()?));
+    Ok(guarded
+        .merge(docs.layer(middleware::map_response(http::page::allow_own_scripts)))
+        .route("/version", get(async move || axum::Json(release))))
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::accounts::jobs::{EndSessions, PurgeExpired, SendAccountExists, SendVerification};
+use crate::accounts::jobs::{EndSessions, PurgeExpired, SendNotice, SendPasswordReset, SendVerification};
 use crate::config;
 use crate::http::health::Health;
 use crate::http::serve::serve;
@@ -26,7 +26,8 @@ pub fn main() -> ExitCode {
 pub fn registry() -> Registry {
     Registry::default()
         .with::<SendVerification>()
-        .with::<SendAccountExists>()
+        .with::<SendPasswordReset>()
+        .with::<SendNotice>()
         .with::<EndSessions>()
         .with::<PurgeExpired>()
         .with::<SendReminder>()

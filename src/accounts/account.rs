@@ -1,34 +1,53 @@
 //! The account and its SQL.
 
-use jiff_sqlx::Timestamp;
+use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// What the person may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum Role {
-    User,
-    Admin,
-}
+use crate::http::access::Role;
 
 /// A person's account.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Account {
     pub id: Uuid,
     pub email: String,
+    /// The address that shall take its place, once it is verified.
+    pub new_email: Option<String>,
     pub role: Role,
-    pub verified_at: Option<Timestamp>,
-    pub session_epoch: i32,
+    /// Whether the address was shown to be the person's own.
+    pub verified: bool,
+    /// Whether the daily digest is wanted.
+    pub digest: bool,
+    pub suspended: bool,
     pub created_at: Timestamp,
+    #[serde(skip)]
+    pub session_epoch: i32,
+    #[serde(skip)]
+    pub password_hash: String,
 }
 
-/// What log-in compares.
-pub struct Credentials {
-    pub account: Account,
-    pub password_hash: String,
+/// The same, as Postgres gives it.
+struct Row {
+    id: Uuid,
+    email: String,
+    new_email: Option<String>,
+    role: Role,
+    verified: bool,
+    digest: bool,
+    suspended: bool,
+    created_at: jiff_sqlx::Timestamp,
+    session_epoch: i32,
+    password_hash: String,
+}
+
+impl From<Row> for Account {
+    fn from(row: Row) -> Self {
+        let Row { id, email, new_email, role, verified, digest, suspended, created_at, session_epoch, password_hash } = row;
+        let created_at = created_at.to_jiff();
+        Self { id, email, new_email, role, verified, digest, suspended, created_at, session_epoch, password_hash }
+    }
 }
 
 /// Makes an account; none if the address has one already, and then nothing changes.
@@ -48,56 +67,144 @@ pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, passwo
 /// # Errors
 /// Postgres does not answer.
 pub async fn find(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Account>> {
-    sqlx::query_as!(
-        Account,
-        r#"SELECT id, email, role AS "role: Role", verified_at, session_epoch, created_at FROM accounts WHERE id = $1"#,
+    let found = sqlx::query_as!(
+        Row,
+        r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
+               suspended_at IS NOT NULL AS "suspended!", created_at, session_epoch, password_hash
+           FROM accounts WHERE id = $1"#,
         id
-    )
-    .fetch_optional(executor)
-    .await
+    );
+    Ok(found.fetch_optional(executor).await?.map(Into::into))
 }
 
 /// # Errors
 /// Postgres does not answer.
-pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<Credentials>> {
-    let row = sqlx::query!(
-        r#"SELECT id, email, role AS "role: Role", verified_at, session_epoch, created_at, password_hash
+pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<Account>> {
+    let found = sqlx::query_as!(
+        Row,
+        r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
+               suspended_at IS NOT NULL AS "suspended!", created_at, session_epoch, password_hash
            FROM accounts WHERE lower(email) = lower($1)"#,
         email
     );
-    Ok(row.fetch_optional(executor).await?.map(|row| Credentials {
-        account: Account {
-            id: row.id,
-            email: row.email,
-            role: row.role,
-            verified_at: row.verified_at,
-            session_epoch: row.session_epoch,
-            created_at: row.created_at,
-        },
-        password_hash: row.password_hash,
-    }))
+    Ok(found.fetch_optional(executor).await?.map(Into::into))
 }
 
-/// The number that tells live sessions from ended ones; none for an account that is gone.
+/// One page of all accounts, the oldest first, from behind `after`.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sqlx::Result<Vec<Account>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
+               suspended_at IS NOT NULL AS "suspended!", created_at, session_epoch, password_hash
+           FROM accounts WHERE id > $1 ORDER BY id LIMIT $2"#,
+        after,
+        limit
+    );
+    Ok(rows.fetch_all(executor).await?.into_iter().map(Into::into).collect())
+}
+
+/// The number that tells live sessions from ended ones; none for an account that is gone or suspended.
 ///
 /// # Errors
 /// Postgres does not answer.
 pub async fn session_epoch(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<i32>> {
-    sqlx::query_scalar!("SELECT session_epoch FROM accounts WHERE id = $1", id).fetch_optional(executor).await
+    let epoch = sqlx::query_scalar!("SELECT session_epoch FROM accounts WHERE id = $1 AND suspended_at IS NULL", id);
+    epoch.fetch_optional(executor).await
 }
 
-/// Notes that the address is the person's own.
+/// Notes that the address is the person's own, and puts it in the place of the one before if it is another. False if it
+/// has an account of its own by now.
 ///
 /// # Errors
 /// Postgres does not answer.
-pub async fn mark_verified(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
-    sqlx::query!("UPDATE accounts SET verified_at = COALESCE(verified_at, now()) WHERE id = $1", id).execute(connection).await?;
-    Ok(())
+pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str) -> sqlx::Result<bool> {
+    let verified = sqlx::query!(
+        r#"UPDATE accounts SET verified_at = CASE WHEN email = $2 THEN COALESCE(verified_at, now()) ELSE now() END,
+               email = $2, new_email = NULL WHERE id = $1"#,
+        id,
+        email
+    );
+    match verified.execute(connection).await {
+        Err(sqlx::Error::Database(e)) if e.constraint() == Some("accounts_email") => Ok(false),
+        result => result.map(|_| true),
+    }
+}
+
+/// Changes what is given and leaves the rest; a new address counts only when it is verified.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn change(
+    connection: &mut PgConnection,
+    id: Uuid,
+    new_email: Option<&str>,
+    digest: Option<bool>,
+) -> sqlx::Result<Option<Account>> {
+    let changed = sqlx::query_as!(
+        Row,
+        r#"UPDATE accounts SET new_email = COALESCE($2, new_email), digest = COALESCE($3, digest) WHERE id = $1
+           RETURNING id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
+               suspended_at IS NOT NULL AS "suspended!", created_at, session_epoch, password_hash"#,
+        id,
+        new_email,
+        digest
+    );
+    Ok(changed.fetch_optional(connection).await?.map(Into::into))
+}
+
+// What follows raises the epoch and returns it: the caller ends the sessions of the one before.
+
+/// Ends every session.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn raise_epoch(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i32>> {
+    let raised = sqlx::query_scalar!("UPDATE accounts SET session_epoch = session_epoch + 1 WHERE id = $1 RETURNING session_epoch", id);
+    raised.fetch_optional(connection).await
+}
+
+/// Sets another password.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn set_password(connection: &mut PgConnection, id: Uuid, password_hash: &str) -> sqlx::Result<Option<i32>> {
+    sqlx::query_scalar!(
+        "UPDATE accounts SET password_hash = $2, session_epoch = session_epoch + 1 WHERE id = $1 RETURNING session_epoch",
+        id,
+        password_hash
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Suspends an account, or lets it in again.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool) -> sqlx::Result<Option<i32>> {
+    sqlx::query_scalar!(
+        r#"UPDATE accounts SET session_epoch = session_epoch + 1, suspended_at = CASE WHEN $2 THEN COALESCE(suspended_at, now()) END
+           WHERE id = $1 RETURNING session_epoch"#,
+        id,
+        suspended
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Deletes an account and all that is its own; its sessions are those of any epoch.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn delete(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<i32> {
+    sqlx::query!("DELETE FROM accounts WHERE id = $1", id).execute(connection).await?;
+    Ok(i32::MAX)
 }
 
 /// Gives a role, and raises the epoch if that is a change; returns the account's id and its epoch.
-///
-/// The caller enqueues [`super::jobs::EndSessions`] in the same transaction.
 ///
 /// # Errors
 /// Postgres does not answer.

@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 use uuid::Uuid;
 
-use super::{account, verification};
-use crate::http::session;
+use super::mailed_token::{self, Purpose};
+use super::{account, audit};
+use crate::http::{idempotency, session, token};
 use crate::jobs::{Job, JobContext, JobError};
 use crate::resources::smtp::Mail;
 
-/// Mails the link that verifies the address.
+/// Mails the link that verifies the address, or the one that shall take its place.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendVerification {
     pub account_id: Uuid,
@@ -25,18 +26,20 @@ impl Job for SendVerification {
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Some(account) = account::find(&context.postgres, self.account_id).await? else { return Ok(()) };
-        if account.verified_at.is_some() {
-            return Ok(());
-        }
-        let token = verification::mint(&context.postgres, account.id).await?;
+        let email = match account.new_email {
+            Some(new) => new,
+            None if account.verified => return Ok(()),
+            None => account.email,
+        };
+        let token = mailed_token::mint(&context.postgres, Purpose::Verify, account.id, &email).await?;
         let link = context.site.link(&format!("/verify?token={}", token.expose_secret()));
         let mail = Mail {
             id: format!("verify-{}-{}", account.id, context.id()),
-            to: account.email,
+            to: email,
             subject: "Is this your address?".to_owned(),
             text: format!(
-                "Somebody, hopefully you, signed up at {} with this address.\n\nTo show that it is yours, open this link within 24 hours:\n\n{link}\n\n\
-                 If it was not you, do nothing: without the link the account gets no mail.\n",
+                "Somebody, hopefully you, has an account at {} and named this address.\n\nTo show that it is yours, open this link within 24 hours:\n\n{link}\n\n\
+                 If it was not you, do nothing: without the link the account gets no mail here.\n",
                 context.site.origin()
             ),
         };
@@ -44,16 +47,15 @@ impl Job for SendVerification {
     }
 }
 
-/// Tells a person who signed up once more that there is an account already.
-///
-/// The answer to the sign-up cannot tell it: it would tell strangers who has an account.
+/// Mails the link that sets another password.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct SendAccountExists {
+pub struct SendPasswordReset {
+    /// Of an unknown address, the id of nobody: the request did as much for it as for a known one.
     pub account_id: Uuid,
 }
 
-impl Job for SendAccountExists {
-    const KIND: &'static str = "send_account_exists";
+impl Job for SendPasswordReset {
+    const KIND: &'static str = "send_password_reset";
 
     fn unique_key(&self) -> Option<String> {
         Some(self.account_id.to_string())
@@ -61,17 +63,65 @@ impl Job for SendAccountExists {
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Some(account) = account::find(&context.postgres, self.account_id).await? else { return Ok(()) };
-        let mail = Mail {
-            id: format!("exists-{}-{}", account.id, context.id()),
-            to: account.email,
-            subject: "You have an account already".to_owned(),
-            text: format!(
-                "Somebody, hopefully you, signed up at {} with this address, which has an account already.\n\nNothing was changed. Log in with \
-                 the password that you chose then.\n\nIf it was not you, do nothing.\n",
-                context.site.origin()
+        let token = mailed_token::mint(&context.postgres, Purpose::Reset, account.id, &account.email).await?;
+        let link = context.site.link(&format!("/reset?token={}", token.expose_secret()));
+        let text = format!(
+            "Somebody, hopefully you, forgot the password of this address at {}.\n\nTo set another, open this link within an hour:\n\n{link}\n\n\
+             If it was not you, do nothing: the password stays as it is.\n",
+            context.site.origin()
+        );
+        let id = format!("reset-{}-{}", account.id, context.id());
+        Ok(context.mailer.send(Mail { id, to: account.email, subject: "Set another password".to_owned(), text }).await?)
+    }
+}
+
+/// What a person is told of their account, for the case that it was somebody else's doing.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// Somebody signed up once more. The answer to that cannot tell: it would tell strangers who has an account.
+    AccountExists,
+    /// Another address was asked for.
+    AddressChange,
+    PasswordChanged,
+}
+
+/// Mails a notice.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SendNotice {
+    pub account_id: Uuid,
+    pub notice: Notice,
+}
+
+impl Job for SendNotice {
+    const KIND: &'static str = "send_notice";
+
+    fn unique_key(&self) -> Option<String> {
+        Some(format!("{}:{:?}", self.account_id, self.notice))
+    }
+
+    async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
+        let Some(account) = account::find(&context.postgres, self.account_id).await? else { return Ok(()) };
+        let (subject, what) = match self.notice {
+            Notice::AccountExists => (
+                "You have an account already",
+                "Somebody, hopefully you, signed up with this address, which has an account already. Nothing was changed. \
+                 Log in with the password that you chose then, or ask for a link to set another.",
+            ),
+            Notice::AddressChange => (
+                "Another address was asked for",
+                "Somebody, hopefully you, asked for another address for this account. It takes this one's place when a link that was \
+                 mailed there is opened. If it was not you, set another password at once.",
+            ),
+            Notice::PasswordChanged => (
+                "Your password was changed",
+                "The password of this account was changed, and its other sessions have ended. If it was not you, ask for a link to \
+                 set another at once.",
             ),
         };
-        Ok(context.mailer.send(mail).await?)
+        let text = format!("This is about your account at {}.\n\n{what}\n", context.site.origin());
+        let id = format!("notice-{}-{}", account.id, context.id());
+        Ok(context.mailer.send(Mail { id, to: account.email, subject: subject.to_owned(), text }).await?)
     }
 }
 
@@ -102,8 +152,10 @@ impl Job for PurgeExpired {
     const KIND: &'static str = "purge_expired";
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
-        let tokens = verification::purge(&context.postgres).await?;
-        info!(tokens, "{tokens} expired token(s) purged");
+        let pool = &context.postgres;
+        let tokens = mailed_token::purge(pool).await? + token::purge(pool).await?;
+        let (keys, events) = (idempotency::purge(pool).await?, audit::purge(pool).await?);
+        info!(tokens, keys, events, "purged {tokens} expired token(s), {keys} old idempotency key(s), {events} old audit event(s)");
         Ok(())
     }
 }

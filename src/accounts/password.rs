@@ -14,6 +14,21 @@ const MEMORY_KIB: u32 = 19 * 1024;
 const ITERATIONS: u32 = 2;
 const LANES: u32 = 1;
 
+/// The passwords of 12 characters and more among the 20,000 most common of leaked ones (Royce Williams's list, as Django
+/// ships it), in small letters and sorted; the others are too short anyway.
+const COMMON: &str = include_str!("common_passwords.txt");
+
+/// NIST SP 800-63B, 3.1.1: length is what counts, and what everybody would try first is refused. The upper bound keeps
+/// hashing cheap.
+pub fn rule(password: &SecretString, (): &()) -> garde::Result {
+    let password = password.expose_secret();
+    if !(12..=256).contains(&password.chars().count()) {
+        return Err(garde::Error::new("must have 12 to 256 characters"));
+    }
+    let common = COMMON.lines().any(|common| common == password.to_lowercase());
+    if common { Err(garde::Error::new("is among the most common passwords")) } else { Ok(()) }
+}
+
 /// Hashes and compares passwords.
 #[derive(Clone)]
 pub struct Passwords {

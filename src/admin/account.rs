@@ -1,8 +1,10 @@
 //! `admin account …`: what an operator does to accounts.
 
-use crate::accounts::account::{self, Role};
+use crate::accounts::account;
+use crate::accounts::audit::{self, Action};
 use crate::accounts::jobs::EndSessions;
 use crate::config;
+use crate::http::access::Role;
 use crate::jobs;
 use crate::resources::postgres;
 
@@ -17,6 +19,7 @@ pub async fn grant(config: &config::Database, email: &str, role: Role) -> anyhow
     };
     // A worker finds the job at its next poll; there is no need to wake it.
     let _ = jobs::enqueue(&mut transaction, &EndSessions { account_id, epoch }).await?;
+    audit::record(&mut *transaction, Action::RoleChanged, Some(account_id), None).await?;
     transaction.commit().await?;
     say(format_args!("account {account_id} has the role {role:?} now, and its earlier sessions end"));
     Ok(())

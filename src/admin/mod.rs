@@ -15,11 +15,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::accounts::account::Role;
 use crate::config::{self, Env, Problems};
+use crate::http::access::Role;
 use crate::lifecycle::EXIT_CONFIG;
 use crate::release::COMMIT;
 use crate::telemetry::{self, Stream};
+use crate::web;
 
 /// One-off tasks for this deploy
 #[derive(Parser)]
@@ -39,6 +40,8 @@ enum Command {
     },
     /// Print every variable, what it means and where its value comes from; secrets are redacted
     Config,
+    /// Print the document that describes the API, in the format of `OpenAPI` 3.1
+    Openapi,
     /// Check this deploy: one line for each check, and what to do; exit 1 if one fails
     Doctor,
     /// Ask the process in this container whether it is ready; exit 1 if it is not
@@ -82,11 +85,15 @@ fn run(env: &Env, command: Command) -> anyhow::Result<bool> {
         // Before anything that needs a config that is right.
         return Ok(config_table::print(env));
     }
+    if let Command::Openapi = command {
+        say(serde_json::to_string_pretty(&web::document()?)?);
+        return Ok(true);
+    }
     telemetry::start("admin", &config::read(env)?, Stream::Stderr);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
-            Command::Config => Ok(true),
+            Command::Config | Command::Openapi => Ok(true),
             Command::Migrate { check: true } => migrate::check(&config::read(env)?).await,
             Command::Migrate { check: false } => migrate::apply(&config::read(env)?).await.map(|()| true),
             Command::Doctor => doctor::examine(env).await,

@@ -29,7 +29,7 @@ pub async fn plant(database: &config::Database, site: &config::Site) -> anyhow::
         let id = Uuid::now_v7();
         let mut transaction = pool.begin().await.context("cannot reach Postgres")?;
         if account::create(&mut transaction, id, email, &hash).await? {
-            account::mark_verified(&mut transaction, id).await?;
+            account::verify(&mut transaction, id, email).await?;
             transaction.commit().await?;
             say(format_args!("{email}  {password}"));
         } else {

@@ -59,6 +59,10 @@ impl PublicUrl {
     }
 }
 
+/// Origins of sites, as browsers send them (RFC 6454): `https://app.example.com`.
+#[derive(Debug, Clone)]
+pub struct Origins(pub Vec<String>);
+
 impl<T: Setting> Setting for Option<T> {
     const SECRET: bool = T::SECRET;
 
@@ -146,6 +150,13 @@ impl Setting for PublicUrl {
             .filter(|url| url.username().is_empty() && url.password().is_none())
             .map(Self)
             .ok_or_else(|| "must be an address such as https://example.com, with nothing behind the host".to_owned())
+    }
+}
+
+impl Setting for Origins {
+    fn parse(text: &str) -> Result<Self, String> {
+        let origins: Result<_, _> = text.split(',').map(|origin| PublicUrl::parse(origin.trim()).map(|url| url.origin())).collect();
+        origins.map(Self).map_err(|_| "must be addresses such as https://app.example.com, separated by commas".to_owned())
     }
 }
 

@@ -6,6 +6,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use garde::Validate;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
 use super::problem::{FieldError, Problem};
@@ -83,6 +84,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
         let Path(id) = Path::from_request_parts(parts, state).await.map_err(|_| Problem::not_found())?;
         Ok(Self(id))
     }
+}
+
+/// For a member of a merge patch (RFC 7396) that cannot be removed: it may be absent, and it may not be null.
+///
+/// # Errors
+/// It is null, or of another type.
+pub fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// A rule for text that Postgres keeps: it cannot hold the character NUL.

@@ -2,37 +2,52 @@
 //!
 //! Knows no feature.
 
+pub mod access;
+pub mod client;
 pub mod extract;
 pub mod health;
+pub mod idempotency;
+pub mod limit;
 pub mod observe;
+pub mod openapi;
 pub mod page;
+pub mod paging;
 pub mod problem;
+pub mod secret;
 pub mod serve;
 pub mod session;
+pub mod token;
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
-use axum::middleware;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use sqlx::PgPool;
+use tokio::sync::Semaphore;
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::csrf::CsrfLayer;
+use tower_http::cors::CorsLayer;
 use tower_http::timeout::TimeoutLayer;
 
-use crate::config::PublicUrl;
+use crate::config::{self, PublicUrl};
 use crate::jobs::Notifier;
 use problem::Problem;
 use session::Sessions;
 
+pub use access::Caller;
 pub use extract::{Id, Json, Query};
 pub use problem::Result;
 pub use session::Session;
 
 /// The largest body that a request may have, in bytes.
 const BODY_LIMIT: usize = 1024 * 1024;
+
+/// How many requests are worked on at a time; more would wait for each other until all are too late.
+const IN_FLIGHT: usize = 512;
 
 /// What handlers reach: the attached resources and what is passed in instead of being global.
 #[derive(Clone)]
@@ -41,19 +56,62 @@ pub struct App {
     pub sessions: Sessions,
     /// Wakes the workers after a commit that enqueued something.
     pub notifier: Notifier,
-    pub site: PublicUrl,
     /// The time of day.
     pub now: fn() -> Timestamp,
 }
 
-/// Puts around the routes what holds for all of them: time and size limits, the origin check, problem bodies, the access line.
-pub fn finish(routes: Router, request_timeout: Duration) -> Router {
+/// Puts around the routes what holds for all of them: limits of time, size and number, CORS, problem bodies, the
+/// headers that make browsers careful, the access line.
+pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl) -> Router {
+    let free = Arc::new(Semaphore::new(IN_FLIGHT));
     routes
         .fallback(|| async { Problem::not_found() })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(CsrfLayer::new())
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, request_timeout))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout))
+        .layer(middleware::from_fn(move |request, next| shed(free.clone(), request, next)))
         // The panic hook has logged it; the client gets a bare 500, which `observe` gives a body.
-        .layer(CatchPanicLayer::custom(|_| axum::response::IntoResponse::into_response(StatusCode::INTERNAL_SERVER_ERROR)))
+        .layer(CatchPanicLayer::custom(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response()))
+        .layer(option_layer(cors(config)))
+        .layer(middleware::from_fn_with_state(site.is_https(), harden))
         .layer(middleware::from_fn(observe::observe))
+}
+
+async fn shed(free: Arc<Semaphore>, request: Request, next: Next) -> Response {
+    let Ok(_permit) = free.try_acquire() else {
+        let detail = "too many requests at a time; try again in a moment";
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).into_response();
+    };
+    next.run(request).await
+}
+
+/// Other sites may call the API if they are listed, with cookies and all; without a list nobody may.
+fn cors(config: &config::Http) -> Option<CorsLayer> {
+    let origins = config.cors_origins.as_ref()?.0.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
+    let layer = CorsLayer::new()
+        .allow_origin(origins.collect::<Vec<_>>())
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION, header::IF_MATCH, HeaderName::from_static("idempotency-key")])
+        .expose_headers(
+            ["etag", "link", "location", "ratelimit", "ratelimit-policy", "retry-after", "x-request-id"].map(HeaderName::from_static),
+        );
+    Some(layer)
+}
+
+/// What OWASP's HTTP Headers Cheat Sheet asks for; a page that needs more than nothing brings a policy of its own.
+async fn harden(axum::extract::State(https): axum::extract::State<bool>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if https {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=63072000"));
+    }
+    response
 }

@@ -14,11 +14,13 @@ const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; for
 /// # Errors
 /// The template fails to render.
 pub fn page(status: StatusCode, template: &impl Template) -> Result<Response> {
-    let headers = [
-        (header::CONTENT_SECURITY_POLICY, CONTENT_POLICY),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CACHE_CONTROL, "no-store"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ];
+    let headers = [(header::CONTENT_SECURITY_POLICY, CONTENT_POLICY), (header::CACHE_CONTROL, "no-store")];
     Ok((status, headers, Html(template.render().map_err(Problem::internal)?)).into_response())
+}
+
+/// The policy of pages that bring scripts of their own, from this site.
+pub async fn allow_own_scripts(mut response: Response) -> Response {
+    let policy = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'";
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, axum::http::HeaderValue::from_static(policy));
+    response
 }

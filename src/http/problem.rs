@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -24,6 +24,8 @@ pub struct Problem {
     pub detail: Option<String>,
     /// What was wrong with each field of the input.
     pub errors: Vec<FieldError>,
+    /// Headers of the answer besides those that every problem has.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// What was wrong inside, for the log alone.
     pub source: Option<anyhow::Error>,
 }
@@ -38,7 +40,7 @@ pub struct FieldError {
 
 impl Problem {
     pub fn new(status: StatusCode, slug: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, slug, detail: Some(detail.into()), errors: Vec::new(), source: None }
+        Self { status, slug, detail: Some(detail.into()), errors: Vec::new(), headers: Vec::new(), source: None }
     }
 
     /// 400: what cannot be parsed.
@@ -49,6 +51,11 @@ impl Problem {
     /// 401: no session, or one that has ended.
     pub fn unauthenticated() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "log in first")
+    }
+
+    /// 403: known, and not allowed.
+    pub fn forbidden(slug: &'static str, detail: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, slug, detail)
     }
 
     /// 404, for what does not exist and for what is another's, alike.
@@ -78,18 +85,17 @@ impl Problem {
 
     /// The problem that a bare status stands for.
     pub fn from_status(status: StatusCode) -> Self {
-        let slug = match status {
-            StatusCode::BAD_REQUEST => "malformed",
-            StatusCode::FORBIDDEN => "forbidden",
-            StatusCode::NOT_FOUND => "not-found",
-            StatusCode::METHOD_NOT_ALLOWED => "method-not-allowed",
-            StatusCode::PAYLOAD_TOO_LARGE => "body-too-large",
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported-media-type",
-            StatusCode::SERVICE_UNAVAILABLE => "unavailable",
-            _ if status.is_server_error() => "internal",
-            _ => "refused",
+        let (slug, detail) = match status {
+            StatusCode::BAD_REQUEST => ("malformed", "the request cannot be read"),
+            StatusCode::NOT_FOUND => ("not-found", "there is nothing here, or it is another's"),
+            StatusCode::METHOD_NOT_ALLOWED => ("method-not-allowed", "the methods that can be used here are in the `Allow` header"),
+            StatusCode::PAYLOAD_TOO_LARGE => ("body-too-large", "the body may have a mebibyte at most"),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported-media-type", "the body must be JSON: `Content-Type: application/json`"),
+            StatusCode::SERVICE_UNAVAILABLE => ("unavailable", "something that this needs is away or too slow; try again in a moment"),
+            _ if status.is_server_error() => ("internal", "our own fault; the request's id finds it in our log"),
+            _ => ("refused", "the request was refused"),
         };
-        Self { status, slug, detail: None, errors: Vec::new(), source: None }
+        Self { status, slug, detail: Some(detail.to_owned()), errors: Vec::new(), headers: Vec::new(), source: None }
     }
 
     /// The whole response; `request_id` is what a person quotes to support.
@@ -117,9 +123,13 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1")),
+            // RFC 9110, 15.5.2: a 401 names a way in.
+            StatusCode::UNAUTHORIZED => headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            _ => None,
+        };
+        headers.extend(self.headers.iter().cloned());
         response
     }
 }

@@ -20,10 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
+use super::client::Peer;
 use crate::lifecycle::Lifecycle;
 
 /// How long a client may take over the head of a request, and so how long an idle connection lives.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest head that a request may have, in bytes; a larger one is 431.
+const HEADER_LIMIT: usize = 32 * 1024;
 
 /// After a request's end its last bytes may still be on the way to the client; a half-sent request gets no more than this.
 const FLUSH: Duration = Duration::from_millis(300);
@@ -69,8 +73,8 @@ async fn accept(
             () = &mut closed => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, routes.clone(), closing.clone(), hard.clone()));
+                Ok((stream, peer)) => {
+                    connections.spawn(connection(stream, Peer(peer), routes.clone(), closing.clone(), hard.clone()));
                 }
                 Err(e) => {
                     // Out of file descriptors, most often: accepting again at once would spin.
@@ -91,11 +95,12 @@ async fn accept(
 }
 
 /// Serves one connection; says whether it was cut off in mid-answer.
-async fn connection(stream: TcpStream, routes: Router, closing: CancellationToken, hard: CancellationToken) -> bool {
+async fn connection(stream: TcpStream, peer: Peer, routes: Router, closing: CancellationToken, hard: CancellationToken) -> bool {
     // Small answers must not wait for the client's acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let answering = Arc::new(AtomicUsize::new(0));
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         let guard = Answering::begin(&answering);
         let routes = routes.clone();
         async move { routes.oneshot(request).await.map(|response| response.map(|body| Guarded { body, _guard: guard })) }
@@ -104,6 +109,7 @@ async fn connection(stream: TcpStream, routes: Router, closing: CancellationToke
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(HEADER_LIMIT)
             .serve_connection(TokioIo::new(stream), service)
     );
     tokio::select! {

@@ -5,18 +5,17 @@
 
 use std::time::Duration;
 
-use axum::extract::{FromRef, FromRequestParts, OptionalFromRequestParts};
-use axum::http::request::Parts;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use deadpool_redis::redis::pipe;
+use deadpool_redis::redis::{Pipeline, pipe};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::access::Role;
 use super::problem::Problem;
+use super::secret;
 use crate::config::{self, PublicUrl};
 use crate::resources::redis::{self, Redis};
 
@@ -26,7 +25,11 @@ pub struct Session {
     pub account_id: Uuid,
     /// The account's epoch at log-in; a session of an older epoch has been ended.
     pub epoch: i32,
+    /// Holds as long as the session: a change of role ends it.
+    pub role: Role,
     pub created_at: Timestamp,
+    /// The program that logged in, as it calls itself.
+    pub user_agent: Option<String>,
     /// The Redis key's last part.
     #[serde(skip)]
     pub hash: String,
@@ -57,17 +60,15 @@ impl Sessions {
         Self { redis, ttl: config.session_ttl, max_age: config.session_max_age, cookie, attributes, now }
     }
 
-    /// Starts a session and gives its id, for [`Self::cookie`].
+    /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here.
     ///
     /// # Errors
     /// Redis is away, or the system has no randomness.
-    pub async fn start(&self, account_id: Uuid, epoch: i32) -> Result<(SessionId, Session), Problem> {
-        let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).map_err(|e| Problem::internal(anyhow::anyhow!("no randomness: {e}")))?;
-        let id = URL_SAFE_NO_PAD.encode(bytes);
-        let session = Session { account_id, epoch, created_at: (self.now)(), hash: hash(&id) };
+    pub async fn start(&self, session: Session) -> Result<(SessionId, Session), Problem> {
+        let id = secret::mint().map_err(Problem::internal)?;
+        let session = Session { hash: hash(&id), ..session };
         let data = serde_json::to_string(&session).map_err(Problem::internal)?;
-        let set = set_key(account_id);
+        let set = set_key(session.account_id);
         let mut commands = pipe();
         commands.cmd("SET").arg(key(&session.hash)).arg(data).arg("PX").arg(millis(self.ttl.min(self.max_age))).ignore();
         commands.sadd(&set, &session.hash).ignore();
@@ -76,28 +77,86 @@ impl Sessions {
         Ok((SessionId(id), session))
     }
 
-    /// Finds a session by its id and gives it a new lease of life, in one round trip.
-    ///
-    /// # Errors
-    /// Redis is away; that is not the same as no session.
-    pub async fn find(&self, id: &str) -> Result<Option<Session>, redis::Error> {
-        let hash = hash(id);
-        let mut commands = pipe();
-        commands.cmd("GETEX").arg(key(&hash)).arg("PX").arg(millis(self.ttl));
-        let (data,): (Option<String>,) = self.redis.run(&commands).await?;
-        let session = data.and_then(|data| serde_json::from_str::<Session>(&data).ok());
-        let age = |session: &Session| (self.now)().duration_since(session.created_at);
-        Ok(session.filter(|session| age(session).unsigned_abs() < self.max_age).map(|session| Session { hash, ..session }))
+    /// Adds the question for a session, which also gives it a new lease of life, to what is asked of Redis anyway.
+    pub fn ask(&self, commands: &mut Pipeline, id: &str) {
+        commands.cmd("GETEX").arg(key(&hash(id))).arg("PX").arg(millis(self.ttl));
     }
 
-    /// Ends one session.
+    /// Reads the answer: the session, if there is one and it is not too old.
+    pub fn read(&self, id: &str, data: Option<String>) -> Option<Session> {
+        let session = serde_json::from_str::<Session>(&data?).ok()?;
+        let age = (self.now)().duration_since(session.created_at).unsigned_abs();
+        (age < self.max_age).then(|| Session { hash: hash(id), ..session })
+    }
+
+    /// What limits count a session by.
+    pub fn bucket(&self, id: &str) -> String {
+        format!("session:{}", hash(id))
+    }
+
+    /// An account's sessions with the time of their last use, the oldest first.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn list(&self, account_id: Uuid) -> Result<Vec<(Session, Timestamp)>, redis::Error> {
+        let hashes = members(&self.redis, account_id).await?;
+        let mut commands = pipe();
+        for hash in &hashes {
+            commands.get(key(hash)).pttl(key(hash));
+        }
+        let answers: Vec<(Option<String>, i64)> = if hashes.is_empty() { Vec::new() } else { self.redis.run(&commands).await? };
+        let mut sessions: Vec<_> = hashes
+            .into_iter()
+            .zip(answers)
+            .filter_map(|(hash, (data, left))| {
+                let session = Session { hash, ..serde_json::from_str(&data?).ok()? };
+                // Each use sets its time to live anew, so what is missing of it is the time since.
+                let idle = self.ttl.saturating_sub(Duration::from_millis(u64::try_from(left).ok()?));
+                let last_used = (self.now)().checked_sub(idle).ok()?.max(session.created_at);
+                Some((session, last_used))
+            })
+            .collect();
+        sessions.sort_by(|(a, _), (b, _)| (a.created_at, &a.hash).cmp(&(b.created_at, &b.hash)));
+        Ok(sessions)
+    }
+
+    /// Ends one session of an account, by its hash; says whether the account had it.
     ///
     /// # Errors
     /// Redis is away, and the session goes on.
-    pub async fn end(&self, session: &Session) -> Result<(), redis::Error> {
+    pub async fn end(&self, account_id: Uuid, hash: &str) -> Result<bool, redis::Error> {
         let mut commands = pipe();
-        commands.del(key(&session.hash)).ignore().srem(set_key(session.account_id), &session.hash).ignore();
-        self.redis.run(commands.atomic()).await
+        commands.srem(set_key(account_id), hash);
+        let (was_there,): (bool,) = self.redis.run(&commands).await?;
+        if was_there {
+            let mut commands = pipe();
+            commands.del(key(hash)).ignore();
+            self.redis.run::<()>(&commands).await?;
+        }
+        Ok(was_there)
+    }
+
+    /// Ends the session whose id a request brings, if it brings one.
+    ///
+    /// # Errors
+    /// Redis is away, and the session goes on.
+    pub async fn end_of(&self, headers: &HeaderMap) -> Result<(), redis::Error> {
+        let Some(hash) = self.id_in(headers).map(hash) else { return Ok(()) };
+        let mut commands = pipe();
+        commands.cmd("GETDEL").arg(key(&hash));
+        let (data,): (Option<String>,) = self.redis.run(&commands).await?;
+        let Some(session) = data.and_then(|data| serde_json::from_str::<Session>(&data).ok()) else { return Ok(()) };
+        let mut commands = pipe();
+        commands.srem(set_key(session.account_id), &hash).ignore();
+        self.redis.run(&commands).await
+    }
+
+    /// Ends every session of an account that began before `epoch`.
+    ///
+    /// # Errors
+    /// Redis is away; some sessions may have ended.
+    pub async fn end_before(&self, account_id: Uuid, epoch: i32) -> Result<(), redis::Error> {
+        end_before(&self.redis, account_id, epoch).await
     }
 
     /// The `Set-Cookie` value that hands a session to the browser.
@@ -117,9 +176,9 @@ impl Sessions {
         Ok(cookie)
     }
 
-    fn id_of<'a>(&self, parts: &'a Parts) -> Option<&'a str> {
-        parts
-            .headers
+    /// The id in a request's cookie (RFC 6265, 5.4).
+    pub fn id_in<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        headers
             .get_all(header::COOKIE)
             .iter()
             .filter_map(|value| value.to_str().ok())
@@ -134,26 +193,29 @@ impl Sessions {
 /// # Errors
 /// Redis is away; some sessions may have ended.
 pub async fn end_before(redis: &Redis, account_id: Uuid, epoch: i32) -> Result<(), redis::Error> {
-    let set = set_key(account_id);
-    let mut members = pipe();
-    members.smembers(&set);
-    let (hashes,): (Vec<String>,) = redis.run(&members).await?;
-    for hash in hashes {
+    for hash in members(redis, account_id).await? {
         let mut get = pipe();
         get.get(key(&hash));
         let (data,): (Option<String>,) = redis.run(&get).await?;
         let stays = data.and_then(|data| serde_json::from_str::<Session>(&data).ok()).is_some_and(|session| session.epoch >= epoch);
         if !stays {
             let mut end = pipe();
-            end.del(key(&hash)).ignore().srem(&set, &hash).ignore();
+            end.del(key(&hash)).ignore().srem(set_key(account_id), &hash).ignore();
             redis.run::<()>(end.atomic()).await?;
         }
     }
     Ok(())
 }
 
+async fn members(redis: &Redis, account_id: Uuid) -> Result<Vec<String>, redis::Error> {
+    let mut commands = pipe();
+    commands.smembers(set_key(account_id));
+    let (hashes,) = redis.run(&commands).await?;
+    Ok(hashes)
+}
+
 fn hash(id: &str) -> String {
-    URL_SAFE_NO_PAD.encode(Sha256::digest(id))
+    URL_SAFE_NO_PAD.encode(secret::hash(id))
 }
 
 fn key(hash: &str) -> String {
@@ -166,35 +228,4 @@ fn set_key(account_id: Uuid) -> String {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
-}
-
-/// The caller's session; 401 without one, 503 when Redis cannot say.
-impl<S: Send + Sync> FromRequestParts<S> for Session
-where
-    Sessions: FromRef<S>,
-{
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let session = <Self as OptionalFromRequestParts<S>>::from_request_parts(parts, state).await?;
-        session.ok_or_else(Problem::unauthenticated)
-    }
-}
-
-/// The caller's session, if there is one.
-impl<S: Send + Sync> OptionalFromRequestParts<S> for Session
-where
-    Sessions: FromRef<S>,
-{
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Option<Self>, Problem> {
-        let sessions = Sessions::from_ref(state);
-        let Some(id) = sessions.id_of(parts) else { return Ok(None) };
-        let session = sessions.find(id).await?;
-        if let Some(session) = &session {
-            tracing::Span::current().record("account_id", tracing::field::display(session.account_id));
-        }
-        Ok(session)
-    }
 }

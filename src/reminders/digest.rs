@@ -37,7 +37,7 @@ impl Job for SendDigests {
         let (from, to) = bounds(self.day)?;
         let accounts = sqlx::query_scalar!(
             r#"SELECT DISTINCT account_id FROM reminders JOIN accounts ON accounts.id = account_id
-               WHERE sent_at IS NULL AND due_at >= $1 AND due_at < $2 AND verified_at IS NOT NULL"#,
+               WHERE sent_at IS NULL AND due_at >= $1 AND due_at < $2 AND verified_at IS NOT NULL AND digest AND suspended_at IS NULL"#,
             from.to_sqlx() as _,
             to.to_sqlx() as _
         );
@@ -76,7 +76,7 @@ impl Job for SendDigest {
         let (from, to) = bounds(self.day)?;
         let due = sqlx::query!(
             r#"SELECT email, message, due_at FROM reminders JOIN accounts ON accounts.id = account_id
-               WHERE account_id = $1 AND due_at >= $2 AND due_at < $3 AND sent_at IS NULL AND verified_at IS NOT NULL
+               WHERE account_id = $1 AND due_at >= $2 AND due_at < $3 AND sent_at IS NULL AND verified_at IS NOT NULL AND digest AND suspended_at IS NULL
                ORDER BY due_at LIMIT 1000"#,
             self.account_id,
             from.to_sqlx() as _,

@@ -23,7 +23,7 @@ impl Job for SendReminder {
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let due = sqlx::query!(
             r#"SELECT message, email FROM reminders JOIN accounts ON accounts.id = account_id
-               WHERE reminders.id = $1 AND version = $2 AND sent_at IS NULL AND verified_at IS NOT NULL"#,
+               WHERE reminders.id = $1 AND version = $2 AND sent_at IS NULL AND verified_at IS NOT NULL AND suspended_at IS NULL"#,
             self.id,
             self.version
         );

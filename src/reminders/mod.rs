@@ -7,4 +7,4 @@ mod routes;
 
 pub use digest::{SendDigest, SendDigests};
 pub use jobs::SendReminder;
-pub use routes::routes;
+pub use routes::api;

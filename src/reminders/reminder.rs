@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgExecutor};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// A message for later.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Reminder {
     pub id: Uuid,
     pub message: String,
@@ -17,6 +18,13 @@ pub struct Reminder {
     /// When it was mailed.
     pub sent_at: Option<Timestamp>,
     pub created_at: Timestamp,
+}
+
+impl Reminder {
+    /// Tells one state of it from another (RFC 9110, 8.8.3).
+    pub fn etag(&self) -> String {
+        format!("\"{}{}\"", self.version, if self.sent_at.is_some() { "-sent" } else { "" })
+    }
 }
 
 /// The same, as Postgres gives it.
@@ -101,6 +109,20 @@ pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> 
         account_id
     );
     Ok(found.fetch_optional(executor).await?.map(Into::into))
+}
+
+/// Locks an account's reminder until the end of the transaction, so that what is decided by its state holds.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
+    let found = sqlx::query_as!(
+        Row,
+        "SELECT id, message, due_at, version, sent_at, created_at FROM reminders WHERE id = $1 AND account_id = $2 FOR UPDATE",
+        id,
+        account_id
+    );
+    Ok(found.fetch_optional(connection).await?.map(Into::into))
 }
 
 /// Changes what is given and leaves the rest. It counts as not sent again, if its time is changed.

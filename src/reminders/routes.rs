@@ -1,153 +1,179 @@
 //! The routes of reminders: create, list, read, change, delete.
 
-use axum::Router;
-use axum::extract::{FromRef, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{MatchedPath, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use garde::Validate;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::jobs::SendReminder;
 use super::reminder::{self, Reminder};
-use crate::http::extract::no_nul;
+use crate::http::extract::{no_nul, not_null};
+use crate::http::idempotency::{self, Begun, IdempotencyKey};
+use crate::http::paging::{List, Page};
 use crate::http::problem::{Problem, Result};
-use crate::http::session::Sessions;
-use crate::http::{App, Id, Json, Query, Session};
+use crate::http::{App, Caller, Id, Json, Query};
 use crate::jobs;
 
-#[derive(Clone)]
-struct Context(App);
-
-impl FromRef<Context> for Sessions {
-    fn from_ref(context: &Context) -> Self {
-        context.0.sessions.clone()
-    }
+/// The operations of the API.
+pub fn api() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(create_reminder, list_reminders)).routes(routes!(read_reminder, change_reminder, delete_reminder))
 }
 
-/// The routes below `/api/v1`.
-pub fn routes(app: App) -> Router {
-    Router::new()
-        .route("/reminders", get(list).post(create))
-        .route("/reminders/{id}", get(read).patch(change).delete(delete))
-        .with_state(Context(app))
-}
-
-#[derive(Deserialize, Validate)]
-struct New {
+#[derive(Serialize, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewReminder {
     #[garde(length(chars, min = 1, max = 10_000), custom(no_nul))]
+    #[schema(min_length = 1, max_length = 10_000, pattern = r"^[^\x00]*$", example = "water the plants")]
     message: String,
+    /// When it shall be mailed; in the future.
     #[garde(skip)]
+    #[schema(example = "2099-01-01T09:00:00Z")]
     due_at: Timestamp,
 }
 
-/// The reminder and its job commit together, or neither does.
-async fn create(State(Context(app)): State<Context>, session: Session, Json(input): Json<New>) -> Result<Response> {
-    in_future(&app, input.due_at)?;
+/// Make a reminder
+///
+/// With an `Idempotency-Key` the same request may be sent again, and gives the same answer for a day.
+#[utoipa::path(post, path = "/reminders", tag = "Reminders",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Any text of 1 to 255 visible ASCII characters",
+        min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
+    responses(
+        (status = 201, description = "It will be mailed when it is due", body = Reminder, headers(("Location" = String), ("ETag" = String))),
+        (status = 403, description = "email-not-verified: The account's address has not been verified"),
+        (status = 409, description = "idempotency-key-in-use: A request with this Idempotency-Key is still running"),
+        (status = 422, description = "idempotency-key-reused: This Idempotency-Key came with another body before"),
+    ))]
+async fn create_reminder(State(app): State<App>, caller: Caller, key: IdempotencyKey, Json(input): Json<NewReminder>) -> Result<Response> {
     let mut transaction = app.postgres.begin().await?;
-    let created = reminder::create(&mut transaction, Uuid::now_v7(), session.account_id, &input.message, input.due_at).await?;
-    let Some(reminder) = created else {
-        let detail = "show first that the address is yours: open the link that was mailed to it";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "email-not-verified", detail));
+    let request = match key.begin::<Reminder>(&mut transaction, caller.account_id, "POST /reminders", &input).await? {
+        Begun::Done(earlier) => return created(earlier),
+        Begun::New(request) => request,
+    };
+    in_future(&app, input.due_at)?;
+    // The reminder and its job commit together, or neither does.
+    let made = reminder::create(&mut transaction, Uuid::now_v7(), caller.account_id, &input.message, input.due_at).await?;
+    let Some(reminder) = made else {
+        return Err(Problem::forbidden("email-not-verified", "show first that the address is yours: open the link that was mailed to it"));
     };
     let enqueued = enqueue(&mut transaction, &reminder).await?;
+    idempotency::save(&mut transaction, request, &reminder).await?;
     transaction.commit().await?;
     enqueued.fire(&app.notifier);
+    created(reminder)
+}
+
+fn created(reminder: Reminder) -> Result<Response> {
     let location = format!("/api/v1/reminders/{}", reminder.id);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], axum::Json(reminder)).into_response())
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], tagged(reminder)?).into_response())
 }
 
-#[derive(Deserialize, Validate)]
-struct Page {
-    #[garde(skip)]
-    cursor: Option<String>,
-    #[garde(range(min = 1, max = 100))]
-    #[serde(default = "default_limit")]
-    limit: u8,
+/// A reminder with its `ETag`.
+fn tagged(reminder: Reminder) -> Result<Response> {
+    let etag = HeaderValue::try_from(reminder.etag()).map_err(Problem::internal)?;
+    Ok(([(header::ETAG, etag)], axum::Json(reminder)).into_response())
 }
 
-fn default_limit() -> u8 {
-    20
+/// List my reminders, the earliest first
+#[utoipa::path(get, path = "/reminders", tag = "Reminders", params(Page), responses(
+    (status = 200, description = "A page of reminders", body = List<Reminder>, headers(("Link" = Option<String>, description = "The next page"))),
+))]
+async fn list_reminders(State(app): State<App>, caller: Caller, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+    let reminders = reminder::list(&app.postgres, caller.account_id, page.after()?, page.fetch()).await?;
+    page.answer(&path, reminders, |last| (last.due_at, last.id))
 }
 
-#[derive(Serialize)]
-struct List {
-    items: Vec<Reminder>,
-    /// The `cursor` of the next page; none on the last.
-    next: Option<String>,
+/// Read a reminder
+#[utoipa::path(get, path = "/reminders/{id}", tag = "Reminders", params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The reminder", body = Reminder, headers(("ETag" = String)))))]
+async fn read_reminder(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Response> {
+    tagged(reminder::find(&app.postgres, caller.account_id, id).await?.ok_or_else(Problem::not_found)?)
 }
 
-async fn list(State(Context(app)): State<Context>, session: Session, Query(page): Query<Page>) -> Result<axum::Json<List>> {
-    let after = match &page.cursor {
-        Some(cursor) => Some(position(cursor).ok_or_else(|| Problem::invalid_field("cursor", "is none that a page has given"))?),
-        None => None,
-    };
-    let limit = usize::from(page.limit);
-    // One more than asked for tells whether there is a next page.
-    let mut items = reminder::list(&app.postgres, session.account_id, after, i64::from(page.limit) + 1).await?;
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let next = items.last().filter(|_| more).map(cursor);
-    Ok(axum::Json(List { items, next }))
-}
-
-/// Where a page ended: the sort key of its last item, to the microsecond as Postgres keeps it.
-fn cursor(last: &Reminder) -> String {
-    URL_SAFE_NO_PAD.encode([last.due_at.as_microsecond().to_be_bytes().as_slice(), last.id.as_bytes()].concat())
-}
-
-fn position(cursor: &str) -> Option<(Timestamp, Uuid)> {
-    let bytes = URL_SAFE_NO_PAD.decode(cursor).ok()?;
-    let (micros, id) = bytes.split_first_chunk::<8>()?;
-    Some((Timestamp::from_microsecond(i64::from_be_bytes(*micros)).ok()?, Uuid::from_slice(id).ok()?))
-}
-
-async fn read(State(Context(app)): State<Context>, session: Session, Id(id): Id) -> Result<axum::Json<Reminder>> {
-    let found = reminder::find(&app.postgres, session.account_id, id).await?;
-    found.map(axum::Json).ok_or_else(Problem::not_found)
-}
-
-/// RFC 7396: what is absent stays.
-#[derive(Deserialize, Validate)]
-struct Change {
+/// RFC 7396: what is absent stays. Nothing here can be removed, so null is not allowed.
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeReminder {
     #[garde(length(chars, min = 1, max = 10_000), inner(custom(no_nul)))]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 10_000, pattern = r"^[^\x00]*$")]
     message: Option<String>,
+    /// A new time, in the future; it is mailed then, even if it was mailed before.
     #[garde(skip)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = Timestamp, required = false)]
     due_at: Option<Timestamp>,
 }
 
-async fn change(
-    State(Context(app)): State<Context>,
-    session: Session,
+/// Change a reminder
+///
+/// With `If-Match` only if it is still as it was read (RFC 9110, 13.1.1).
+#[utoipa::path(patch, path = "/reminders/{id}", tag = "Reminders",
+    params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header, description = "The `ETag` that was read")),
+    responses(
+        (status = 200, description = "The reminder as it is now", body = Reminder, headers(("ETag" = String))),
+        (status = 412, description = "changed-meanwhile: It is no longer as it was read"),
+    ))]
+async fn change_reminder(
+    State(app): State<App>,
+    caller: Caller,
     Id(id): Id,
-    Json(input): Json<Change>,
-) -> Result<axum::Json<Reminder>> {
+    headers: HeaderMap,
+    Json(input): Json<ChangeReminder>,
+) -> Result<Response> {
     if let Some(due_at) = input.due_at {
         in_future(&app, due_at)?;
     }
+    let mut transaction = app.postgres.begin().await?;
+    let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
+    unchanged_since(&headers, &before)?;
     if input.message.is_none() && input.due_at.is_none() {
         // Nothing to change is no new version, and no new job.
-        return read(State(Context(app)), session, Id(id)).await;
+        return tagged(before);
     }
-    let mut transaction = app.postgres.begin().await?;
-    let changed = reminder::change(&mut transaction, session.account_id, id, input.message.as_deref(), input.due_at).await?;
+    let changed = reminder::change(&mut transaction, caller.account_id, id, input.message.as_deref(), input.due_at).await?;
     let reminder = changed.ok_or_else(Problem::not_found)?;
     let enqueued = if reminder.sent_at.is_none() { Some(enqueue(&mut transaction, &reminder).await?) } else { None };
     transaction.commit().await?;
     if let Some(enqueued) = enqueued {
         enqueued.fire(&app.notifier);
     }
-    Ok(axum::Json(reminder))
+    tagged(reminder)
 }
 
-/// Its job finds nothing when it is due, and ends.
-async fn delete(State(Context(app)): State<Context>, session: Session, Id(id): Id) -> Result<StatusCode> {
-    let deleted = reminder::delete(&app.postgres, session.account_id, id).await?;
-    if deleted { Ok(StatusCode::NO_CONTENT) } else { Err(Problem::not_found()) }
+/// Delete a reminder
+///
+/// With `If-Match` only if it is still as it was read.
+#[utoipa::path(delete, path = "/reminders/{id}", tag = "Reminders",
+    params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header, description = "The `ETag` that was read")),
+    responses(
+        (status = 204, description = "It is gone, and will not be mailed"),
+        (status = 412, description = "changed-meanwhile: It is no longer as it was read"),
+    ))]
+async fn delete_reminder(State(app): State<App>, caller: Caller, Id(id): Id, headers: HeaderMap) -> Result<StatusCode> {
+    let mut transaction = app.postgres.begin().await?;
+    let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
+    unchanged_since(&headers, &before)?;
+    // Its job finds nothing when it is due, and ends.
+    reminder::delete(&mut *transaction, caller.account_id, id).await?;
+    transaction.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A change to what has changed since it was read would be a lost update: 412.
+fn unchanged_since(headers: &HeaderMap, reminder: &Reminder) -> Result<()> {
+    let Some(expected) = headers.get(header::IF_MATCH) else { return Ok(()) };
+    let etag = reminder.etag();
+    let expected = expected.to_str().unwrap_or_default();
+    if expected.split(',').any(|tag| tag.trim() == "*" || tag.trim() == etag) {
+        return Ok(());
+    }
+    Err(Problem::new(StatusCode::PRECONDITION_FAILED, "changed-meanwhile", "it has changed since it was read: read it again"))
 }
 
 fn in_future(app: &App, due_at: Timestamp) -> Result<()> {

@@ -123,7 +123,7 @@ async fn with_a_stuck_job(deploy: &Deploy) -> (Person, crate::support::Process, 
     let ada = Person::verified(deploy, &web).await;
     let mut database = deploy.database().await;
     sqlx::query("BEGIN").execute(&mut database).await.unwrap();
-    sqlx::query("LOCK TABLE email_verifications").execute(&mut database).await.unwrap();
+    sqlx::query("LOCK TABLE mailed_tokens").execute(&mut database).await.unwrap();
     let grace = Person::stranger(&web);
     grace.sign_up().await;
     first

@@ -78,6 +78,7 @@ async fn one_command_runs_it_all_and_the_first_five_minutes_of_the_readme_work_a
     let section = readme.split("## The first five minutes").nth(1).unwrap().split("\n## ").next().unwrap();
     let commands: String = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
     let commands = commands
+        .replace("origin: http://localhost:8080", &format!("origin: http://localhost:{}", dev.port))
         .replace("localhost:8080", &format!("127.0.0.1:{}", dev.port))
         .replace("localhost:8081", &format!("127.0.0.1:{}", dev.port + 1))
         .replace("http://localhost:8025", &dev.page)

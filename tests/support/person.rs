@@ -44,7 +44,8 @@ impl Person {
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("{}/api/v1{path}", self.url))
+        // As a browser says it on this deploy's own pages.
+        self.client.request(method, format!("{}/api/v1{path}", self.url)).header("sec-fetch-site", "same-origin")
     }
 
     pub async fn get(&self, path: &str) -> Response {
@@ -61,6 +62,12 @@ impl Person {
 
     pub async fn delete(&self, path: &str) -> Response {
         self.request(Method::DELETE, path).send().await.expect("web answers")
+    }
+
+    /// Presses the button of a page, as a browser does.
+    pub async fn press(&self, web: &Web, path: &str, form: &[(&str, &str)]) -> Response {
+        let post = self.client.post(format!("{}{path}", web.url)).header("sec-fetch-site", "same-origin").form(form);
+        post.send().await.expect("web answers")
     }
 
     pub async fn sign_up(&self) -> Response {

@@ -1,7 +1,7 @@
 //! A network that breaks: a TCP proxy that can be cut, stalled and healed.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -20,6 +20,7 @@ enum State {
 pub struct Proxy {
     pub address: SocketAddr,
     state: Arc<watch::Sender<State>>,
+    sent: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Proxy {
@@ -27,8 +28,15 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (sender, state) = watch::channel(State::Open);
-        tokio::spawn(forward(listener, address, target, state));
-        Self { address, state: Arc::new(sender) }
+        let sent = Arc::default();
+        tokio::spawn(forward(listener, address, target, state, Arc::clone(&sent)));
+        Self { address, state: Arc::new(sender), sent }
+    }
+
+    /// What clients have sent so far, as it came in: who waits for an answer before the next question sends two pieces.
+    pub fn sent(&self) -> Vec<String> {
+        let sent = self.sent.lock().expect("no panic while locked");
+        sent.iter().map(|piece| String::from_utf8_lossy(piece).into_owned()).collect()
     }
 
     /// Breaks every connection and refuses new ones.
@@ -46,7 +54,13 @@ impl Proxy {
     }
 }
 
-async fn forward(listener: TcpListener, address: SocketAddr, target: String, mut state: watch::Receiver<State>) {
+async fn forward(
+    listener: TcpListener,
+    address: SocketAddr,
+    target: String,
+    mut state: watch::Receiver<State>,
+    sent: Arc<Mutex<Vec<Vec<u8>>>>,
+) {
     let mut listener = Some(listener);
     loop {
         if *state.borrow_and_update() == State::Cut {
@@ -60,7 +74,7 @@ async fn forward(listener: TcpListener, address: SocketAddr, target: String, mut
         tokio::select! {
             accepted = listening.accept() => {
                 if let Ok((stream, _)) = accepted {
-                    tokio::spawn(pass(stream, target.clone(), state.clone()));
+                    tokio::spawn(pass(stream, target.clone(), state.clone(), sent.clone()));
                 }
             }
             changed = state.changed() => if changed.is_err() { return },
@@ -74,20 +88,21 @@ fn bind(address: SocketAddr) -> TcpListener {
     socket.bind(address).and_then(|()| socket.listen(128)).expect("the port is still ours")
 }
 
-async fn pass(from: TcpStream, target: String, mut state: watch::Receiver<State>) {
+async fn pass(from: TcpStream, target: String, mut state: watch::Receiver<State>, sent: Arc<Mutex<Vec<Vec<u8>>>>) {
     let Ok(to) = TcpStream::connect(&target).await else { return };
     let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
     tokio::select! {
-        () = pump(from_read, to_write, state.clone()) => {}
-        () = pump(to_read, from_write, state.clone()) => {}
+        () = pump(from_read, to_write, state.clone(), |piece| sent.lock().expect("no panic while locked").push(piece.to_vec())) => {}
+        () = pump(to_read, from_write, state.clone(), |_| {}) => {}
         _ = state.wait_for(|state| *state == State::Cut) => {}
     }
 }
 
-async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut state: watch::Receiver<State>) {
+async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut state: watch::Receiver<State>, see: impl Fn(&[u8])) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
+        see(&buffer[..count]);
         if state.wait_for(|state| *state != State::Stalled).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }

@@ -1,0 +1,203 @@
+//! What a mailed link does: shows that an address is one's own, or sets another password. As operations of the API, and
+//! as pages for the person who opened the link.
+
+use askama::Template;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+use axum::{Extension, Form, Router};
+use garde::Validate;
+use secrecy::SecretString;
+use serde::Deserialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::audit::{self, Action};
+use super::jobs::{Notice, SendNotice, SendPasswordReset, SendVerification};
+use super::mailed_token::{self, Purpose};
+use super::password::{self, Passwords};
+use super::{account, sessions};
+use crate::http::client::ClientAddress;
+use crate::http::extract::no_nul;
+use crate::http::problem::{Problem, Result};
+use crate::http::{App, Json, Session, page};
+use crate::jobs;
+
+const USED: &str = "the link is unknown, was used already, or is too old";
+
+fn invalid_token() -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-token", USED)
+}
+
+/// Mail the verification once more
+#[utoipa::path(post, path = "/email-verifications", tag = "Accounts",
+    responses((status = 202, description = "A mail is on its way, if there is anything to verify")))]
+pub async fn mail_again(State(app): State<App>, session: Session) -> Result<StatusCode> {
+    let mut connection = app.postgres.acquire().await?;
+    let enqueued = jobs::enqueue(&mut connection, &SendVerification { account_id: session.account_id }).await;
+    enqueued?.fire(&app.notifier);
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Verification {
+    /// From the mailed link.
+    #[garde(skip)]
+    #[schema(value_type = String)]
+    token: SecretString,
+}
+
+/// Show that an address is mine
+///
+/// A new address takes the place of the one before with this.
+#[utoipa::path(post, path = "/email-verifications/redeem", tag = "Accounts", responses(
+    (status = 204, description = "The address is verified"),
+    (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
+))]
+pub async fn redeem_verification(State(app): State<App>, address: ClientAddress, Json(input): Json<Verification>) -> Result<StatusCode> {
+    let mut transaction = app.postgres.begin().await?;
+    let found = mailed_token::redeem(&mut transaction, Purpose::Verify, &input.token).await?;
+    let (account_id, email) = found.ok_or_else(invalid_token)?;
+    if !account::verify(&mut transaction, account_id, &email).await? {
+        return Err(invalid_token());
+    }
+    audit::record(&mut *transaction, Action::AddressVerified, Some(account_id), Some(address)).await?;
+    transaction.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskForReset {
+    #[garde(custom(no_nul))]
+    #[schema(pattern = r"^[^\x00]*$", example = "ada@example.com")]
+    email: String,
+}
+
+/// Ask for a link that sets another password
+///
+/// The answer tells nobody whether the address has an account.
+#[utoipa::path(post, path = "/password-resets", tag = "Accounts",
+    responses((status = 202, description = "A mail is on its way, if the address has an account")))]
+pub async fn ask_for_reset(State(app): State<App>, Json(input): Json<AskForReset>) -> Result<StatusCode> {
+    let found = account::find_by_email(&app.postgres, &input.email).await?;
+    // As much is done for an unknown address: the time it takes tells nothing either.
+    let account_id = found.map_or_else(Uuid::now_v7, |account| account.id);
+    let mut connection = app.postgres.acquire().await?;
+    jobs::enqueue(&mut connection, &SendPasswordReset { account_id }).await?.fire(&app.notifier);
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reset {
+    /// From the mailed link.
+    #[garde(skip)]
+    #[schema(value_type = String)]
+    token: SecretString,
+    #[garde(custom(password::rule))]
+    #[schema(value_type = String, format = "password", min_length = 12, max_length = 256)]
+    password: SecretString,
+}
+
+/// Set another password
+///
+/// Every session of the account ends.
+#[utoipa::path(post, path = "/password-resets/redeem", tag = "Accounts", responses(
+    (status = 204, description = "The password is set"),
+    (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
+))]
+pub async fn redeem_reset(
+    State(app): State<App>,
+    Extension(passwords): Extension<Passwords>,
+    address: ClientAddress,
+    Json(input): Json<Reset>,
+) -> Result<StatusCode> {
+    let password_hash = passwords.hash(input.password).await?;
+    let mut transaction = app.postgres.begin().await?;
+    let found = mailed_token::redeem(&mut transaction, Purpose::Reset, &input.token).await?;
+    let (account_id, email) = found.ok_or_else(invalid_token)?;
+    // Who has the token has the mailbox.
+    account::verify(&mut transaction, account_id, &email).await?;
+    let epoch = account::set_password(&mut transaction, account_id, &password_hash).await?.ok_or_else(invalid_token)?;
+    audit::record(&mut *transaction, Action::PasswordReset, Some(account_id), Some(address)).await?;
+    let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
+    sessions::end_before(&app, transaction, account_id, epoch).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub fn pages() -> Router<App> {
+    Router::new().route("/verify", get(verify_page).post(verify)).route("/reset", get(reset_page).post(reset))
+}
+
+/// What a mailed link opens. Opening it changes nothing, because mail scanners open links too; its button does.
+#[derive(Template)]
+#[template(path = "link.html")]
+struct LinkPage<'a> {
+    title: &'a str,
+    text: &'a str,
+    form: Option<LinkForm<'a>>,
+}
+
+/// The button, and where it leads.
+struct LinkForm<'a> {
+    action: &'a str,
+    token: &'a str,
+    button: &'a str,
+    /// Whether it asks for a password.
+    password: bool,
+}
+
+const VERIFY: &str = "Your address";
+const RESET: &str = "Your password";
+
+fn link_page(query: Option<String>, title: &str, text: &str, done: &str, form: LinkForm<'_>) -> Result<Response> {
+    let query = query.unwrap_or_default();
+    let token = url::form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == "token").then_some(value));
+    match token {
+        Some(token) => page::page(StatusCode::OK, &LinkPage { title, text, form: Some(LinkForm { token: &token, ..form }) }),
+        None if query == "done" => page::page(StatusCode::OK, &LinkPage { title, text: done, form: None }),
+        None => page::page(StatusCode::NOT_FOUND, &LinkPage { title, text: "This link is not complete.", form: None }),
+    }
+}
+
+async fn verify_page(RawQuery(query): RawQuery) -> Result<Response> {
+    let form = LinkForm { action: "/verify", token: "", button: "Yes, it is mine", password: false };
+    link_page(query, VERIFY, "Is this address yours?", "Thank you, the address is verified.", form)
+}
+
+async fn reset_page(RawQuery(query): RawQuery) -> Result<Response> {
+    let form = LinkForm { action: "/reset", token: "", button: "Set it", password: true };
+    link_page(query, RESET, "Choose another password, of 12 characters or more.", "Thank you, log in with the new password.", form)
+}
+
+/// The button's POST; then another address, so that a reload does not post again.
+async fn verify(app: State<App>, address: ClientAddress, Form(input): Form<Verification>) -> Result<Response> {
+    answer(redeem_verification(app, address, Json(input)).await, VERIFY, "/verify?done", None)
+}
+
+async fn reset(app: State<App>, passwords: Extension<Passwords>, address: ClientAddress, Form(input): Form<Reset>) -> Result<Response> {
+    if input.validate().is_err() {
+        let token = secrecy::ExposeSecret::expose_secret(&input.token).to_owned();
+        let form = LinkForm { action: "/reset", token: &token, button: "Set it", password: true };
+        return answer(Err(Problem::invalid_field("password", "")), RESET, "", Some(form));
+    }
+    answer(redeem_reset(app, passwords, address, Json(input)).await, RESET, "/reset?done", None)
+}
+
+/// The page for what the operation answers to programs.
+fn answer(result: Result<StatusCode>, title: &str, done: &str, form: Option<LinkForm<'_>>) -> Result<Response> {
+    match result {
+        Ok(_) => Ok(Redirect::to(done).into_response()),
+        Err(problem) if problem.status == StatusCode::UNPROCESSABLE_ENTITY => {
+            let text = match form {
+                Some(_) => "That password is too short, too long, or among the most common. Choose another.",
+                None => "This link was used already, or is too old. Ask for another.",
+            };
+            page::page(problem.status, &LinkPage { title, text, form })
+        }
+        Err(problem) => Err(problem),
+    }
+}

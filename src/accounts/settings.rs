@@ -1,0 +1,114 @@
+//! My account: another address, the digest, another password, and its end.
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use garde::Validate;
+use secrecy::SecretString;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::account::{self, Account};
+use super::audit::{self, Action};
+use super::jobs::{Notice, SendNotice, SendVerification};
+use super::log_in::{private, start_session};
+use super::password::{self, Passwords};
+use super::sessions::end_before;
+use crate::http::client::ClientAddress;
+use crate::http::extract::{no_nul, not_null};
+use crate::http::problem::{Problem, Result};
+use crate::http::{App, Json, Session};
+use crate::jobs;
+
+/// RFC 7396: what is absent stays. Nothing here can be removed, so null is not allowed.
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Another address: it takes the place of the one before when a link that is mailed there is opened.
+    #[garde(inner(email, length(bytes, max = 254), custom(no_nul)))]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, required = false, format = "email", max_length = 254, example = "ada@example.org")]
+    email: Option<String>,
+    /// Whether the daily digest is wanted.
+    #[garde(skip)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = bool, required = false)]
+    digest: Option<bool>,
+}
+
+/// Change my account
+#[utoipa::path(patch, path = "/account", tag = "Account", responses((status = 200, description = "My account", body = Account)))]
+pub async fn change_account(
+    State(app): State<App>,
+    session: Session,
+    address: ClientAddress,
+    Json(input): Json<Change>,
+) -> Result<Response> {
+    let account_id = session.account_id;
+    let mut transaction = app.postgres.begin().await?;
+    let changed = account::change(&mut transaction, account_id, input.email.as_deref(), input.digest).await?;
+    let account = changed.ok_or_else(Problem::unauthenticated)?;
+    let mut enqueued = Vec::new();
+    if input.email.is_some() {
+        enqueued.push(jobs::enqueue(&mut transaction, &SendVerification { account_id }).await?);
+        enqueued.push(jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::AddressChange }).await?);
+        audit::record(&mut *transaction, Action::AddressChangeAsked, Some(account_id), Some(address)).await?;
+    }
+    transaction.commit().await?;
+    for job in enqueued {
+        job.fire(&app.notifier);
+    }
+    Ok((private([]), axum::Json(account)).into_response())
+}
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangePassword {
+    #[garde(skip)]
+    #[schema(value_type = String, format = "password")]
+    old: SecretString,
+    #[garde(custom(password::rule))]
+    #[schema(value_type = String, format = "password", min_length = 12, max_length = 256)]
+    new: SecretString,
+}
+
+/// Change my password
+///
+/// Every other session ends; this one goes on under a new cookie.
+#[utoipa::path(post, path = "/account/password", tag = "Account", responses(
+    (status = 204, description = "Changed", headers(("Set-Cookie" = String))),
+    (status = 403, description = "wrong-password: The old password is not the account's"),
+))]
+pub async fn change_password(
+    State(app): State<App>,
+    Extension(passwords): Extension<Passwords>,
+    session: Session,
+    address: ClientAddress,
+    headers: HeaderMap,
+    Json(input): Json<ChangePassword>,
+) -> Result<Response> {
+    let account_id = session.account_id;
+    let account = account::find(&app.postgres, account_id).await?.ok_or_else(Problem::unauthenticated)?;
+    if !passwords.verify(input.old, Some(account.password_hash.clone())).await? {
+        return Err(Problem::forbidden("wrong-password", "the old password is not the account's"));
+    }
+    let password_hash = passwords.hash(input.new).await?;
+    let mut transaction = app.postgres.begin().await?;
+    let epoch = account::set_password(&mut transaction, account_id, &password_hash).await?.ok_or_else(Problem::unauthenticated)?;
+    audit::record(&mut *transaction, Action::PasswordChanged, Some(account_id), Some(address)).await?;
+    let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
+    end_before(&app, transaction, account_id, epoch).await?;
+    let cookie = start_session(&app, &account, epoch, &headers).await?.ok_or_else(Problem::unauthenticated)?;
+    Ok((StatusCode::NO_CONTENT, private([(header::SET_COOKIE, cookie)])).into_response())
+}
+
+/// Delete my account, and all that is its own
+#[utoipa::path(delete, path = "/account", tag = "Account", responses((status = 204, description = "It is gone")))]
+pub async fn delete_account(State(app): State<App>, session: Session, address: ClientAddress) -> Result<Response> {
+    let mut transaction = app.postgres.begin().await?;
+    let epoch = account::delete(&mut transaction, session.account_id).await?;
+    audit::record(&mut *transaction, Action::AccountDeleted, Some(session.account_id), Some(address)).await?;
+    end_before(&app, transaction, session.account_id, epoch).await?;
+    Ok((StatusCode::NO_CONTENT, private([(header::SET_COOKIE, app.sessions.no_cookie()?)])).into_response())
+}

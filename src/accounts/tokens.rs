@@ -1,0 +1,82 @@
+//! My API tokens: for programs that act in my name, within their scopes and until they expire.
+
+use axum::extract::{MatchedPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use garde::Validate;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::audit::{self, Action};
+use super::log_in::private;
+use crate::http::client::ClientAddress;
+use crate::http::extract::no_nul;
+use crate::http::paging::{List, Page};
+use crate::http::problem::{Problem, Result};
+use crate::http::token::{self, Token};
+use crate::http::{App, Id, Json, Query, Session, secret};
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// What I know it by.
+    #[garde(length(chars, min = 1, max = 100), custom(no_nul))]
+    #[schema(min_length = 1, max_length = 100, pattern = r"^[^\x00]*$", example = "backup script")]
+    name: String,
+    #[garde(length(min = 1, max = 20), inner(length(chars, min = 1, max = 100), custom(no_nul)))]
+    #[schema(min_items = 1, max_items = 20, example = json!(["reminders:read"]))]
+    scopes: Vec<String>,
+    #[garde(range(min = 1, max = 366))]
+    #[schema(minimum = 1, maximum = 366, example = 90)]
+    expires_in_days: i32,
+}
+
+/// A new token, shown this once.
+#[derive(Serialize, ToSchema)]
+pub struct CreatedToken {
+    /// For the header `Authorization: Bearer`.
+    #[schema(example = "pat_…")]
+    secret: String,
+    #[serde(flatten)]
+    token: Token,
+}
+
+/// Make a token
+#[utoipa::path(post, path = "/tokens", tag = "Tokens", responses((status = 201, description = "The token, shown this once", body = CreatedToken)))]
+pub async fn create_token(
+    State(app): State<App>,
+    session: Session,
+    address: ClientAddress,
+    Json(input): Json<NewToken>,
+) -> Result<Response> {
+    let secret = format!("{}{}", token::PREFIX, secret::mint().map_err(Problem::internal)?);
+    let mut transaction = app.postgres.begin().await?;
+    let NewToken { name, scopes, expires_in_days } = input;
+    let token = token::create(&mut transaction, session.account_id, &secret, &name, &scopes, expires_in_days).await?;
+    audit::record(&mut *transaction, Action::TokenCreated, Some(session.account_id), Some(address)).await?;
+    transaction.commit().await?;
+    Ok((StatusCode::CREATED, private([]), axum::Json(CreatedToken { secret, token })).into_response())
+}
+
+/// List my tokens, the oldest first
+#[utoipa::path(get, path = "/tokens", tag = "Tokens", params(Page), responses(
+    (status = 200, description = "A page of tokens", body = List<Token>, headers(("Link" = Option<String>, description = "The next page"))),
+))]
+pub async fn list_tokens(State(app): State<App>, session: Session, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+    let after = page.after()?.unwrap_or_else(Uuid::nil);
+    let tokens = token::list(&app.postgres, session.account_id, after, page.fetch()).await?;
+    page.answer(&path, tokens, |token| token.id)
+}
+
+/// End a token
+#[utoipa::path(delete, path = "/tokens/{id}", tag = "Tokens", params(("id" = Uuid, Path)), responses((status = 204, description = "It has ended")))]
+pub async fn delete_token(State(app): State<App>, session: Session, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
+    let mut transaction = app.postgres.begin().await?;
+    if !token::delete(&mut *transaction, session.account_id, id).await? {
+        return Err(Problem::not_found());
+    }
+    audit::record(&mut *transaction, Action::TokenDeleted, Some(session.account_id), Some(address)).await?;
+    transaction.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,261 @@
+//! The guard before every operation of the API: who asks, whether they may, and whether too often.
+//!
+//! Who may do what is the registry's to say, in one table; what that table does not name, nobody may.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use deadpool_redis::redis::pipe;
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use tracing::{field, warn};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::client::{ClientAddress, Peer};
+use super::limit::{self, Budget};
+use super::problem::{Problem, Result};
+use super::session::{Session, Sessions};
+use super::token;
+use crate::config::{self, PublicUrl};
+use crate::resources::redis::Redis;
+
+/// What a person may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, sqlx::Type, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Role {
+    User,
+    Admin,
+}
+
+/// Who may ask for an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// Everybody.
+    Anyone,
+    /// Who has a session; a token, whatever its scopes, is not enough.
+    SignedIn,
+    /// Who has a session, or a token with this scope.
+    Scope(&'static str),
+    /// Who has a session of an admin.
+    Admin,
+}
+
+/// How often an operation may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rate {
+    /// `RATE_LIMIT_REQUESTS`, by session or token, or by client address for who has neither.
+    Requests,
+    /// `RATE_LIMIT_LOGIN`, by client address: what tries passwords or sends mails. Never by account alone, which would
+    /// let anyone lock a person out; and by account and address together would never be reached before by address.
+    LogIn,
+}
+
+/// A line of the table: an operation, who may, and how often.
+pub type Rule = (Method, &'static str, Who, Rate);
+
+/// Whose request it is; the guard adds it where a rule asks for more than anyone.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    pub account_id: Uuid,
+}
+
+/// What the guard needs.
+pub struct Guard {
+    table: &'static [Rule],
+    postgres: PgPool,
+    redis: Redis,
+    sessions: Sessions,
+    /// The origins whose pages may make changes: this site's, and those that are allowed to call it.
+    origins: Vec<String>,
+    rate_limit_login: u32,
+    rate_limit_requests: u32,
+    trusted_proxies: usize,
+    /// Whether it was logged that Redis is away, which is told once.
+    unlimited: AtomicBool,
+}
+
+impl Guard {
+    pub fn new(
+        table: &'static [Rule],
+        postgres: PgPool,
+        redis: Redis,
+        sessions: Sessions,
+        config: &config::Http,
+        site: &PublicUrl,
+    ) -> Self {
+        let others = config.cors_origins.as_ref().map(|origins| origins.0.clone()).unwrap_or_default();
+        Self {
+            table,
+            postgres,
+            redis,
+            sessions,
+            origins: [vec![site.origin()], others].concat(),
+            rate_limit_login: config.rate_limit_login.get(),
+            rate_limit_requests: config.rate_limit_requests.get(),
+            trusted_proxies: config.trusted_proxies.into(),
+            unlimited: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets a request in, or says why not; with what is left of its bucket, if Redis can tell.
+    async fn admit(&self, request: &mut Request) -> Result<Option<Budget>> {
+        let (method, who, rate) = self.rule(request)?;
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+        let peer = peer.ok_or_else(|| Problem::internal(anyhow::anyhow!("the serving loop tells no peer")))?;
+        let address = ClientAddress::of(request.headers(), peer, self.trusted_proxies);
+        request.extensions_mut().insert(address);
+
+        let token = bearer(request.headers()).map(str::to_owned);
+        let cookie = self.sessions.id_in(request.headers()).map(str::to_owned);
+        if token.is_none() && !method.is_safe() {
+            self.refuse_other_sites(request.headers(), cookie.is_some())?;
+        }
+        let bucket = match rate {
+            Rate::LogIn => Some((format!("login:{}", address.bucket()), self.rate_limit_login)),
+            Rate::Requests => None,
+        };
+        let anonymous = bucket.clone().unwrap_or_else(|| (format!("address:{}", address.bucket()), self.rate_limit_requests));
+        let (caller, budget) = match (who, token, cookie) {
+            (Who::Anyone, ..) => return self.count(anonymous).await,
+            (_, Some(token), _) => match self.by_token(&token, who, bucket).await? {
+                Some(found) => found,
+                None => return Err(self.nobody(anonymous).await?),
+            },
+            (_, None, Some(id)) => match self.by_session(&id, bucket).await? {
+                Some((session, budget)) if who != Who::Admin || session.role == Role::Admin => {
+                    let caller = Caller { account_id: session.account_id };
+                    request.extensions_mut().insert(session);
+                    (caller, Some(budget))
+                }
+                Some(_) => return Err(Problem::forbidden("insufficient-role", "this needs the role admin")),
+                None => return Err(self.nobody(anonymous).await?),
+            },
+            (_, None, None) => return Err(self.nobody(anonymous).await?),
+        };
+        tracing::Span::current().record("account_id", field::display(caller.account_id));
+        request.extensions_mut().insert(caller);
+        Ok(budget)
+    }
+
+    /// The rule for a request; 405 where the table has none for its method.
+    fn rule(&self, request: &Request) -> Result<(Method, Who, Rate)> {
+        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        let method = if request.method() == Method::HEAD { Method::GET } else { request.method().clone() };
+        let rules = || self.table.iter().filter(|rule| rule.1 == path);
+        if let Some((_, _, who, rate)) = rules().find(|rule| rule.0 == method) {
+            return Ok((method, *who, *rate));
+        }
+        let allowed: Vec<_> = rules().map(|rule| if rule.0 == Method::GET { "GET,HEAD" } else { rule.0.as_str() }).collect();
+        let allow = HeaderValue::try_from(allowed.join(",")).map_err(Problem::internal)?;
+        Err(Problem { headers: vec![(header::ALLOW, allow)], ..Problem::from_status(StatusCode::METHOD_NOT_ALLOWED) })
+    }
+
+    /// Browsers say which site a request comes from. Who brings a cookie and does not say it is not let in, since the
+    /// cookie alone may be another site's doing.
+    fn refuse_other_sites(&self, headers: &HeaderMap, with_cookie: bool) -> Result<()> {
+        let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+        let own = match (text(header::HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN)) {
+            (Some("same-origin" | "none"), _) => true,
+            (_, Some(origin)) => self.origins.iter().any(|own| own == origin),
+            (Some(_), None) => false,
+            (None, None) => !with_cookie,
+        };
+        let detail = "a change with a cookie needs an `Origin` or `Sec-Fetch-Site` header that names this site";
+        if own { Ok(()) } else { Err(Problem::forbidden("cross-site", detail)) }
+    }
+
+    /// Session and limit in one round trip. Without Redis there is neither: 503.
+    async fn by_session(&self, id: &str, bucket: Option<(String, u32)>) -> Result<Option<(Session, Budget)>> {
+        let mut commands = pipe();
+        self.sessions.ask(&mut commands, id);
+        let (bucket, a_minute) = bucket.unwrap_or_else(|| (self.sessions.bucket(id), self.rate_limit_requests));
+        limit::ask(&mut commands, &bucket, a_minute);
+        let (data, answer): (Option<String>, limit::Answer) = self.redis.run(&commands).await?;
+        let Some(session) = self.sessions.read(id, data) else { return Ok(None) };
+        Ok(Some((session, Budget::of(answer, a_minute)?)))
+    }
+
+    /// A token is looked up in Postgres at each use; 403 where it lacks the scope.
+    async fn by_token(&self, token: &str, who: Who, bucket: Option<(String, u32)>) -> Result<Option<(Caller, Option<Budget>)>> {
+        let Some(found) = token::find(&self.postgres, token).await? else { return Ok(None) };
+        let budget = self.count(bucket.unwrap_or_else(|| (format!("token:{}", found.id), self.rate_limit_requests))).await?;
+        match who {
+            Who::Scope(scope) if found.scopes.iter().any(|has| has == scope) => Ok(Some((Caller { account_id: found.account_id }, budget))),
+            Who::Scope(scope) => Err(insufficient_scope(&format!("the token lacks the scope {scope}"))),
+            _ => Err(insufficient_scope("this needs a session, not a token")),
+        }
+    }
+
+    /// 401, but counted: guessing has its limit.
+    async fn nobody(&self, bucket: (String, u32)) -> Result<Problem> {
+        self.count(bucket).await?;
+        Ok(Problem::unauthenticated())
+    }
+
+    /// Counts a request that needs no session: while Redis is away, it passes unlimited.
+    async fn count(&self, (bucket, a_minute): (String, u32)) -> Result<Option<Budget>> {
+        let mut commands = pipe();
+        limit::ask(&mut commands, &bucket, a_minute);
+        match self.redis.run::<(limit::Answer,)>(&commands).await {
+            Ok((answer,)) => {
+                self.unlimited.store(false, Ordering::Relaxed);
+                Budget::of(answer, a_minute).map(Some)
+            }
+            Err(e) => {
+                if !self.unlimited.swap(true, Ordering::Relaxed) {
+                    warn!(error = %e, "requests without a session pass unlimited, Redis is away: {e}");
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The middleware.
+pub async fn guard(State(guard): State<std::sync::Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    match guard.admit(&mut request).await {
+        Ok(budget) => {
+            let mut response = next.run(request).await;
+            if let Some(budget) = budget {
+                response.headers_mut().extend(budget.headers());
+            }
+            response
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// RFC 6750, 2.1: the scheme's case does not matter.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// RFC 6750, 3.1.
+fn insufficient_scope(detail: &str) -> Problem {
+    let challenge = HeaderValue::from_static("Bearer error=\"insufficient_scope\"");
+    Problem { headers: vec![(header::WWW_AUTHENTICATE, challenge)], ..Problem::forbidden("insufficient-scope", detail) }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        parts.extensions.get().copied().ok_or_else(|| Problem::internal(anyhow::anyhow!("this route's rule lets anyone in")))
+    }
+}
+
+/// The caller's session, where a rule asks for one.
+impl<S: Send + Sync> FromRequestParts<S> for Session {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        parts.extensions.get().cloned().ok_or_else(|| Problem::internal(anyhow::anyhow!("this route's rule asks for no session")))
+    }
+}

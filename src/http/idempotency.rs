@@ -1,0 +1,115 @@
+//! `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header-07): who did not hear the answer to a creation may ask
+//! again, and gets the same answer instead of a second one of what it created.
+//!
+//! Never for an answer that holds a secret: it is kept for a day, in the transaction of what was created.
+
+use axum::extract::FromRequestParts;
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use sqlx::{PgConnection, PgExecutor};
+use uuid::Uuid;
+
+use super::problem::{Problem, Result};
+
+static HEADER: &str = "idempotency-key";
+
+/// The header of a request, if it has one: 1 to 255 visible ASCII characters.
+pub struct IdempotencyKey(Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let Some(value) = parts.headers.get(HEADER) else { return Ok(Self(None)) };
+        let key = value.to_str().ok().filter(|key| (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()));
+        let key = key.ok_or_else(|| Problem::invalid_field("Idempotency-Key", "must be 1 to 255 visible ASCII characters"))?;
+        Ok(Self(Some(key.to_owned())))
+    }
+}
+
+/// A request that is to be answered once.
+pub struct Idempotent {
+    account_id: Uuid,
+    route: &'static str,
+    key: String,
+    body_hash: Vec<u8>,
+}
+
+/// What to do with a request.
+pub enum Begun<T> {
+    /// Do it, and [`save`] the answer.
+    New(Option<Idempotent>),
+    /// It was done; this was the answer.
+    Done(T),
+}
+
+impl IdempotencyKey {
+    /// Looks for an earlier answer. Until the transaction's end no other request has the key.
+    ///
+    /// # Errors
+    /// 409 while another request with the key runs, 422 when it came with another body.
+    pub async fn begin<T: DeserializeOwned>(
+        self,
+        transaction: &mut PgConnection,
+        account_id: Uuid,
+        route: &'static str,
+        body: &impl Serialize,
+    ) -> Result<Begun<T>> {
+        let Some(key) = self.0 else { return Ok(Begun::New(None)) };
+        let body_hash = Sha256::digest(serde_json::to_vec(body).map_err(Problem::internal)?).to_vec();
+        let name = format!("{account_id} {route} {key}");
+        // Without waiting: a transaction that waits for another would hold its connection for as long.
+        let locked = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0)) AS "locked!""#, name);
+        if !locked.fetch_one(&mut *transaction).await? {
+            let detail = "another request with this Idempotency-Key is still running; ask again in a moment";
+            return Err(Problem::new(StatusCode::CONFLICT, "idempotency-key-in-use", detail));
+        }
+        let earlier = sqlx::query!(
+            r#"SELECT body_hash, answer FROM idempotency_keys
+               WHERE account_id = $1 AND route = $2 AND key = $3 AND created_at > now() - interval '24 hours'"#,
+            account_id,
+            route,
+            key
+        );
+        match earlier.fetch_optional(transaction).await? {
+            None => Ok(Begun::New(Some(Idempotent { account_id, route, key, body_hash }))),
+            Some(row) if row.body_hash == body_hash => Ok(Begun::Done(serde_json::from_value(row.answer).map_err(Problem::internal)?)),
+            Some(_) => {
+                let detail = "this Idempotency-Key came with another body before; take a new key for a new request";
+                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", detail))
+            }
+        }
+    }
+}
+
+/// Keeps the answer, in the transaction of what it tells of.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn save(transaction: &mut PgConnection, request: Option<Idempotent>, answer: &impl Serialize) -> Result<()> {
+    let Some(Idempotent { account_id, route, key, body_hash }) = request else { return Ok(()) };
+    sqlx::query!(
+        r#"INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer) VALUES ($1, $2, $3, $4, $5)
+           ON CONFLICT (account_id, route, key) DO UPDATE SET body_hash = $4, answer = $5, created_at = now()"#,
+        account_id,
+        route,
+        key,
+        body_hash,
+        serde_json::to_value(answer).map_err(Problem::internal)?
+    )
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// Deletes answers that are more than a day old; returns how many.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
+    let purged = sqlx::query!("DELETE FROM idempotency_keys WHERE created_at <= now() - interval '24 hours'");
+    Ok(purged.execute(executor).await?.rows_affected())
+}
