@@ -36,7 +36,8 @@ pub fn complete(document: &utoipa::openapi::OpenApi, table: &[Rule]) -> serde_js
     });
     document["components"]["schemas"]["Problem"] = problem_schema();
     for (method, path, who, rate) in table {
-        if let Some(operation) = document["paths"][*path].get_mut(method.as_str().to_ascii_lowercase()) {
+        let method_name = method.as_str().to_ascii_lowercase();
+        if let Some(operation) = document["paths"].get_mut(path).and_then(|path| path.get_mut(method_name)) {
             describe(operation, method.is_safe(), *who, *rate);
         }
     }

@@ -4,7 +4,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod accounts;
+mod headers;
 mod input;
+mod limits;
+mod recovery;
 mod reminders;
 mod resources;
+mod tokens;

@@ -38,6 +38,11 @@ impl Person {
         person
     }
 
+    /// The same person at another browser.
+    pub fn elsewhere(&self) -> Self {
+        Self { client: client(), email: self.email.clone(), url: self.url.clone() }
+    }
+
     /// The same person at another process.
     pub fn at(&self, web: &Web) -> Self {
         Self { client: self.client.clone(), email: self.email.clone(), url: web.url.clone() }

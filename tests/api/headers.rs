@@ -1,0 +1,68 @@
+//! Headers: what makes browsers careful, and which other sites may call.
+
+use reqwest::Method;
+
+use crate::support::Deploy;
+use crate::support::deploy::client;
+use crate::support::person::Person;
+
+#[tokio::test]
+async fn every_answer_makes_browsers_careful() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    for path in ["/api/v1/session", "/verify?token=x", "/nothing", "/version", "/docs/", "/openapi.json"] {
+        let headers = web.get(path).await.headers().clone();
+        assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(headers["x-frame-options"], "DENY", "{path}");
+        assert_eq!(headers["referrer-policy"], "same-origin", "{path}");
+        assert!(headers["content-security-policy"].to_str().unwrap().contains("frame-ancestors 'none'"), "{path}");
+        assert!(headers.contains_key("x-request-id"), "{path}");
+        assert!(!headers.contains_key("strict-transport-security"), "{path}");
+        assert!(!headers.contains_key("access-control-allow-origin"), "{path}");
+    }
+    let web = deploy.with("PUBLIC_URL", "https://example.com").web().await;
+    assert_eq!(web.get("/api/v1/session").await.headers()["strict-transport-security"], "max-age=63072000");
+}
+
+#[tokio::test]
+async fn other_sites_may_call_only_if_they_are_listed() {
+    let deploy = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com, https://two.example.com");
+    let web = deploy.web().await;
+    let preflight = async |origin: &str| {
+        let request = client().request(Method::OPTIONS, format!("{}/api/v1/reminders", web.url)).header("origin", origin);
+        let request = request.header("access-control-request-method", "POST");
+        request.header("access-control-request-headers", "content-type,idempotency-key").send().await.unwrap()
+    };
+    for listed in ["https://app.example.com", "https://two.example.com"] {
+        let answer = preflight(listed).await;
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["access-control-allow-origin"], listed);
+        assert_eq!(answer.headers()["access-control-allow-credentials"], "true");
+    }
+    assert!(!preflight("https://evil.example.com").await.headers().contains_key("access-control-allow-origin"));
+
+    let ada = Person::unverified(&web).await;
+    let log_out = async |origin: &str| {
+        let url = format!("{}/api/v1/session", web.url);
+        ada.client.delete(url).header("origin", origin).header("sec-fetch-site", "cross-site").send().await.unwrap()
+    };
+    assert_eq!(log_out("https://evil.example.com").await.status(), 403);
+    let answer = log_out("https://app.example.com").await;
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["access-control-allow-origin"].to_str().unwrap()),
+        (204, "https://app.example.com")
+    );
+
+    // Without a list no other site may.
+    let web = Deploy::new().await.web().await;
+    let request = client().request(Method::OPTIONS, format!("{}/api/v1/reminders", web.url)).header("origin", "https://app.example.com");
+    let answer = request.header("access-control-request-method", "POST").send().await.unwrap();
+    assert!(!answer.headers().contains_key("access-control-allow-origin"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_site_in_the_list_must_be_an_address() {
+    let mut web = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com,*").start("web");
+    assert_eq!(web.exit().await.code(), Some(78));
+    assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS must be addresses")), "{:?}", web.errors());
+}

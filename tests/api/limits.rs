@@ -1,0 +1,135 @@
+//! Limits: how often, how many, how large; and whom a request counts for.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::person::{Person, problem};
+use crate::support::{Deploy, Proxy, eventually};
+
+#[tokio::test]
+async fn log_ins_are_limited_by_client_address_across_all_processes() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 4).with("TRUSTED_PROXIES", 1);
+    let (one, two) = (deploy.web().await, deploy.web().await);
+    let eve = Person::stranger(&one);
+    let there = eve.at(&two);
+    let guess = async |person: &Person, from: &str| {
+        let body = json!({ "email": "ada@example.com", "password": "a guess at a password" });
+        person.request(Method::POST, "/session").header("x-forwarded-for", from).json(&body).send().await.unwrap()
+    };
+    for _ in 0..2 {
+        problem(guess(&eve, "192.0.2.1").await, 401, "wrong-credentials").await;
+        problem(guess(&there, "6.6.6.6, 192.0.2.1").await, 401, "wrong-credentials").await;
+    }
+    let refused = guess(&eve, "7.7.7.7, 192.0.2.1").await;
+    let wait: u32 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=15).contains(&wait), "a quarter of a minute at most: {wait}");
+    assert_eq!(refused.headers()["ratelimit-policy"], "\"minute\";q=4;w=60");
+    assert!(refused.headers()["ratelimit"].to_str().unwrap().starts_with("\"minute\";r=0;t="));
+    problem(refused, 429, "too-many-requests").await;
+    problem(guess(&there, "192.0.2.1").await, 429, "too-many-requests").await;
+    problem(guess(&eve, "192.0.2.2").await, 401, "wrong-credentials").await;
+    assert_eq!(there.get("/session").await.status(), 401, "other requests have another limit");
+}
+
+#[tokio::test]
+async fn requests_are_limited_by_session_and_by_token() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 30);
+    let web = deploy.web().await;
+    let (ada, eve) = (Person::unverified(&web).await, Person::unverified(&web).await);
+    let body = json!({ "name": "test", "scopes": ["reminders:read"], "expires_in_days": 1 });
+    let token = ada.post("/tokens", body).await.json::<Value>().await.unwrap()["secret"].as_str().unwrap().to_owned();
+    let mut left = Vec::new();
+    let refused = loop {
+        let answer = ada.get("/session").await;
+        if answer.status() != 200 {
+            break answer;
+        }
+        let text = answer.headers()["ratelimit"].to_str().unwrap().to_owned();
+        left.push(text.split("r=").nth(1).unwrap().split(';').next().unwrap().parse::<u32>().unwrap());
+        assert!(left.len() < 60, "no limit: {left:?}");
+    };
+    problem(refused, 429, "too-many-requests").await;
+    assert_eq!(left[0], 28, "one of the thirty made the token: {left:?}");
+    assert!(left.windows(2).all(|pair| pair[1] <= pair[0]), "{left:?}");
+    assert_eq!(eve.get("/session").await.status(), 200, "another session has another bucket");
+    let by_token = async || Person::stranger(&web).request(Method::GET, "/reminders").bearer_auth(&token).send().await.unwrap();
+    assert_eq!(by_token().await.status(), 200, "and so has a token");
+    eventually("the token's limit", async || (by_token().await.status() == 429).then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_address_is_taken_from_the_header_only_as_far_as_proxies_are_trusted() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 3);
+    let web = deploy.web().await;
+    let eve = Person::stranger(&web);
+    let body = json!({ "email": "ada@example.com" });
+    for number in 0..3 {
+        let from = format!("192.0.2.{number}");
+        let answer = eve.request(Method::POST, "/password-resets").header("x-forwarded-for", from).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 202);
+    }
+    let answer = eve.request(Method::POST, "/password-resets").header("x-forwarded-for", "192.0.2.9").json(&body).send().await.unwrap();
+    problem(answer, 429, "too-many-requests").await;
+}
+
+#[tokio::test]
+async fn without_redis_what_needs_no_session_goes_on_and_the_log_tells_once_that_it_is_unlimited() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 3);
+    let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
+    let url = deploy.through("REDIS_URL", &proxy);
+    let web = deploy.with("REDIS_URL", url).web().await;
+    proxy.cut();
+    for _ in 0..5 {
+        let answer = Person::stranger(&web).sign_up().await;
+        assert_eq!(answer.status(), 202);
+        assert!(!answer.headers().contains_key("ratelimit"), "{answer:?}");
+    }
+    let told = |line: &Value| line["message"].as_str().unwrap().contains("pass unlimited");
+    web.process.logged("that there is no limit", told).await;
+    assert_eq!(web.process.log().iter().filter(|line| told(line)).count(), 1);
+}
+
+#[tokio::test]
+async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_probes_answer() {
+    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "20s").with("RATE_LIMIT_REQUESTS", 1_000_000);
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let mut database = deploy.database().await;
+    let mut lock = sqlx::Connection::begin(&mut database).await.unwrap();
+    sqlx::query("LOCK TABLE reminders").execute(&mut *lock).await.unwrap();
+    let answers = futures_util::future::join_all((0..600).map(|_| ada.get("/reminders")));
+    let (answers, ()) = tokio::join!(answers, async {
+        web.process.logged("the first refusal", |line| line["status"] == 503).await;
+        assert_eq!(web.get("/livez").await.status(), 200);
+        assert_eq!(web.get("/readyz").await.status(), 200);
+        lock.rollback().await.unwrap();
+    });
+    let mut overloaded = 0;
+    for answer in answers.into_iter().filter(|answer| answer.status() == 503) {
+        assert_eq!(answer.headers()["retry-after"], "1");
+        overloaded += usize::from(answer.json::<Value>().await.unwrap()["type"] == "/problems/overloaded");
+    }
+    assert!((1..=88).contains(&overloaded), "512 of 600 may be worked on at a time: {overloaded} were refused");
+    assert_eq!(ada.get("/reminders").await.status(), 200);
+}
+
+#[tokio::test]
+async fn common_passwords_are_refused_and_long_ones_are_not_cut() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let eve = Person::stranger(&web);
+    let sign_up = async |password: &str| eve.post("/accounts", json!({ "email": eve.email, "password": password })).await.status().as_u16();
+    for (password, status) in [
+        ("qwertyqwerty", 422),
+        ("QwertyQwerty", 422),
+        ("PASSWORD1234", 422),
+        (&"x".repeat(11), 422),
+        (&"x".repeat(257), 422),
+        (&"é".repeat(256), 202),
+    ] {
+        assert_eq!(sign_up(password).await, status, "{password}");
+    }
+    let log_in = async |password: String| eve.post("/session", json!({ "email": eve.email, "password": password })).await.status().as_u16();
+    assert_eq!(log_in("é".repeat(255)).await, 401);
+    assert_eq!(log_in("é".repeat(256)).await, 200);
+}

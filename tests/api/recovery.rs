@@ -1,0 +1,266 @@
+//! Another password, another address, the end of sessions: exactly those that it shall be.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use sqlx::Row;
+use uuid::Uuid;
+
+use crate::support::person::{PASSWORD, Person, problem};
+use crate::support::{Deploy, eventually};
+
+const OTHER: &str = "another password altogether";
+
+/// The same person at another browser.
+async fn elsewhere(ada: &Person) -> Person {
+    let other = ada.elsewhere();
+    assert_eq!(other.log_in().await.status(), StatusCode::OK);
+    other
+}
+
+async fn status(person: &Person) -> u16 {
+    person.get("/session").await.status().as_u16()
+}
+
+#[tokio::test]
+async fn a_forgotten_password_is_set_anew_by_mail_and_every_session_ends() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    let other = elsewhere(&ada).await;
+    let known = ada.post("/password-resets", json!({ "email": ada.email.to_uppercase() })).await;
+    let unknown = ada.post("/password-resets", json!({ "email": "nobody@example.com" })).await;
+    assert_eq!((known.status().as_u16(), unknown.status().as_u16()), (202, 202));
+    assert_eq!(known.text().await.unwrap(), unknown.text().await.unwrap());
+
+    let token = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let redeem = async |password: &str| ada.post("/password-resets/redeem", json!({ "token": token, "password": password })).await;
+    problem(redeem("short").await, 422, "invalid-input").await;
+    assert_eq!(redeem(OTHER).await.status(), 204);
+    assert_eq!((status(&ada).await, status(&other).await), (401, 401));
+    problem(redeem(OTHER).await, 422, "invalid-token").await;
+    problem(ada.log_in().await, 401, "wrong-credentials").await;
+    let me = ada.post("/session", json!({ "email": ada.email, "password": OTHER })).await;
+    assert_eq!(me.json::<Value>().await.unwrap()["verified"], true, "who has the mail has the address");
+    deploy.mail.to(&ada.email, "Your password was changed").await;
+    assert!(deploy.mail.all().await.iter().all(|mail| mail.to != ["nobody@example.com"]));
+}
+
+#[tokio::test]
+async fn the_page_of_a_reset_asks_for_a_password_and_says_what_is_wrong_with_it() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    ada.post("/password-resets", json!({ "email": ada.email })).await;
+    let mail = deploy.mail.to(&ada.email, "Set another password").await;
+    assert!(mail.text.contains("http://localhost:8080/reset?token="), "{}", mail.text);
+    let token = mail.token();
+    let page = web.get(&format!("/reset?token={token}")).await.text().await.unwrap();
+    assert!(page.contains(&token) && page.contains("type=\"password\""), "{page}");
+    let press = async |password: &str| ada.press(&web, "/reset", &[("token", &token), ("password", password)]).await;
+    let again = press("short").await;
+    assert_eq!(again.status(), 422);
+    let again = again.text().await.unwrap();
+    assert!(again.contains(&token) && again.contains("too short"), "the page asks once more: {again}");
+    let done = press(OTHER).await;
+    assert_eq!((done.status().as_u16(), done.headers()["location"].to_str().unwrap()), (303, "/reset?done"));
+    assert!(press(OTHER).await.text().await.unwrap().contains("was used already"));
+    assert_eq!(ada.post("/session", json!({ "email": ada.email, "password": OTHER })).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_token_expires_and_is_good_for_its_purpose_alone() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    let verify = deploy.mail.to(&ada.email, "Is this your address?").await.token();
+    let reset = json!({ "token": verify, "password": OTHER });
+    problem(ada.post("/password-resets/redeem", reset).await, 422, "invalid-token").await;
+    let mut database = deploy.database().await;
+    let row = sqlx::query("SELECT token_hash, expires_at > now() + interval '23 hours' FROM mailed_tokens").fetch_one(&mut database).await;
+    let row = row.unwrap();
+    assert_eq!(row.get::<Vec<u8>, _>(0), Sha256::digest(&verify).to_vec(), "only the hash is stored");
+    assert!(row.get::<bool, _>(1));
+    sqlx::query("UPDATE mailed_tokens SET expires_at = now()").execute(&mut database).await.unwrap();
+    problem(ada.post("/email-verifications/redeem", json!({ "token": verify })).await, 422, "invalid-token").await;
+}
+
+#[tokio::test]
+async fn a_change_of_password_asks_for_the_old_one_and_ends_every_other_session() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let other = elsewhere(&ada).await;
+    let change = async |old: &str, new: &str| ada.post("/account/password", json!({ "old": old, "new": new })).await;
+    problem(change("not the right password", OTHER).await, 403, "wrong-password").await;
+    problem(change(PASSWORD, "1q2w3e4r5t6y").await, 422, "invalid-input").await;
+    assert_eq!((status(&ada).await, status(&other).await), (200, 200));
+    let changed = change(PASSWORD, OTHER).await;
+    assert_eq!(changed.status(), 204);
+    assert!(changed.headers().contains_key("set-cookie"), "the session has a new id");
+    assert_eq!((status(&ada).await, status(&other).await), (200, 401));
+    problem(other.log_in().await, 401, "wrong-credentials").await;
+}
+
+#[tokio::test]
+async fn my_sessions_are_listed_and_ended_one_or_all() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let other = ada.elsewhere();
+    let body = json!({ "email": ada.email, "password": PASSWORD });
+    other.request(Method::POST, "/session").header("user-agent", "a phone").json(&body).send().await.unwrap();
+    let list: Value = ada.get("/account/sessions").await.json().await.unwrap();
+    let sessions = list["items"].as_array().unwrap();
+    assert_eq!(sessions.len(), 2, "{list}");
+    assert_eq!((&sessions[0]["current"], &sessions[1]["current"]), (&json!(true), &json!(false)));
+    assert_eq!(sessions[1]["user_agent"], "a phone");
+    let time = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    assert!(time(&sessions[0]["last_used_at"]) >= time(&sessions[0]["created_at"]));
+    let later = eventually("a later use", async || {
+        assert_eq!(status(&ada).await, 200);
+        let list: Value = ada.get("/account/sessions").await.json().await.unwrap();
+        let used = time(&list["items"][0]["last_used_at"]);
+        (used > time(&sessions[0]["last_used_at"])).then_some(used)
+    });
+    later.await;
+
+    let page: Value = ada.get("/account/sessions?limit=1").await.json().await.unwrap();
+    let rest: Value = ada.get(&format!("/account/sessions?cursor={}", page["next"].as_str().unwrap())).await.json().await.unwrap();
+    assert_eq!((rest["items"][0]["id"].clone(), &rest["next"]), (sessions[1]["id"].clone(), &Value::Null));
+
+    let second = format!("/account/sessions/{}", sessions[1]["id"].as_str().unwrap());
+    assert_eq!(ada.delete(&second).await.status(), 204);
+    problem(ada.delete(&second).await, 404, "not-found").await;
+    assert_eq!((status(&ada).await, status(&other).await), (200, 401));
+    other.log_in().await;
+    assert_eq!(ada.delete("/account/sessions").await.status(), 204);
+    assert_eq!((status(&ada).await, status(&other).await), (401, 401));
+}
+
+#[tokio::test]
+async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let new = format!("{}@example.org", Uuid::new_v4().simple());
+    let me: Value = ada.patch("/account", json!({ "email": new })).await.json().await.unwrap();
+    assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &json!(new)));
+    deploy.mail.to(&ada.email, "Another address was asked for").await;
+    let token = deploy.mail.to(&new, "Is this your address?").await.token();
+    assert_eq!(ada.log_in().await.status(), 200, "until then the old one counts");
+    assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
+    let me: Value = ada.get("/session").await.json().await.unwrap();
+    assert_eq!((&me["email"], &me["new_email"], &me["verified"]), (&json!(new), &Value::Null, &json!(true)));
+    problem(ada.log_in().await, 401, "wrong-credentials").await;
+
+    // An address that has an account of its own is asked, and does not change hands.
+    let eve = Person::unverified(&web).await;
+    ada.patch("/account", json!({ "email": eve.email })).await;
+    let mail = eventually("the mail to Eve", async || {
+        let mails = deploy.mail.all().await;
+        mails.into_iter().find(|mail| mail.to == [eve.email.as_str()] && mail.message_id.contains(me["id"].as_str().unwrap()))
+    });
+    problem(ada.post("/email-verifications/redeem", json!({ "token": mail.await.token() })).await, 422, "invalid-token").await;
+    assert_eq!(ada.get("/session").await.json::<Value>().await.unwrap()["email"], json!(new));
+}
+
+#[tokio::test]
+async fn a_patch_leaves_what_is_absent_and_refuses_null() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let off: Value = ada.patch("/account", json!({ "digest": false })).await.json().await.unwrap();
+    assert_eq!((&off["digest"], &off["email"]), (&json!(false), &json!(ada.email)));
+    assert_eq!(ada.patch("/account", json!({})).await.json::<Value>().await.unwrap(), off);
+    for body in [json!({ "digest": null }), json!({ "email": null }), json!({ "digset": true })] {
+        problem(ada.patch("/account", body).await, 422, "invalid-input").await;
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_account_is_gone_with_all_that_is_its_own() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let other = elsewhere(&ada).await;
+    assert_eq!(ada.remind("never", 3600).await.status(), 201);
+    assert_eq!(ada.delete("/account").await.status(), 204);
+    assert_eq!((status(&ada).await, status(&other).await), (401, 401));
+    problem(ada.log_in().await, 401, "wrong-credentials").await;
+    let mut database = deploy.database().await;
+    for table in ["accounts", "reminders", "mailed_tokens"] {
+        let count = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"))).fetch_one(&mut database).await.unwrap();
+        assert_eq!(count.get::<i64, _>(0), 0, "{table}");
+    }
+    assert_eq!(ada.sign_up().await.status(), 202, "the address is free");
+}
+
+/// A reset's token as its mail would have brought it.
+async fn token(database: &mut sqlx::PgConnection, email: &str) -> String {
+    let token = Uuid::new_v4().to_string();
+    let insert = "INSERT INTO mailed_tokens (token_hash, account_id, purpose, email, expires_at)
+        SELECT $1, id, 'reset', email, now() + interval '1 hour' FROM accounts WHERE email = $2";
+    sqlx::query(insert).bind(Sha256::digest(&token).to_vec()).bind(email).execute(database).await.unwrap();
+    token
+}
+
+#[tokio::test]
+async fn of_a_thousand_log_ins_that_race_a_reset_no_session_of_the_old_password_lives_on() {
+    let deploy = Deploy::new().await.with("DATABASE_POOL_SIZE", 10).with("RATE_LIMIT_REQUESTS", 1_000_000);
+    let web = deploy.web().await;
+    let race = async |number: usize| {
+        let ada = Person::unverified(&web).await;
+        let mut database = deploy.database().await;
+        let (mut old, mut won) = (PASSWORD.to_owned(), 0);
+        for round in 0..125 {
+            let new = format!("password number {number} {round}");
+            let token = token(&mut database, &ada.email).await;
+            let racer = ada.elsewhere();
+            let (log_in, reset) = tokio::join!(
+                racer.post("/session", json!({ "email": ada.email, "password": old })),
+                ada.post("/password-resets/redeem", json!({ "token": token, "password": new })),
+            );
+            assert_eq!(reset.status(), 204);
+            won += usize::from(log_in.status() == 200);
+            // Whether its answer came before the reset's or after it, no cookie of that log-in is good now.
+            assert_eq!(status(&racer).await, 401, "round {round}: {:?}", log_in.status());
+            old = new;
+        }
+        won
+    };
+    let won = futures_util::future::join_all((0..8).map(race)).await;
+    assert!(won.iter().sum::<usize>() > 0, "some log-ins must have come first, or nothing was raced: {won:?}");
+}
+
+#[tokio::test]
+async fn a_web_that_is_killed_between_the_reset_and_redis_leaves_no_session_behind() {
+    let deploy = Deploy::new().await;
+    let proxy = crate::support::Proxy::to(deploy.address_of("REDIS_URL")).await;
+    let behind = deploy.through("REDIS_URL", &proxy);
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let token = token(&mut deploy.database().await, &ada.email).await;
+
+    // This one commits, and hangs before Redis hears of it.
+    let redis = deploy.environment["REDIS_URL"].clone();
+    let deploy = deploy.with("REDIS_URL", behind).with("RATE_LIMIT_LOGIN", 1_000_000);
+    let hanging = deploy.web().await;
+    proxy.stall();
+    let body = json!({ "token": token, "password": OTHER });
+    let at = ada.at(&hanging);
+    let reset = tokio::spawn(async move { at.request(Method::POST, "/password-resets/redeem").json(&body).send().await });
+    let mut database = deploy.database().await;
+    eventually("the commit", async || {
+        let raised = sqlx::query("SELECT 1 FROM accounts WHERE session_epoch = 1").fetch_optional(&mut deploy.database().await).await;
+        raised.unwrap().map(drop)
+    })
+    .await;
+    hanging.process.signal(nix::sys::signal::Signal::SIGKILL);
+    assert!(reset.await.unwrap().is_err(), "the answer never came");
+    assert_eq!(status(&ada).await, 200, "nobody has told Redis yet");
+    sqlx::query("SELECT 1").execute(&mut database).await.unwrap();
+    let deploy = deploy.with("REDIS_URL", redis);
+    let _worker = deploy.start("worker");
+    eventually("the end of the session", async || (status(&ada).await == 401).then_some(())).await;
+}
