@@ -1,10 +1,14 @@
 //! Bad input: each kind gets its status as a problem, and nothing is half done.
 
+use app::web::ACCESS;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::support::Deploy;
+use crate::support::deploy::Web;
 use crate::support::person::{PASSWORD, Person, in_seconds, problem};
+use crate::support::{Deploy, PATIENCE};
 
 async fn raw(person: &Person, path: &str, content_type: &str, body: impl Into<reqwest::Body>) -> Response {
     person.request(Method::POST, path).header("content-type", content_type).body(body).send().await.unwrap()
@@ -109,5 +113,129 @@ async fn a_request_id_is_taken_if_it_is_a_sane_one_and_always_answered() {
     assert_eq!(answer("trace-me.12345678").await.unwrap().headers()["x-request-id"], "trace-me.12345678");
     for odd in ["short", "with space in it", "{\"json\":\"injection\"}"] {
         assert_ne!(answer(odd).await.unwrap().headers()["x-request-id"], odd);
+    }
+}
+
+/// Sends bytes as they are and reads the head of the answer; then asks for something harmless on the same connection,
+/// if it is still open.
+async fn bytes(web: &Web, request: &[u8]) -> String {
+    let mut connection = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
+    // A server that has seen enough may close before it has read all.
+    let _ = connection.write_all(request).await;
+    let mut answer = Vec::new();
+    let reading = async {
+        let mut buffer = [0; 4096];
+        while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+            match connection.read(&mut buffer).await {
+                Ok(count @ 1..) => answer.extend_from_slice(&buffer[..count]),
+                _ => break,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("an answer");
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn no_input_makes_it_fail_panic_or_hang() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let id = "0199d5b5-0000-7000-8000-000000000000";
+    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    let deep_objects = format!("{}1{}", "{\"a\":".repeat(10_000), "}".repeat(10_000));
+    let bodies: Vec<Vec<u8>> = [
+        "{\"message\": \"x",
+        &deep,
+        &deep_objects,
+        &format!("{{\"message\": {deep}}}"),
+        "{\"message\": 1e999999, \"expires_in_days\": 1e400}",
+        &format!("{{\"expires_in_days\": {}, \"due_at\": {}}}", "9".repeat(400), "9".repeat(400)),
+        "{\"email\": \"\\u0000@example.com\", \"password\": \"\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\\u0000\"}",
+        "{\"token\": \"\\u0000\", \"old\": \"\\u0000\", \"new\": \"\\u0000\", \"name\": \"\\u0000\", \"scopes\": [\"\\u0000\"], \"expires_in_days\": 1}",
+        "{\"message\": \"\\u0000\", \"due_at\": \"9999-12-31T23:59:59Z\"}",
+        "{\"message\": \"x\", \"due_at\": \"9999-12-30T22:00:00.999999999Z\"}",
+        "{\"message\": \"\\ud800\", \"due_at\": \"-009999-01-02T00:00:00Z\"}",
+        "{\"email\": \"a@b.example\", \"email\": \"c@d.example\", \"password\": \"x\", \"password\": \"y\"}",
+        "null",
+        "[]",
+        "\"text\"",
+        "",
+    ]
+    .into_iter()
+    .map(|text| text.as_bytes().to_vec())
+    .chain([vec![0xff, 0xfe, b'{'], b"{\"message\": \"\xc3\x28\"}".to_vec(), vec![0; 1000]])
+    .collect();
+    for (method, template, ..) in ACCESS.iter().filter(|rule| rule.0 == Method::POST || rule.0 == Method::PATCH) {
+        let path = template.replace("{id}", id);
+        for body in &bodies {
+            for content_type in ["application/json", "application/xml", "application/x-www-form-urlencoded", ""] {
+                let request = ada.client.request(method.clone(), format!("{}{path}", web.url)).header("sec-fetch-site", "same-origin");
+                let answer = request.header("content-type", content_type).body(body.clone()).send().await.unwrap();
+                let what = format!("{method} {path} {content_type} {:?}: {answer:?}", String::from_utf8_lossy(&body[..body.len().min(60)]));
+                assert!(answer.status().as_u16() < 500, "{what}");
+            }
+        }
+    }
+    for path in [
+        "/reminders?cursor=%00",
+        "/reminders?limit=99999999999999999999",
+        "/reminders?cursor=%ff%fe",
+        "/reminders/%00",
+        "/reminders/%ff",
+        "/account/sessions/%00",
+        "/%2e%2e/%2e%2e/etc/passwd",
+    ] {
+        let answer = ada.get(path).await;
+        assert!(answer.status().is_client_error(), "{path}: {answer:?}");
+    }
+    for path in ["/verify?token=%00%ff<script>alert(1)</script>", "/reset?token=%22%3E%3Cscript%3E"] {
+        let page = web.get(path).await.text().await.unwrap();
+        assert!(!page.contains("<script") && !page.contains("\"><"), "{page}");
+    }
+    assert_eq!(ada.delete("/account/sessions/%00").await.status(), 404);
+
+    let head = "GET /api/v1/session HTTP/1.1\r\nhost: x\r\n";
+    let hundred: String = (0..100).map(|number| format!("x-header-{number}: x\r\n")).collect();
+    let requests = [
+        (format!("{head}{hundred}\r\n").into_bytes(), "HTTP/1.1 431"),
+        (format!("{head}x-long: {}\r\n\r\n", "x".repeat(16 * 1024)).into_bytes(), "HTTP/1.1 401"),
+        (format!("{head}x-long: {}\r\n\r\n", "x".repeat(64 * 1024)).into_bytes(), "HTTP/1.1 431"),
+        (format!("{head}cookie: {}\r\n\r\n", "id=;".repeat(2000)).into_bytes(), "HTTP/1.1 401"),
+        ([head.as_bytes(), b"cookie: id=\xff\xfe\r\nauthorization: Bearer \xff\r\n\r\n"].concat(), "HTTP/1.1 401"),
+        (format!("{head}authorization: Bearer\r\n\r\n").into_bytes(), "HTTP/1.1 401"),
+        (format!("{head}authorization: bearer {}\r\n\r\n", "x".repeat(5000)).into_bytes(), "HTTP/1.1 401"),
+        (b"NONSENSE\r\n\r\n".to_vec(), "HTTP/1.1 400"),
+        (b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), "HTTP/1.1 400"),
+        (b"POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n".to_vec(), "HTTP/1.1 400"),
+        (b"POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n".to_vec(), "HTTP/1.1 4"),
+    ];
+    for (request, status) in requests {
+        let answer = bytes(&web, &request).await;
+        assert!(answer.starts_with(status), "{status} for {:?}: {answer}", String::from_utf8_lossy(&request[..request.len().min(120)]));
+    }
+    assert_eq!(ada.get("/session").await.status(), 200);
+    let bad: Vec<_> = web.process.log().into_iter().filter(|line| line["level"] == "ERROR" || line["level"] == "WARN").collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    assert!(web.process.errors().is_empty(), "{:?}", web.process.errors());
+}
+
+#[tokio::test]
+async fn a_connection_is_usable_after_a_refusal() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let mut connection = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
+    for (body, status) in [("{", "HTTP/1.1 400"), ("[1]", "HTTP/1.1 422"), ("{}", "HTTP/1.1 422")] {
+        let head = "POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+        connection.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let mut buffer = [0; 4096];
+        // A problem ends with the brace of its object.
+        while !answer.trim_end().ends_with('}') {
+            let count = tokio::time::timeout(PATIENCE, connection.read(&mut buffer)).await.expect("an answer").unwrap();
+            assert!(count > 0, "closed after: {answer}");
+            answer.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        assert!(answer.starts_with(status), "{answer}");
     }
 }

@@ -1,5 +1,6 @@
 //! The sample feature.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -98,4 +99,122 @@ async fn a_list_comes_in_pages_in_the_order_of_their_time() {
     problem(ada.get("/reminders?limit=0").await, 422, "invalid-input").await;
     problem(ada.get("/reminders?limit=many").await, 422, "invalid-input").await;
     problem(ada.get("/reminders?cursor=nonsense").await, 422, "invalid-input").await;
+}
+
+#[tokio::test]
+async fn a_list_links_to_its_next_page() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    for seconds in [1000, 2000, 3000] {
+        ada.remind("x", seconds).await;
+    }
+    let first = ada.get("/reminders?limit=2").await;
+    let link = first.headers()["link"].to_str().unwrap().to_owned();
+    let next = first.json::<Value>().await.unwrap()["next"].as_str().unwrap().to_owned();
+    assert_eq!(link, format!("</api/v1/reminders?limit=2&cursor={next}>; rel=\"next\""));
+    let last = ada.get(link.split(['<', '>']).nth(1).unwrap().trim_start_matches("/api/v1")).await;
+    assert!(!last.headers().contains_key("link"));
+    assert_eq!(last.json::<Value>().await.unwrap()["items"].as_array().unwrap().len(), 1);
+    assert!(!ada.get("/reminders").await.headers().contains_key("link"), "twenty fit into a page unless it says otherwise");
+}
+
+#[tokio::test]
+async fn a_lost_update_is_412() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let created = ada.remind("first", 3600).await;
+    let read = created.headers()["etag"].clone();
+    let path = created.headers()["location"].to_str().unwrap().replace("/api/v1", "");
+    assert_eq!(ada.get(&path).await.headers()["etag"], read);
+    let with = |method, etag: &str| ada.request(method, &path).header("if-match", etag).json(&json!({ "message": "second" })).send();
+    let changed = with(Method::PATCH, read.to_str().unwrap()).await.unwrap();
+    assert_eq!(changed.status(), 200);
+    let now = changed.headers()["etag"].clone();
+    assert_ne!(now, read);
+    for etag in [read.to_str().unwrap(), "\"nonsense\"", "W/\"1\""] {
+        problem(with(Method::PATCH, etag).await.unwrap(), 412, "changed-meanwhile").await;
+        problem(with(Method::DELETE, etag).await.unwrap(), 412, "changed-meanwhile").await;
+    }
+    assert_eq!(ada.get(&path).await.json::<Value>().await.unwrap()["version"], 2, "what was refused changed nothing");
+    assert_eq!(with(Method::PATCH, "*").await.unwrap().status(), 200);
+    let several = format!("\"1\", {}", ada.get(&path).await.headers()["etag"].to_str().unwrap());
+    assert_eq!(with(Method::DELETE, &several).await.unwrap().status(), 204);
+    problem(with(Method::DELETE, "*").await.unwrap(), 404, "not-found").await;
+}
+
+#[tokio::test]
+async fn of_two_that_change_what_both_have_read_one_is_told() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let created = ada.remind("first", 3600).await;
+    let (etag, path) = (created.headers()["etag"].clone(), created.headers()["location"].to_str().unwrap().replace("/api/v1", ""));
+    let change = |message: String| {
+        let request = ada.request(Method::PATCH, &path).header("if-match", &etag).json(&json!({ "message": message }));
+        async move { request.send().await.unwrap().status().as_u16() }
+    };
+    let mut answers = futures_util::future::join_all((0..10).map(|number| change(number.to_string()))).await;
+    answers.sort_unstable();
+    assert_eq!(answers, [200, 412, 412, 412, 412, 412, 412, 412, 412, 412]);
+}
+
+#[tokio::test]
+async fn the_same_key_and_body_create_once_and_answer_alike() {
+    let deploy = Deploy::new().await;
+    let (one, two, _worker) = (deploy.web().await, deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &one).await;
+    let eve = Person::verified(&deploy, &one).await;
+    let body = json!({ "message": "once", "due_at": in_seconds(3600) });
+    let create = async |person: &Person, key: &str, body: &Value| {
+        person.request(Method::POST, "/reminders").header("idempotency-key", key).json(body).send().await.unwrap()
+    };
+    let first = create(&ada, "a-key", &body).await;
+    let again = create(&ada.at(&two), "a-key", &body).await;
+    assert_eq!((first.status().as_u16(), again.status().as_u16()), (201, 201));
+    for header in ["location", "etag"] {
+        assert_eq!(first.headers()[header], again.headers()[header]);
+    }
+    assert_eq!(first.text().await.unwrap(), again.text().await.unwrap());
+    problem(create(&ada, "a-key", &json!({ "message": "twice", "due_at": in_seconds(3600) })).await, 422, "idempotency-key-reused").await;
+    for odd in [" ", &"x".repeat(256)] {
+        problem(create(&ada, odd, &body).await, 422, "invalid-input").await;
+    }
+    assert_eq!(create(&eve, "a-key", &body).await.status(), 201, "another account's key is another key");
+    let count = async || ada.get("/reminders").await.json::<Value>().await.unwrap()["items"].as_array().unwrap().len();
+    assert_eq!(count().await, 1);
+
+    // A day later the key is free again.
+    let mut database = deploy.database().await;
+    sqlx::query("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'").execute(&mut database).await.unwrap();
+    assert_eq!(create(&ada, "a-key", &body).await.status(), 201);
+    assert_eq!(count().await, 2);
+
+    // What was refused is not kept: the same key may try again.
+    problem(create(&ada, "b-key", &json!({ "message": "", "due_at": in_seconds(3600) })).await, 422, "invalid-input").await;
+    assert_eq!(create(&ada, "b-key", &body).await.status(), 201);
+}
+
+#[tokio::test]
+async fn a_key_whose_request_still_runs_is_409_and_keeps_no_connection_waiting() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let mut database = deploy.database().await;
+    let mut lock = sqlx::Connection::begin(&mut database).await.unwrap();
+    sqlx::query("LOCK TABLE reminders IN EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    let body = json!({ "message": "once", "due_at": in_seconds(3600) });
+    let create = || ada.request(Method::POST, "/reminders").header("idempotency-key", "a-key").json(&body).send();
+    let running = tokio::spawn(create());
+    eventually("the first holds the key", async || {
+        let held = sqlx::query("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())");
+        held.fetch_optional(&mut deploy.database().await).await.unwrap().map(drop)
+    })
+    .await;
+    problem(create().await.unwrap(), 409, "idempotency-key-in-use").await;
+    lock.rollback().await.unwrap();
+    assert_eq!(running.await.unwrap().unwrap().status(), 201);
+    assert_eq!(create().await.unwrap().status(), 201);
+    assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"].as_array().unwrap().len(), 1);
 }
