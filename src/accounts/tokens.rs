@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::audit::{self, Action};
 use super::log_in::private;
 use crate::http::client::ClientAddress;
-use crate::http::extract::no_nul;
+use crate::http::extract::{integer, no_nul};
 use crate::http::paging::{List, Page};
 use crate::http::problem::{Problem, Result};
 use crate::http::token::{self, Token};
@@ -25,12 +25,19 @@ pub struct NewToken {
     #[schema(min_length = 1, max_length = 100, pattern = r"^[^\x00]*$", example = "backup script")]
     name: String,
     #[garde(length(min = 1, max = 20), inner(length(chars, min = 1, max = 100), custom(no_nul)))]
-    #[schema(min_items = 1, max_items = 20, example = json!(["reminders:read"]))]
+    #[schema(value_type = Vec<Scope>, min_items = 1, max_items = 20, example = json!(["reminders:read"]))]
     scopes: Vec<String>,
     #[garde(range(min = 1, max = 366))]
+    #[serde(deserialize_with = "integer")]
     #[schema(minimum = 1, maximum = 366, example = 90)]
     expires_in_days: i32,
 }
+
+/// What a token may do; who asks for an operation with one needs the scope that the operation names.
+#[derive(ToSchema)]
+#[schema(value_type = String, min_length = 1, max_length = 100, pattern = r"^[^\x00]*$")]
+#[expect(dead_code, reason = "it stands for a text in the document")]
+struct Scope(String);
 
 /// A new token, shown this once.
 #[derive(Serialize, ToSchema)]

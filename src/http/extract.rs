@@ -5,7 +5,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use garde::Validate;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
@@ -48,7 +48,9 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 fn refused(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
     if error.inner().is_data() {
-        Problem::invalid_field(&error.path().to_string(), &error.inner().to_string())
+        // Where in the text it stands is the path's to say.
+        let words = error.inner().to_string();
+        Problem::invalid_field(&error.path().to_string(), words.split(" at line ").next().unwrap_or_default())
     } else {
         Problem::malformed(format!("not JSON: {}", error.inner()))
     }
@@ -92,6 +94,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 /// It is null, or of another type.
 pub fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
+}
+
+/// A whole number, which JSON may write as `3` or `3.0` (JSON Schema 2020-12, 6.1.1).
+///
+/// # Errors
+/// It has a fraction, or is too large.
+pub fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+    let number = f64::deserialize(deserializer)?;
+    format!("{number}").parse().map_err(|_| D::Error::custom("must be a whole number"))
 }
 
 /// A rule for text that Postgres keeps: it cannot hold the character NUL.
