@@ -1,4 +1,6 @@
 //! The account and its SQL.
+//!
+//! Where nothing else is said, an error is Postgres's: it does not answer.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -51,9 +53,6 @@ impl From<Row> for Account {
 }
 
 /// Makes an account; none if the address has one already, and then nothing changes.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, password_hash: &str) -> sqlx::Result<bool> {
     let created = sqlx::query!(
         "INSERT INTO accounts (id, email, password_hash) VALUES ($1, $2, $3) ON CONFLICT (lower(email)) DO NOTHING",
@@ -64,8 +63,6 @@ pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, passwo
     Ok(created.execute(connection).await?.rows_affected() == 1)
 }
 
-/// # Errors
-/// Postgres does not answer.
 pub async fn find(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Account>> {
     let found = sqlx::query_as!(
         Row,
@@ -77,8 +74,6 @@ pub async fn find(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Optio
     Ok(found.fetch_optional(executor).await?.map(Into::into))
 }
 
-/// # Errors
-/// Postgres does not answer.
 pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<Account>> {
     let found = sqlx::query_as!(
         Row,
@@ -91,9 +86,6 @@ pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::
 }
 
 /// One page of all accounts, the oldest first, from behind `after`.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sqlx::Result<Vec<Account>> {
     let rows = sqlx::query_as!(
         Row,
@@ -107,9 +99,6 @@ pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sql
 }
 
 /// The number that tells live sessions from ended ones; none for an account that is gone or suspended.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn session_epoch(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<i32>> {
     let epoch = sqlx::query_scalar!("SELECT session_epoch FROM accounts WHERE id = $1 AND suspended_at IS NULL", id);
     epoch.fetch_optional(executor).await
@@ -117,9 +106,6 @@ pub async fn session_epoch(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Res
 
 /// Notes that the address is the person's own, and puts it in the place of the one before if it is another. False if it
 /// has an account of its own by now.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str) -> sqlx::Result<bool> {
     let verified = sqlx::query!(
         r#"UPDATE accounts SET verified_at = CASE WHEN email = $2 THEN COALESCE(verified_at, now()) ELSE now() END,
@@ -134,9 +120,6 @@ pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str) -> sql
 }
 
 /// Changes what is given and leaves the rest; a new address counts only when it is verified.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn change(
     connection: &mut PgConnection,
     id: Uuid,
@@ -158,18 +141,12 @@ pub async fn change(
 // What follows raises the epoch and returns it: the caller ends the sessions of the one before.
 
 /// Ends every session.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn raise_epoch(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i32>> {
     let raised = sqlx::query_scalar!("UPDATE accounts SET session_epoch = session_epoch + 1 WHERE id = $1 RETURNING session_epoch", id);
     raised.fetch_optional(connection).await
 }
 
 /// Sets another password.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn set_password(connection: &mut PgConnection, id: Uuid, password_hash: &str) -> sqlx::Result<Option<i32>> {
     sqlx::query_scalar!(
         "UPDATE accounts SET password_hash = $2, session_epoch = session_epoch + 1 WHERE id = $1 RETURNING session_epoch",
@@ -181,9 +158,6 @@ pub async fn set_password(connection: &mut PgConnection, id: Uuid, password_hash
 }
 
 /// Suspends an account, or lets it in again.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool) -> sqlx::Result<Option<i32>> {
     sqlx::query_scalar!(
         r#"UPDATE accounts SET session_epoch = session_epoch + 1, suspended_at = CASE WHEN $2 THEN COALESCE(suspended_at, now()) END
@@ -196,18 +170,12 @@ pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool) -
 }
 
 /// Deletes an account and all that is its own; its sessions are those of any epoch.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn delete(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<i32> {
     sqlx::query!("DELETE FROM accounts WHERE id = $1", id).execute(connection).await?;
     Ok(i32::MAX)
 }
 
 /// Gives a role, and raises the epoch if that is a change; returns the account's id and its epoch.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn grant(connection: &mut PgConnection, email: &str, role: Role) -> sqlx::Result<Option<(Uuid, i32)>> {
     let row = sqlx::query!(
         r#"UPDATE accounts SET session_epoch = session_epoch + (role <> $2)::int, role = $2

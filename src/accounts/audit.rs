@@ -1,4 +1,6 @@
 //! The audit trail: who did what to which account, when and from where. Kept for a year.
+//!
+//! Where nothing else is said, an error is Postgres's: it does not answer.
 
 use sqlx::PgExecutor;
 use uuid::Uuid;
@@ -28,9 +30,6 @@ pub enum Action {
 
 /// Writes a line of the trail, where there is one in the transaction of what it tells of. The address is none for what
 /// an operator did with a one-off task; the account is none where a log-in named an unknown one.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn record(
     executor: impl PgExecutor<'_>,
     action: Action,
@@ -50,9 +49,6 @@ pub async fn record(
 }
 
 /// Deletes what is more than a year old; returns how many lines.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
     Ok(sqlx::query!("DELETE FROM audit_events WHERE at < now() - interval '1 year'").execute(executor).await?.rows_affected())
 }

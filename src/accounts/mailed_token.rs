@@ -1,6 +1,8 @@
 //! What a mailed link carries: a token that only its mail holds, good once and for a while.
 //!
 //! Who has it has shown that the address is theirs.
+//!
+//! Where nothing else is said, an error is Postgres's: it does not answer.
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{PgConnection, PgExecutor, PgPool};
@@ -44,9 +46,6 @@ pub async fn mint(pool: &PgPool, purpose: Purpose, account_id: Uuid, email: &str
 
 /// Takes a token, and with it every other of its account: what they were good for is done. None for a token that is
 /// unknown, used or too old; else the account and the address that it was mailed to.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn redeem(connection: &mut PgConnection, purpose: Purpose, token: &SecretString) -> sqlx::Result<Option<(Uuid, String)>> {
     let found = sqlx::query!(
         "DELETE FROM mailed_tokens WHERE token_hash = $1 AND purpose = $2 AND expires_at > now() RETURNING account_id, email",
@@ -59,9 +58,6 @@ pub async fn redeem(connection: &mut PgConnection, purpose: Purpose, token: &Sec
 }
 
 /// Deletes tokens that are too old; returns how many.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
     Ok(sqlx::query!("DELETE FROM mailed_tokens WHERE expires_at <= now()").execute(executor).await?.rows_affected())
 }

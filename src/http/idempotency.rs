@@ -2,6 +2,8 @@
 //! again, and gets the same answer instead of a second one of what it created.
 //!
 //! Never for an answer that holds a secret: it is kept for a day, in the transaction of what was created.
+//!
+//! Where nothing else is said, an error is Postgres's: it does not answer.
 
 use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
@@ -86,9 +88,6 @@ impl IdempotencyKey {
 }
 
 /// Keeps the answer, in the transaction of what it tells of.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn save(transaction: &mut PgConnection, request: Option<Idempotent>, answer: &impl Serialize) -> Result<()> {
     let Some(Idempotent { account_id, route, key, body_hash }) = request else { return Ok(()) };
     sqlx::query!(
@@ -106,9 +105,6 @@ pub async fn save(transaction: &mut PgConnection, request: Option<Idempotent>, a
 }
 
 /// Deletes answers that are more than a day old; returns how many.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
     let purged = sqlx::query!("DELETE FROM idempotency_keys WHERE created_at <= now() - interval '24 hours'");
     Ok(purged.execute(executor).await?.rows_affected())

@@ -1,16 +1,18 @@
 //! The serving loop: accepts connections until the drain, and then lets the requests in flight finish.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::Request;
-use hyper::body::{Frame, Incoming};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +30,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest head that a request may have, in bytes; a larger one is 431.
 const HEADER_LIMIT: usize = 32 * 1024;
+
+/// How much of an unread body, and for how long, is read after its answer.
+const LINGER_LIMIT: usize = 2 * 1024 * 1024;
+const LINGER: Duration = Duration::from_secs(2);
 
 /// After a request's end its last bytes may still be on the way to the client; a half-sent request gets no more than this.
 const FLUSH: Duration = Duration::from_millis(300);
@@ -103,6 +109,7 @@ async fn connection(stream: TcpStream, peer: Peer, routes: Router, closing: Canc
         request.extensions_mut().insert(peer);
         let guard = Answering::begin(&answering);
         let routes = routes.clone();
+        let request = request.map(|body| Lingering(Some(body)));
         async move { routes.oneshot(request).await.map(|response| response.map(|body| Guarded { body, _guard: guard })) }
     });
     let mut connection = pin!(
@@ -147,6 +154,43 @@ impl Drop for Answering {
     }
 }
 
+/// A request's body whose rest is read and dropped when nobody asks for it: closing a connection with unread bytes resets
+/// it, and who was refused would never read why (RFC 9112, 9.6).
+struct Lingering(Option<Incoming>);
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        if let Some(mut body) = self.0.take().filter(|body| !body.is_end_stream()) {
+            tokio::spawn(timeout(LINGER, async move {
+                let mut left = LINGER_LIMIT;
+                while let Some(Ok(frame)) = body.frame().await {
+                    left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                    if left == 0 {
+                        return;
+                    }
+                }
+            }));
+        }
+    }
+}
+
+impl hyper::body::Body for Lingering {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.0.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.0.as_ref().map(Incoming::size_hint).unwrap_or_default()
+    }
+}
+
 /// A response's body that keeps its request counted until it has been sent.
 struct Guarded {
     body: Body,
@@ -157,11 +201,8 @@ impl hyper::body::Body for Guarded {
     type Data = <Body as hyper::body::Body>::Data;
     type Error = axum::Error;
 
-    fn poll_frame(
-        self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        std::pin::Pin::new(&mut self.get_mut().body).poll_frame(context)
+    fn poll_frame(self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,4 +1,6 @@
 //! API tokens: what programs come in with. Shown once, kept as a hash, looked up in Postgres at each use.
+//!
+//! Where nothing else is said, an error is Postgres's: it does not answer.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -29,9 +31,6 @@ pub struct Found {
 }
 
 /// Finds a token that has not expired, of an account that is not suspended.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn find(executor: impl PgExecutor<'_>, token: &str) -> sqlx::Result<Option<Found>> {
     sqlx::query_as!(
         Found,
@@ -44,9 +43,6 @@ pub async fn find(executor: impl PgExecutor<'_>, token: &str) -> sqlx::Result<Op
 }
 
 /// Keeps a token that is good for so many days.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn create(
     connection: &mut PgConnection,
     account_id: Uuid,
@@ -71,9 +67,6 @@ pub async fn create(
 }
 
 /// One page of an account's tokens, the oldest first, from behind `after`.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, limit: i64) -> sqlx::Result<Vec<Token>> {
     let rows = sqlx::query!(
         r#"SELECT id, name, scopes, created_at, expires_at FROM api_tokens
@@ -93,18 +86,12 @@ pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, 
 }
 
 /// Ends a token; says whether the account had it.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<bool> {
     let deleted = sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1 AND id = $2", account_id, id);
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
 }
 
 /// Deletes tokens that have expired; returns how many.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
     Ok(sqlx::query!("DELETE FROM api_tokens WHERE expires_at <= now()").execute(executor).await?.rows_affected())
 }

@@ -2,6 +2,8 @@
 //!
 //! All times are the database's, every statement stands alone, and none needs a session of its own, so that a pooler
 //! in transaction mode breaks nothing.
+//!
+//! Where nothing else is said, an error is Postgres's: it does not answer.
 
 use std::time::Duration;
 
@@ -25,9 +27,6 @@ pub struct Claimed {
 
 /// Claims due jobs of the known kinds, the oldest first, at most `limit`, of those due since a time if there is one.
 /// They are the caller's under `token` for `lease`.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn claim(
     pool: &PgPool,
     kinds: &[String],
@@ -67,9 +66,6 @@ pub async fn claim(
 
 /// Gives the leases of running jobs their full length again; returns those that were extended. A row that its own
 /// handler has locked is left for the next time, rather than hold up its neighbours.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn extend(pool: &PgPool, jobs: &[(i64, Uuid)], lease: Duration) -> sqlx::Result<Vec<i64>> {
     let (ids, tokens) = split(jobs);
     sqlx::query_scalar!(
@@ -87,9 +83,6 @@ pub async fn extend(pool: &PgPool, jobs: &[(i64, Uuid)], lease: Duration) -> sql
 }
 
 /// Deletes jobs that are done. A job that another worker has taken over in the meantime stays.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn complete_all(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<Vec<i64>> {
     let (ids, tokens) = split(jobs);
     // Heartbeat, claim and expiry skip what is locked, so they and this cannot wait for each other, and the rows need no
@@ -106,9 +99,6 @@ pub async fn complete_all(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<V
 }
 
 /// Deletes one job that is done, in the caller's transaction; says whether it was still held under the token.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn complete(connection: &mut PgConnection, id: i64, token: Uuid) -> sqlx::Result<bool> {
     let done = sqlx::query!("DELETE FROM jobs WHERE id = $1 AND token = $2", id, token).execute(connection).await?;
     Ok(done.rows_affected() == 1)
@@ -126,9 +116,6 @@ pub enum Failed {
 }
 
 /// Gives a failed job back for another attempt, or up for dead if `retry` is false or it was the last one.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool) -> sqlx::Result<Failed> {
     let dead = sqlx::query_scalar!(
         r#"UPDATE jobs SET token = NULL, last_error = $3,
@@ -148,9 +135,6 @@ pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool)
 }
 
 /// Gives unfinished jobs back at once and without having spent an attempt; returns how many were still held.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn release(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<u64> {
     let (ids, tokens) = split(jobs);
     let released = sqlx::query!(
@@ -178,9 +162,6 @@ pub struct Expired {
 
 /// Fails the jobs whose lease has ended: they wait a random part of their backoff, or are dead after their last attempt,
 /// so that a job that kills its process stops doing so.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn expire(pool: &PgPool) -> sqlx::Result<Vec<Expired>> {
     sqlx::query_as!(
         Expired,
@@ -198,9 +179,6 @@ pub async fn expire(pool: &PgPool) -> sqlx::Result<Vec<Expired>> {
 }
 
 /// The kinds of waiting jobs that are none of these. It hops from kind to kind, so a million jobs of one cost as much as one.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn waiting_kinds_but(pool: &PgPool, kinds: &[String]) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"WITH RECURSIVE waiting AS (

@@ -1,4 +1,6 @@
 //! The reminder and its SQL.
+//!
+//! Where nothing else is said, an error is Postgres's: it does not answer.
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
@@ -51,9 +53,6 @@ impl From<Row> for Reminder {
 }
 
 /// Makes a reminder for an account whose address is verified; none for another.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn create(
     connection: &mut PgConnection,
     id: Uuid,
@@ -75,9 +74,6 @@ pub async fn create(
 }
 
 /// One page of an account's reminders, the earliest first, from behind `after`.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn list(
     executor: impl PgExecutor<'_>,
     account_id: Uuid,
@@ -98,9 +94,6 @@ pub async fn list(
 }
 
 /// An account's reminder; none for another's.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
     let found = sqlx::query_as!(
         Row,
@@ -112,9 +105,6 @@ pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> 
 }
 
 /// Locks an account's reminder until the end of the transaction, so that what is decided by its state holds.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
     let found = sqlx::query_as!(
         Row,
@@ -126,9 +116,6 @@ pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> 
 }
 
 /// Changes what is given and leaves the rest. It counts as not sent again, if its time is changed.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn change(
     connection: &mut PgConnection,
     account_id: Uuid,
@@ -151,9 +138,6 @@ pub async fn change(
 }
 
 /// Deletes an account's reminder; says whether there was one.
-///
-/// # Errors
-/// Postgres does not answer.
 pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<bool> {
     let deleted = sqlx::query!("DELETE FROM reminders WHERE id = $1 AND account_id = $2", id, account_id);
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
