@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgExecutor};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::http::access::Role;
+use crate::http::session::Role;
 
 /// A person's account.
 #[derive(Debug, Clone, Serialize, ToSchema)]

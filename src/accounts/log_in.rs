@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use garde::Validate;
 use secrecy::SecretString;
@@ -93,7 +93,7 @@ pub async fn log_in(
     let cookie = start_session(&app, account, account.session_epoch, &headers).await?.ok_or_else(refused)?;
     audit::record(&app.postgres, Action::LogIn, Some(account.id), Some(address)).await?;
     tracing::Span::current().record("account_id", tracing::field::display(account.id));
-    Ok((private([(header::SET_COOKIE, cookie)]), axum::Json(account)).into_response())
+    Ok(([(header::SET_COOKIE, cookie)], axum::Json(account)).into_response())
 }
 
 /// Starts a session of an epoch; none if the sessions of that epoch have been ended in the meantime.
@@ -120,7 +120,7 @@ pub async fn start_session(app: &App, account: &Account, epoch: i32, headers: &H
 #[utoipa::path(get, path = "/session", tag = "Session", responses((status = 200, description = "My account", body = Account)))]
 pub async fn who_am_i(State(app): State<App>, session: Session) -> Result<Response> {
     let account = account::find(&app.postgres, session.account_id).await?.ok_or_else(Problem::unauthenticated)?;
-    Ok((private([]), axum::Json(account)).into_response())
+    Ok(axum::Json(account).into_response())
 }
 
 /// Log out
@@ -129,11 +129,5 @@ pub async fn who_am_i(State(app): State<App>, session: Session) -> Result<Respon
 #[utoipa::path(delete, path = "/session", tag = "Session", responses((status = 204, description = "Logged out")))]
 pub async fn log_out(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
     app.sessions.end_of(&headers).await?;
-    Ok((StatusCode::NO_CONTENT, private([(header::SET_COOKIE, app.sessions.no_cookie()?)])).into_response())
-}
-
-/// No cache may keep what is one person's.
-pub fn private<const N: usize>(headers: [(HeaderName, HeaderValue); N]) -> HeaderMap {
-    let cache = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.into_iter().chain([cache]).collect()
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, app.sessions.no_cookie()?)]).into_response())
 }

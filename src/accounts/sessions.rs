@@ -13,7 +13,6 @@ use uuid::Uuid;
 use super::account;
 use super::audit::{self, Action};
 use super::jobs::EndSessions;
-use super::log_in::private;
 use crate::http::client::ClientAddress;
 use crate::http::paging::{List, Page};
 use crate::http::problem::{Problem, Result};
@@ -63,7 +62,7 @@ pub async fn end_sessions(State(app): State<App>, session: Session, address: Cli
     let epoch = account::raise_epoch(&mut transaction, session.account_id).await?.ok_or_else(Problem::unauthenticated)?;
     audit::record(&mut *transaction, Action::SessionsEnded, Some(session.account_id), Some(address)).await?;
     end_before(&app, transaction, session.account_id, epoch).await?;
-    Ok((StatusCode::NO_CONTENT, private([(header::SET_COOKIE, app.sessions.no_cookie()?)])).into_response())
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, app.sessions.no_cookie()?)]).into_response())
 }
 
 /// Commits what raised the epoch, and ends the sessions from before: at once if Redis answers, and in any case by a job,

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::account::{self, Account};
 use super::audit::{self, Action};
 use super::jobs::{Notice, SendNotice, SendVerification};
-use super::log_in::{private, start_session};
+use super::log_in::start_session;
 use super::password::{self, Passwords};
 use super::sessions::end_before;
 use crate::http::client::ClientAddress;
@@ -59,7 +59,7 @@ pub async fn change_account(
     for job in enqueued {
         job.fire(&app.notifier);
     }
-    Ok((private([]), axum::Json(account)).into_response())
+    Ok(axum::Json(account).into_response())
 }
 
 #[derive(Deserialize, Validate, ToSchema)]
@@ -100,7 +100,7 @@ pub async fn change_password(
     let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
     end_before(&app, transaction, account_id, epoch).await?;
     let cookie = start_session(&app, &account, epoch, &headers).await?.ok_or_else(Problem::unauthenticated)?;
-    Ok((StatusCode::NO_CONTENT, private([(header::SET_COOKIE, cookie)])).into_response())
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
 
 /// Delete my account, and all that is its own
@@ -110,5 +110,5 @@ pub async fn delete_account(State(app): State<App>, session: Session, address: C
     let epoch = account::delete(&mut transaction, session.account_id).await?;
     audit::record(&mut *transaction, Action::AccountDeleted, Some(session.account_id), Some(address)).await?;
     end_before(&app, transaction, session.account_id, epoch).await?;
-    Ok((StatusCode::NO_CONTENT, private([(header::SET_COOKIE, app.sessions.no_cookie()?)])).into_response())
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, app.sessions.no_cookie()?)]).into_response())
 }

@@ -9,7 +9,6 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::audit::{self, Action};
-use super::log_in::private;
 use crate::http::client::ClientAddress;
 use crate::http::extract::{integer, no_nul};
 use crate::http::paging::{List, Page};
@@ -63,7 +62,7 @@ pub async fn create_token(
     let token = token::create(&mut transaction, session.account_id, &secret, &name, &scopes, expires_in_days).await?;
     audit::record(&mut *transaction, Action::TokenCreated, Some(session.account_id), Some(address)).await?;
     transaction.commit().await?;
-    Ok((StatusCode::CREATED, private([]), axum::Json(CreatedToken { secret, token })).into_response())
+    Ok((StatusCode::CREATED, axum::Json(CreatedToken { secret, token })).into_response())
 }
 
 /// List my tokens, the oldest first

@@ -4,7 +4,7 @@ use crate::accounts::account;
 use crate::accounts::audit::{self, Action};
 use crate::accounts::jobs::EndSessions;
 use crate::config;
-use crate::http::access::Role;
+use crate::http::session::Role;
 use crate::jobs;
 use crate::resources::postgres;
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, Env, Problems};
-use crate::http::access::Role;
+use crate::http::session::Role;
 use crate::lifecycle::EXIT_CONFIG;
 use crate::release::COMMIT;
 use crate::telemetry::{self, Stream};

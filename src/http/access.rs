@@ -10,28 +10,17 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use deadpool_redis::redis::pipe;
-use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use tracing::{field, warn};
-use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::client::{ClientAddress, Peer};
 use super::limit::{self, Budget};
 use super::problem::{Problem, Result};
-use super::session::{Session, Sessions};
+use super::session::{Role, Session, Sessions};
 use super::token;
 use crate::config::{self, PublicUrl};
 use crate::resources::redis::Redis;
-
-/// What a person may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, sqlx::Type, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum Role {
-    User,
-    Admin,
-}
 
 /// Who may ask for an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

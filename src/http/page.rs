@@ -9,12 +9,12 @@ use super::problem::{Problem, Result};
 /// No script, no frame, nothing from elsewhere; forms post back to this site alone.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// Renders a page that nobody may keep, since its address can hold a token.
+/// Renders a page.
 ///
 /// # Errors
 /// The template fails to render.
 pub fn page(status: StatusCode, template: &impl Template) -> Result<Response> {
-    let headers = [(header::CONTENT_SECURITY_POLICY, CONTENT_POLICY), (header::CACHE_CONTROL, "no-store")];
+    let headers = [(header::CONTENT_SECURITY_POLICY, CONTENT_POLICY)];
     Ok((status, headers, Html(template.render().map_err(Problem::internal)?)).into_response())
 }
 

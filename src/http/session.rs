@@ -1,7 +1,7 @@
 //! Sessions in Redis (factor VI: a process keeps nothing): the next request may meet another process.
 //!
 //! A cookie holds 256 random bits; Redis knows only their hash, so that a look into Redis opens no session.
-//! `session:{hash}` is the session, `sessions:{account}` the set of an account's hashes.
+//! `session:{hash}` is the session, `sessions:{account}` the set of an account's hashes, sorted by the time of their log-in.
 
 use std::time::Duration;
 
@@ -11,13 +11,22 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use deadpool_redis::redis::{Pipeline, pipe};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::access::Role;
 use super::problem::Problem;
 use super::secret;
 use crate::config::{self, PublicUrl};
 use crate::resources::redis::{self, Redis};
+
+/// What a person may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, sqlx::Type, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+pub enum Role {
+    User,
+    Admin,
+}
 
 /// What Redis keeps of a session.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,7 +80,10 @@ impl Sessions {
         let set = set_key(session.account_id);
         let mut commands = pipe();
         commands.cmd("SET").arg(key(&session.hash)).arg(data).arg("PX").arg(millis(self.ttl.min(self.max_age))).ignore();
-        commands.sadd(&set, &session.hash).ignore();
+        let born = session.created_at.as_millisecond();
+        commands.zadd(&set, &session.hash, born).ignore();
+        // What is too old anyway needs no place in the set.
+        commands.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(born.saturating_sub_unsigned(millis(self.max_age))).ignore();
         commands.cmd("PEXPIRE").arg(&set).arg(millis(self.max_age)).ignore();
         self.redis.run::<()>(commands.atomic()).await?;
         Ok((SessionId(id), session))
@@ -126,7 +138,7 @@ impl Sessions {
     /// Redis is away, and the session goes on.
     pub async fn end(&self, account_id: Uuid, hash: &str) -> Result<bool, redis::Error> {
         let mut commands = pipe();
-        commands.srem(set_key(account_id), hash);
+        commands.zrem(set_key(account_id), hash);
         let (was_there,): (bool,) = self.redis.run(&commands).await?;
         if was_there {
             let mut commands = pipe();
@@ -147,7 +159,7 @@ impl Sessions {
         let (data,): (Option<String>,) = self.redis.run(&commands).await?;
         let Some(session) = data.and_then(|data| serde_json::from_str::<Session>(&data).ok()) else { return Ok(()) };
         let mut commands = pipe();
-        commands.srem(set_key(session.account_id), &hash).ignore();
+        commands.zrem(set_key(session.account_id), &hash).ignore();
         self.redis.run(&commands).await
     }
 
@@ -200,7 +212,7 @@ pub async fn end_before(redis: &Redis, account_id: Uuid, epoch: i32) -> Result<(
         let stays = data.and_then(|data| serde_json::from_str::<Session>(&data).ok()).is_some_and(|session| session.epoch >= epoch);
         if !stays {
             let mut end = pipe();
-            end.del(key(&hash)).ignore().srem(set_key(account_id), &hash).ignore();
+            end.del(key(&hash)).ignore().zrem(set_key(account_id), &hash).ignore();
             redis.run::<()>(end.atomic()).await?;
         }
     }
@@ -209,7 +221,7 @@ pub async fn end_before(redis: &Redis, account_id: Uuid, epoch: i32) -> Result<(
 
 async fn members(redis: &Redis, account_id: Uuid) -> Result<Vec<String>, redis::Error> {
     let mut commands = pipe();
-    commands.smembers(set_key(account_id));
+    commands.zrange(set_key(account_id), 0, -1);
     let (hashes,) = redis.run(&commands).await?;
     Ok(hashes)
 }

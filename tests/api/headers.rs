@@ -17,6 +17,7 @@ async fn every_answer_makes_browsers_careful() {
         assert_eq!(headers["referrer-policy"], "same-origin", "{path}");
         assert!(headers["content-security-policy"].to_str().unwrap().contains("frame-ancestors 'none'"), "{path}");
         assert!(headers.contains_key("x-request-id"), "{path}");
+        assert_eq!(headers["cache-control"], "no-store", "{path}");
         assert!(!headers.contains_key("strict-transport-security"), "{path}");
         assert!(!headers.contains_key("access-control-allow-origin"), "{path}");
     }
