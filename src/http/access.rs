@@ -94,7 +94,8 @@ impl Guard {
 
     /// Lets a request in, or says why not; with what is left of its bucket, if Redis can tell.
     async fn admit(&self, request: &mut Request) -> Result<Option<Budget>> {
-        let (method, who, rate) = self.rule(request)?;
+        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        let (method, who, rate) = rule(self.table, request.method(), path)?;
         let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
         let peer = peer.ok_or_else(|| Problem::internal(anyhow::anyhow!("the serving loop tells no peer")))?;
         let address = ClientAddress::of(request.headers(), peer, self.trusted_proxies);
@@ -130,19 +131,6 @@ impl Guard {
         tracing::Span::current().record("account_id", field::display(caller.account_id));
         request.extensions_mut().insert(caller);
         Ok(budget)
-    }
-
-    /// The rule for a request; 405 where the table has none for its method.
-    fn rule(&self, request: &Request) -> Result<(Method, Who, Rate)> {
-        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-        let method = if request.method() == Method::HEAD { Method::GET } else { request.method().clone() };
-        let rules = || self.table.iter().filter(|rule| rule.1 == path);
-        if let Some((_, _, who, rate)) = rules().find(|rule| rule.0 == method) {
-            return Ok((method, *who, *rate));
-        }
-        let allowed: Vec<_> = rules().map(|rule| if rule.0 == Method::GET { "GET,HEAD" } else { rule.0.as_str() }).collect();
-        let allow = HeaderValue::try_from(allowed.join(",")).map_err(Problem::internal)?;
-        Err(Problem { headers: vec![(header::ALLOW, allow)], ..Problem::from_status(StatusCode::METHOD_NOT_ALLOWED) })
     }
 
     /// Browsers say which site a request comes from. Who brings a cookie and does not say it is not let in, since the
@@ -206,6 +194,18 @@ impl Guard {
     }
 }
 
+/// The table's rule for a route, whose GET is also its HEAD; 405 where it has none, and nobody may.
+pub fn rule(table: &[Rule], method: &Method, path: &str) -> Result<(Method, Who, Rate)> {
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    let rules = || table.iter().filter(|rule| rule.1 == path);
+    if let Some((_, _, who, rate)) = rules().find(|rule| rule.0 == method) {
+        return Ok((method.clone(), *who, *rate));
+    }
+    let allowed: Vec<_> = rules().map(|rule| if rule.0 == Method::GET { "GET,HEAD" } else { rule.0.as_str() }).collect();
+    let allow = HeaderValue::try_from(allowed.join(",")).map_err(Problem::internal)?;
+    Err(Problem { headers: vec![(header::ALLOW, allow)], ..Problem::from_status(StatusCode::METHOD_NOT_ALLOWED) })
+}
+
 /// The middleware.
 pub async fn guard(State(guard): State<std::sync::Arc<Guard>>, mut request: Request, next: Next) -> Response {
     match guard.admit(&mut request).await {
@@ -221,7 +221,7 @@ pub async fn guard(State(guard): State<std::sync::Arc<Guard>>, mut request: Requ
 }
 
 /// RFC 6750, 2.1: the scheme's case does not matter.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

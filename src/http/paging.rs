@@ -74,23 +74,3 @@ impl Page {
         Ok(response)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    proptest::proptest! {
-        #[test]
-        fn no_cursor_breaks_it(cursor in "\\PC{0,200}") {
-            let page = Page { cursor: Some(cursor), limit: 20 };
-            let _ = page.after::<(jiff::Timestamp, uuid::Uuid)>();
-        }
-
-        #[test]
-        fn a_cursor_leads_back_to_its_key(micros in 0..4_102_444_800_000_000_i64, id: u128) {
-            let key = (jiff::Timestamp::from_microsecond(micros).expect("a time"), uuid::Uuid::from_u128(id));
-            let cursor = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&key).expect("JSON"));
-            assert_eq!(Page { cursor: Some(cursor), limit: 20 }.after().expect("a key"), Some(key));
-        }
-    }
-}

@@ -188,16 +188,17 @@ impl Sessions {
         Ok(cookie)
     }
 
-    /// The id in a request's cookie (RFC 6265, 5.4).
+    /// The id in a request's cookie.
     pub fn id_in<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        headers
-            .get_all(header::COOKIE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(';'))
-            .filter_map(|pair| pair.trim().split_once('='))
-            .find_map(|(name, value)| (name == self.cookie).then_some(value))
+        cookie(headers, self.cookie)
     }
+}
+
+/// The value of a request's cookie (RFC 6265, 5.4).
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.into_iter().find_map(|(known, value)| (known == name).then_some(value))
 }
 
 /// Ends every session of an account that began before `epoch`.

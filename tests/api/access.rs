@@ -1,6 +1,6 @@
 //! Who may do what: every route of the table, asked for by everybody.
 
-use app::http::access::Who;
+use app::http::access::{Rate, Who, rule};
 use app::web::ACCESS;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
@@ -155,6 +155,17 @@ async fn a_route_is_served_if_and_only_if_it_is_in_the_table_and_every_operation
     let answer = client().put(format!("{}/api/v1/session", web.url)).send().await.unwrap();
     assert_eq!(answer.headers()["allow"], "POST,GET,HEAD,DELETE");
     problem(answer, 405, "method-not-allowed").await;
+}
+
+#[test]
+fn what_is_not_in_the_table_nobody_may() {
+    let table = [(Method::GET, "/mine", Who::SignedIn, Rate::Requests)];
+    for asked in [Method::GET, Method::HEAD] {
+        assert_eq!(rule(&table, &asked, "/mine").unwrap(), (Method::GET, Who::SignedIn, Rate::Requests));
+    }
+    for (method, path) in [(Method::POST, "/mine"), (Method::GET, "/mine/"), (Method::GET, "/other"), (Method::OPTIONS, "/mine")] {
+        assert_eq!(rule(&table, &method, path).unwrap_err().status, 405, "{method} {path}");
+    }
 }
 
 #[tokio::test]

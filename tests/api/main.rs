@@ -9,6 +9,7 @@ mod accounts;
 mod headers;
 mod input;
 mod limits;
+mod parsers;
 mod recovery;
 mod reminders;
 mod resources;
