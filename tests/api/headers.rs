@@ -1,6 +1,13 @@
 //! Headers: what makes browsers careful, and which other sites may call.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use app::config::Setting;
+use axum::Router;
+use axum::routing::get;
 use reqwest::Method;
+use tower::ServiceExt;
 
 use crate::support::Deploy;
 use crate::support::deploy::client;
@@ -66,4 +73,36 @@ async fn a_site_in_the_list_must_be_an_address() {
     let mut web = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com,*").start("web");
     assert_eq!(web.exit().await.code(), Some(78));
     assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS must be addresses")), "{:?}", web.errors());
+}
+
+#[tokio::test]
+async fn a_panic_is_a_500_for_that_request_alone() {
+    let plenty = NonZeroU32::MAX;
+    let config = app::config::Http {
+        port: 0,
+        session_ttl: Duration::from_secs(60),
+        session_max_age: Duration::from_secs(60),
+        request_timeout: Duration::from_secs(10),
+        drain_delay: Duration::ZERO,
+        rate_limit_login: plenty,
+        rate_limit_requests: plenty,
+        trusted_proxies: 0,
+        cors_origins: None,
+    };
+    // No route of the programs panics, so one that does gets the layers that theirs have.
+    async fn panics() -> &'static str {
+        panic!("a secret of the inside")
+    }
+    let panics = Router::new().route("/", get(panics)).route("/fine", get(|| async { "fine" }));
+    let routes = app::http::finish(panics, &config, &app::config::PublicUrl::parse("http://localhost").unwrap());
+    let ask = async |path: &str| {
+        let request = axum::http::Request::get(path).body(axum::body::Body::empty()).unwrap();
+        let answer = routes.clone().oneshot(request).await.unwrap();
+        (answer.status().as_u16(), axum::body::to_bytes(answer.into_body(), 10_000).await.unwrap())
+    };
+    let (status, body) = ask("/").await;
+    let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((status, &problem["type"]), (500, &serde_json::json!("/problems/internal")));
+    assert!(!problem.to_string().contains("secret"), "{problem}");
+    assert_eq!(ask("/fine").await, (200, "fine".into()));
 }
