@@ -80,8 +80,8 @@ async fn a_panic_is_a_500_for_that_request_alone() {
     let plenty = NonZeroU32::MAX;
     let config = app::config::Http {
         port: 0,
-        session_ttl: Duration::from_secs(60),
-        session_max_age: Duration::from_secs(60),
+        session_ttl: Duration::from_mins(1),
+        session_max_age: Duration::from_mins(1),
         request_timeout: Duration::from_secs(10),
         drain_delay: Duration::ZERO,
         rate_limit_login: plenty,
