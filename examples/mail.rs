@@ -140,6 +140,9 @@ async fn converse(stream: TcpStream, mails: &Mails) -> std::io::Result<()> {
                 to.clear();
                 "250 OK"
             }
+            // For tests of what a refusal does: the address says it.
+            "RCPT" if argument.contains("450@refuse.example") => "450 not now",
+            "RCPT" if argument.contains("550@refuse.example") => "550 never",
             "RCPT" => {
                 to.push(address(argument));
                 "250 OK"

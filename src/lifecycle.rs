@@ -23,6 +23,9 @@ use crate::telemetry::{self, Stream};
 /// `EX_CONFIG` of sysexits.h: the configuration is wrong, and starting again will not help.
 pub const EXIT_CONFIG: u8 = 78;
 
+/// 128 and the number of SIGINT, as shells count it.
+const EXIT_INTERRUPTED: u8 = 130;
+
 /// After `hard`, tasks get this long to give back what they hold; then the process ends without them.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -66,7 +69,7 @@ pub fn run<C: Section>(
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    let release = telemetry::start(process, &common, Stream::Stdout);
+    let (release, log) = telemetry::start(process, &common, Stream::Stdout);
     // A panic is a log line like any other, not text on stderr.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -82,19 +85,24 @@ pub fn run<C: Section>(
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
         let mut lifecycle = Lifecycle { release, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
         info!("{process} is starting");
+        tokio::spawn(log.tell_lost());
         start(common, own, &mut lifecycle).await?;
         anyhow::Ok(supervise(lifecycle, signals).await)
     });
     // Work on blocking threads, such as a password's hash that nobody waits for any more, must not hold the exit.
     runtime.shutdown_background();
     match ended {
-        Ok(true) => {
+        Ok(Ended::Cleanly) => {
             info!(exit_status = 0, "{process} has stopped");
             ExitCode::SUCCESS
         }
-        Ok(false) => {
+        Ok(Ended::Failed) => {
             error!(exit_status = 1, "{process} has stopped after a failure");
             ExitCode::FAILURE
+        }
+        Ok(Ended::Interrupted) => {
+            error!(exit_status = EXIT_INTERRUPTED, "{process} was interrupted twice, so nothing is waited for");
+            ExitCode::from(EXIT_INTERRUPTED)
         }
         Err(e) => failed(process, &e),
     }
@@ -105,9 +113,18 @@ fn failed(process: &str, e: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Waits for the end of every task, and says whether it was a clean one.
-async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Signal, Signal)) -> bool {
-    let mut clean = true;
+/// How a process ended.
+enum Ended {
+    Cleanly,
+    /// A task failed, or did not end in time.
+    Failed,
+    /// A person at a terminal did not want to wait.
+    Interrupted,
+}
+
+/// Waits for the end of every task.
+async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Signal, Signal)) -> Ended {
+    let mut ending = Ended::Cleanly;
     let mut interrupts = 0;
     let deadline = tokio::time::sleep(Duration::MAX);
     tokio::pin!(deadline);
@@ -115,10 +132,10 @@ async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Si
         let draining = lifecycle.soft.is_cancelled();
         let begin = tokio::select! {
             task = lifecycle.tasks.join_next() => match task {
-                None => return clean,
+                None => return ending,
                 Some(Ok((_, Ok(())))) if draining => false,
                 Some(ended) => {
-                    clean = false;
+                    ending = Ended::Failed;
                     report(ended);
                     true
                 }
@@ -127,15 +144,14 @@ async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Si
             _ = interrupt.recv() => {
                 interrupts += 1;
                 if interrupts > 1 {
-                    error!(exit_status = 130, "interrupted twice, so nothing is waited for");
-                    std::process::exit(130);
+                    return Ended::Interrupted;
                 }
                 true
             }
             () = &mut deadline, if draining => {
                 if lifecycle.hard.is_cancelled() {
                     error!(tasks = lifecycle.tasks.len(), "tasks did not end after the drain's limit and are left behind");
-                    return false;
+                    return Ended::Failed;
                 }
                 lifecycle.hard.cancel();
                 deadline.as_mut().reset(Instant::now() + LAST_WORDS);

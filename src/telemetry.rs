@@ -5,13 +5,15 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Subscriber, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -43,26 +45,52 @@ impl io::Write for Stream {
     }
 }
 
-impl MakeWriter<'_> for Stream {
-    type Writer = Self;
+/// How many lines wait for a reader of the stream before lines are lost: a reader that has stalled must not stall the
+/// service.
+const WAITING: usize = 4096;
 
-    fn make_writer(&self) -> Self {
-        *self
+/// How often it is looked whether lines were lost.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The log of a process, until it is dropped; what waits is written then.
+pub struct Log {
+    lost: ErrorCounter,
+    _writing: WorkerGuard,
+}
+
+impl Log {
+    /// Tells how many lines were lost, for as long as it is polled.
+    pub fn tell_lost(&self) -> impl Future<Output = ()> + Send + 'static {
+        let counter = self.lost.clone();
+        async move {
+            let mut told = 0;
+            loop {
+                tokio::time::sleep(LOOK).await;
+                let lost = counter.dropped_lines();
+                if lost > told {
+                    warn!(lost = lost - told, "{} log line(s) were lost, since nobody read them in time", lost - told);
+                    told = lost;
+                }
+            }
+        }
     }
 }
 
 /// Starts the log of this process; the subscriber is the one global that there is.
-pub fn start(process: &'static str, config: &config::Process, stream: Stream) -> Release {
+pub fn start(process: &'static str, config: &config::Process, stream: Stream) -> (Release, Log) {
     let release = Release { commit: COMMIT, release: config.release_version.clone(), process };
     // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
     let filter = EnvFilter::new(format!("sqlx::postgres::notice=warn,{}", config.log_level.0));
     let registry = tracing_subscriber::registry().with(filter);
+    // A thread of its own writes, so that no request waits for whoever reads.
+    let (stream, writing) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING).finish(stream);
+    let log = Log { lost: stream.error_counter(), _writing: writing };
     // `try_init` fails only where a subscriber is set already, and then that one logs.
     let _ = match config.log_format {
         LogFormat::Pretty => registry.with(tracing_subscriber::fmt::layer().with_writer(stream).with_target(false)).try_init(),
         LogFormat::Json => registry.with(JsonLines { release: release.clone(), instance: instance(config), stream }).try_init(),
     };
-    release
+    (release, log)
 }
 
 fn instance(config: &config::Process) -> String {
@@ -84,7 +112,7 @@ pub fn current_field(name: &str) -> Option<String> {
 struct JsonLines {
     release: Release,
     instance: String,
-    stream: Stream,
+    stream: NonBlocking,
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {

@@ -89,7 +89,7 @@ fn run(env: &Env, command: Command) -> anyhow::Result<bool> {
         say(serde_json::to_string_pretty(&web::document()?)?);
         return Ok(true);
     }
-    telemetry::start("admin", &config::read(env)?, Stream::Stderr);
+    let (_, _log) = telemetry::start("admin", &config::read(env)?, Stream::Stderr);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {

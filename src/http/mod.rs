@@ -13,6 +13,7 @@ pub mod openapi;
 pub mod page;
 pub mod paging;
 pub mod problem;
+mod progress;
 pub mod secret;
 pub mod serve;
 pub mod session;

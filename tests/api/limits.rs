@@ -58,6 +58,21 @@ async fn requests_are_limited_by_session_and_by_token() {
 }
 
 #[tokio::test]
+async fn who_tries_cookies_and_tokens_is_limited_by_address() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 10);
+    let web = deploy.web().await;
+    let eve = Person::stranger(&web);
+    for number in 0..5 {
+        let with_cookie = eve.request(Method::GET, "/session").header("cookie", format!("id=forged-{number}")).send().await.unwrap();
+        problem(with_cookie, 401, "unauthenticated").await;
+        let with_token = eve.request(Method::GET, "/reminders").bearer_auth(format!("pat_forged-{number}")).send().await.unwrap();
+        problem(with_token, 401, "unauthenticated").await;
+    }
+    let with_cookie = eve.request(Method::GET, "/session").header("cookie", "id=forged-again").send().await.unwrap();
+    problem(with_cookie, 429, "too-many-requests").await;
+}
+
+#[tokio::test]
 async fn an_address_is_taken_from_the_header_only_as_far_as_proxies_are_trusted() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 3);
     let web = deploy.web().await;

@@ -12,7 +12,7 @@ async fn another_address_in_the_environment_is_another_database_session_store_an
     let web = first.web().await;
     let ada = Person::unverified(&web).await;
 
-    let moved = Deploy { environment: first.environment.clone(), mail: Sink::start().await };
+    let moved = Deploy { environment: first.environment.clone(), mail: Sink::start().await.into() };
     let url = moved.mail.smtp_url.clone();
     let moved = moved.with("SMTP_URL", url).with("REDIS_URL", &second.environment["REDIS_URL"]);
     let (web, _worker) = (moved.web().await, moved.start("worker"));

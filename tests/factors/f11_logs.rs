@@ -4,9 +4,12 @@
 
 use std::process::Stdio;
 
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::support::balancer::free_port;
 use crate::support::person::{PASSWORD, Person};
 use crate::support::process::programs;
-use crate::support::{Deploy, eventually};
+use crate::support::{Deploy, PATIENCE, eventually};
 
 #[tokio::test]
 async fn every_line_is_one_json_object_that_says_what_when_and_who() {
@@ -79,6 +82,39 @@ async fn a_process_whose_stdout_is_closed_serves_on() {
     drop(web.stdout.take());
     eventually("an answer", async || reqwest::get(format!("http://127.0.0.1:{free}/livez")).await.ok()).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.id().unwrap().cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(web.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_are_lost() {
+    let deploy = Deploy::new().await;
+    let port = free_port();
+    let mut command = tokio::process::Command::new(programs().join("web"));
+    command.env_clear().envs(&deploy.environment).env("PORT", port.to_string()).env("RATE_LIMIT_REQUESTS", "1000000");
+    let mut web = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let url = format!("http://127.0.0.1:{port}/version");
+    eventually("an answer", async || reqwest::get(&url).await.ok()).await;
+    // More than the pipe takes and than may wait.
+    let ask = async |_| {
+        let client = crate::support::deploy::client();
+        for _ in 0..1_000 {
+            assert_eq!(client.get(&url).send().await.unwrap().status(), 200);
+        }
+    };
+    futures_util::future::join_all((0..6).map(ask)).await;
+    let mut lines = BufReader::new(web.stdout.take().unwrap()).lines();
+    let mut reading = async || serde_json::from_str::<serde_json::Value>(&lines.next_line().await.unwrap().unwrap()).unwrap();
+    let told = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let line = reading().await;
+            if line["lost"].is_u64() {
+                return line;
+            }
+        }
+    });
+    assert!(told.await.expect("the loss is told")["lost"].as_u64().unwrap() > 500);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.id().unwrap().cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    while reading().await["exit_status"] != 0 {}
     assert_eq!(web.wait().await.unwrap().code(), Some(0));
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Output;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ const TEMPLATE: &str = "migrated";
 
 pub struct Deploy {
     pub environment: BTreeMap<String, String>,
-    pub mail: Sink,
+    pub mail: Arc<Sink>,
 }
 
 /// An address without the database's name or number; `bin/test` starts the servers.
@@ -49,7 +50,7 @@ impl Deploy {
         let database = format!("test_{}", Uuid::new_v4().simple());
         let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {database} {template}"));
         connect("postgres").await.execute(create).await.expect("a database of the test's own");
-        let mail = Sink::start().await;
+        let mail = Arc::new(Sink::start().await);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let environment = [
             ("DATABASE_URL", format!("{}/{database}", server("SERVER_URL"))),
@@ -76,6 +77,11 @@ impl Deploy {
     pub fn without(mut self, name: &str) -> Self {
         self.environment.remove(name);
         self
+    }
+
+    /// The same deploy with another value in its environment.
+    pub fn clone_with(&self, name: &str, value: impl ToString) -> Self {
+        Self { environment: self.environment.clone(), mail: self.mail.clone() }.with(name, value)
     }
 
     /// Starts a process type.

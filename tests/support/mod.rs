@@ -4,6 +4,7 @@
 //! Nothing here waits for time: it waits for a log line, an answer or an exit, and gives up after `PATIENCE`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod balancer;
 pub mod deploy;
 pub mod mail;
 pub mod person;

@@ -12,7 +12,7 @@ pub const PASSWORD: &str = "correct horse battery staple";
 pub struct Person {
     pub client: Client,
     pub email: String,
-    url: String,
+    pub url: String,
 }
 
 impl Person {

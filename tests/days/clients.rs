@@ -1,0 +1,154 @@
+//! Clients that are slow, many, or gone.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::deploy::Web;
+use crate::support::person::Person;
+use crate::support::{Deploy, PATIENCE, Process};
+
+async fn connect(web: &Web) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", web.port())).await.unwrap()
+}
+
+/// Asks for a list of four megabytes and reads nothing of it.
+async fn a_client_that_does_not_read(deploy: &Deploy, web: &Web) -> TcpStream {
+    let ada = Person::stranger(web);
+    ada.sign_up().await;
+    let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let fill = "INSERT INTO reminders (id, account_id, message, due_at)
+        SELECT gen_random_uuid(), id, repeat('\u{1f514}', 10000), now() + interval '1 day' FROM accounts, generate_series(1, 100)";
+    sqlx::query(fill).execute(&mut deploy.database().await).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = socket.connect(format!("127.0.0.1:{}", web.port()).parse().unwrap()).await.unwrap();
+    let request = format!("GET /api/v1/reminders?limit=100 HTTP/1.1\r\nhost: x\r\ncookie: {cookie}\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    web.process.logged("the answer", |line| line["route"] == "/api/v1/reminders" && line["status"] == 200).await;
+    client
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_read_is_cut_off_at_the_end_of_the_drain_and_counted() {
+    let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
+    let mut web = deploy.web().await;
+    let _client = a_client_that_does_not_read(&deploy, &web).await;
+    let started = Instant::now();
+    assert_eq!(web.process.terminate().await, Some(1), "{:#?}", web.process.lines());
+    assert!(started.elapsed() >= Duration::from_secs(1), "it must have had its time");
+    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
+}
+
+#[tokio::test]
+async fn an_answer_that_is_read_slowly_is_finished_in_the_drain() {
+    let deploy = Deploy::new().await;
+    let mut web = deploy.web().await;
+    let mut client = a_client_that_does_not_read(&deploy, &web).await;
+    web.process.signal(Signal::SIGTERM);
+    web.process.says("draining").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut answer = Vec::new();
+    tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.len() > 4_000_000 && answer.ends_with(b"}"), "{}", answer.len());
+    assert_eq!(web.process.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_all_there_holds_a_drain_no_longer_than_its_limit_and_does_not_count() {
+    let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
+    let mut web = deploy.web().await;
+    let mut body = connect(&web).await;
+    body.write_all(b"POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{")
+        .await
+        .unwrap();
+    let mut head = connect(&web).await;
+    head.write_all(b"GET /livez HTTP/1.1\r\nho").await.unwrap();
+    // Both have been read by the time that a third has its answer.
+    assert_eq!(web.get("/livez").await.status(), 200);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let started = Instant::now();
+    assert_eq!(web.process.terminate().await, Some(0), "{:#?}", web.process.lines());
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let memory = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", web.process.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = memory();
+    let mut slow = Vec::new();
+    for number in 0..500 {
+        let mut client = connect(&web).await;
+        let part = if number % 2 == 0 {
+            "GET /api/v1/session HTTP/1.1\r\nx-slow: "
+        } else {
+            "POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n{"
+        };
+        client.write_all(part.as_bytes()).await.unwrap();
+        slow.push(client);
+    }
+    // A byte a second: half of them would do so for ever.
+    let trickle = tokio::spawn(async move {
+        loop {
+            for client in &mut slow {
+                let _ = client.write_all(b"x").await;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    for _ in 0..50 {
+        let answer = tokio::time::timeout(Duration::from_secs(5), ada.get("/session")).await.expect("others are served");
+        assert_eq!(answer.status(), 200);
+    }
+    let after = memory();
+    assert!(after < before + 64 * 1024, "{before} kB before, {after} kB with 500 slow clients");
+    // A header may take ten seconds, a request too; then they are gone.
+    crate::support::eventually("the slow ones are let go", async || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", web.process.pid())).unwrap().count();
+        (files < 100).then_some(())
+    })
+    .await;
+    trickle.abort();
+}
+
+#[tokio::test]
+async fn without_file_descriptors_it_waits_says_so_once_and_recovers() {
+    let deploy = Deploy::new().await.with("DATABASE_POOL_SIZE", 2).with("RATE_LIMIT_REQUESTS", 1_000_000);
+    let mut command = tokio::process::Command::new("sh");
+    let web = crate::support::process::programs().join("web");
+    command.args(["-c", &format!("ulimit -n 64; exec {}", web.display())]).env_clear().envs(&deploy.environment);
+    let process = Process::spawn(command);
+    let port = process.logged("web is listening", |line| line["listener"] == "web").await["port"].as_u64().unwrap();
+    let web = Web { url: format!("http://127.0.0.1:{port}"), process };
+    web.process.says("ready").await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        held.push(connect(&web).await);
+    }
+    web.process.says("cannot be accepted").await;
+    let cpu = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", web.process.pid())).unwrap();
+        let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split_whitespace().filter_map(|field| field.parse().ok()).collect();
+        // After the name and the state: utime and stime are the eleventh and twelfth numbers.
+        fields[10] + fields[11]
+    };
+    let before = cpu();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(cpu() - before < 100, "it spins: {} ticks of 10 ms in two seconds", cpu() - before);
+    drop(held);
+    crate::support::eventually("an answer", async || {
+        let answer = tokio::time::timeout(Duration::from_secs(2), web.get("/readyz")).await.ok()?;
+        (answer.status() == 200).then_some(())
+    })
+    .await;
+    assert_eq!(web.process.lines().iter().filter(|line| line.contains("cannot be accepted")).count(), 1);
+}

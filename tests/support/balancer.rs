@@ -1,0 +1,93 @@
+//! A balancer as platforms have one: haproxy, which follows `/readyz` and never asks twice.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use tokio::process::{Child, Command};
+
+use super::eventually;
+
+/// Whether a tool is there; a test without it is skipped, but where every check must run it fails.
+pub fn has(tool: &str) -> bool {
+    let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).exists()))
+        || PathBuf::from("/usr/sbin").join(tool).exists();
+    assert!(found || std::env::var("CI").as_deref() != Ok("true"), "{tool} is missing");
+    if !found {
+        println!("skipped: needs {tool}");
+    }
+    found
+}
+
+/// A port that nobody listens on just now, and that the system gives to no connection of its own.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + u16::try_from(std::process::id() % 100).expect("below a hundred") * 100;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+pub struct Balancer {
+    pub url: String,
+    folder: PathBuf,
+    _haproxy: Child,
+}
+
+impl Balancer {
+    /// Starts it before the servers at these ports, and waits until all of them are in.
+    pub async fn before(ports: &[u16]) -> Self {
+        let port = free_port();
+        let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+        std::fs::create_dir(&folder).expect("a folder");
+        let mut config = format!(
+            "global\n  maxconn 2000\n  stats socket {}/stats level admin\n\
+             defaults\n  mode http\n  retries 0\n  timeout connect 2s\n  timeout client 30s\n  timeout server 30s\n  timeout http-keep-alive 30s\n\
+             listen web\n  bind 127.0.0.1:{port}\n  option httpchk GET /readyz\n  balance roundrobin\n",
+            folder.display()
+        );
+        for (number, port) in ports.iter().enumerate() {
+            writeln!(config, "  server web{number} 127.0.0.1:{port} check inter 100ms fall 1 rise 1").expect("a text");
+        }
+        let file = folder.join("haproxy.cfg");
+        std::fs::write(&file, config).expect("its config");
+        let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("haproxy");
+        command.env("PATH", path).arg("-db").arg("-f").arg(file).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        let haproxy = command.spawn().expect("haproxy starts");
+        let balancer = Self { url: format!("http://127.0.0.1:{port}"), folder, _haproxy: haproxy };
+        for number in 0..ports.len() {
+            balancer.until(number, "UP").await;
+        }
+        balancer
+    }
+
+    /// Waits until a server is `UP` or `DOWN` in its eyes.
+    pub async fn until(&self, number: usize, state: &str) {
+        eventually(&format!("web{number} is {state}"), async || {
+            let statistics = self.ask("show stat\n").await?;
+            let line = statistics.lines().find(|line| line.starts_with(&format!("web,web{number},")))?.to_owned();
+            line.split(',').nth(17).is_some_and(|now| now.starts_with(state)).then_some(())
+        })
+        .await;
+    }
+
+    async fn ask(&self, command: &str) -> Option<String> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut socket = tokio::net::UnixStream::connect(self.folder.join("stats")).await.ok()?;
+        socket.write_all(command.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
