@@ -38,6 +38,7 @@ pub fn main() -> ExitCode {
 
 async fn start(process: config::Process, config: config::Clock, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
     let postgres = postgres::attach(&config.database, "clock")?;
+    postgres::follow(lifecycle, &config.database, &postgres);
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
     let looks = Pulse::default();

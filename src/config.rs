@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 mod settings;
 
-pub use settings::{DatabaseUrl, LogFilter, LogFormat, Origins, PublicUrl, RedisUrl, SmtpUrl};
+pub use settings::{DatabaseUrl, Lasting, LogFilter, LogFormat, Origins, PublicUrl, RedisUrl, SmtpUrl};
 
 section! {
     /// What every long-running process type reads.
@@ -79,11 +79,11 @@ section! {
         /// Port that `web` listens on, on all interfaces
         port: u16 = "8080",
         /// A session's life after its last use
-        session_ttl: Duration = "14d",
+        session_ttl: Lasting = "14d",
         /// A session's life in all
-        session_max_age: Duration = "90d",
+        session_max_age: Lasting = "90d",
         /// A request's time, after which it gets 503
-        request_timeout: Duration = "10s",
+        request_timeout: Lasting = "10s",
         /// How long `web` keeps accepting after SIGTERM while `/readyz` already says no
         drain_delay: Duration = "0s",
         /// Log-ins, sign-ups, resets and other requests that try a password or send a mail, a minute, by client address
@@ -103,7 +103,7 @@ section! {
         /// Jobs that one worker runs at a time
         worker_concurrency: NonZeroU32 = "10",
         /// How long a claimed job is a worker's own without a heartbeat; there is one every third of it
-        job_lease: Duration = "30s",
+        job_lease: Lasting = "30s",
     }
 }
 
@@ -231,6 +231,11 @@ impl Env {
     pub fn of_process() -> Self {
         let text = |os: std::ffi::OsString| os.into_string().ok();
         Self(std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)))).collect())
+    }
+
+    /// Whether a secret may stand in a file, which can change while the process runs.
+    pub fn names_files(&self) -> bool {
+        self.0.keys().any(|name| name.ends_with("_FILE"))
     }
 
     fn get(&self, name: &str) -> Result<Option<String>, String> {

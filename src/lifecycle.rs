@@ -31,6 +31,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What a process registers its tasks with.
 pub struct Lifecycle {
+    /// The environment that the config was read from.
+    pub env: Env,
     /// Which code and which release this process runs.
     pub release: Release,
     /// Cancelled when a drain begins: take nothing new, finish what is there.
@@ -61,7 +63,8 @@ pub fn run<C: Section>(
     process: &'static str,
     start: impl AsyncFnOnce(config::Process, C, &mut Lifecycle) -> anyhow::Result<()>,
 ) -> ExitCode {
-    let (common, own) = match config::read::<(config::Process, C)>(&Env::of_process()) {
+    let env = Env::of_process();
+    let (common, own) = match config::read::<(config::Process, C)>(&env) {
         Ok(config) => config,
         Err(problems) => {
             // Not `eprintln!`, which panics where nobody holds the other end.
@@ -83,7 +86,7 @@ pub fn run<C: Section>(
         // Before anything else: a signal in mid-start must drain too.
         let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
-        let mut lifecycle = Lifecycle { release, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
+        let mut lifecycle = Lifecycle { env, release, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
         info!("{process} is starting");
         tokio::spawn(log.tell_lost());
         start(common, own, &mut lifecycle).await?;

@@ -15,7 +15,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::accounts::password::Passwords;
 use crate::config;
-use crate::http::access::{Guard, guard};
+use crate::http::access::{Guard, guard, scopes};
 use crate::http::health::Health;
 use crate::http::serve::serve;
 use crate::http::session::Sessions;
@@ -35,7 +35,9 @@ pub fn main() -> ExitCode {
 
 async fn start(process: config::Process, config: config::Web, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
     let postgres = postgres::attach(&config.database, "web")?;
+    postgres::follow(lifecycle, &config.database, &postgres);
     let redis = Redis::attach(&config.redis)?;
+    redis.follow(lifecycle, &config.redis);
     let (http, site) = (config.http, config.site.public_url);
     #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
     let now = Timestamp::now;
@@ -43,7 +45,7 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
     let guard = Guard::new(ACCESS, postgres.clone(), redis.clone(), sessions.clone(), &http, &site);
-    let app = App { postgres: postgres.clone(), sessions, notifier, now };
+    let app = App { postgres: postgres.clone(), sessions, notifier, scopes: scopes(ACCESS).into(), now };
 
     let probes = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
     let routes = routes(app, guard, Passwords::new()?, lifecycle.release.clone())?;

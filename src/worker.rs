@@ -42,9 +42,12 @@ pub fn run(registry: Registry) -> ExitCode {
 
 async fn start(registry: Registry, process: config::Process, config: config::Worker, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
     let postgres = postgres::attach(&config.database, "worker")?;
+    postgres::follow(lifecycle, &config.database, &postgres);
     let redis = Redis::attach(&config.redis)?;
+    redis.follow(lifecycle, &config.redis);
     let site = config.site.public_url;
     let mailer = Mailer::attach(&config.smtp, site.host())?;
+    mailer.follow(lifecycle, &config.smtp);
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
 
@@ -56,7 +59,7 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     }
     let concurrency = config.jobs.worker_concurrency.get() as usize;
     let resources = Resources { postgres, redis, mailer, site, notifier };
-    let runner = Runner { registry, resources, concurrency, lease: config.jobs.job_lease, claims };
+    let runner = Runner { registry, resources, concurrency, lease: config.jobs.job_lease.0, claims };
     lifecycle.spawn("runner", runner.run(lifecycle.soft.clone(), lifecycle.hard.clone()));
     Ok(())
 }

@@ -146,10 +146,13 @@ pub async fn raise_epoch(connection: &mut PgConnection, id: Uuid) -> sqlx::Resul
     raised.fetch_optional(connection).await
 }
 
-/// Sets another password.
+/// Sets another password. Links that were mailed before, and the address that was asked for, count no more: whoever asked
+/// for them knew the old one.
 pub async fn set_password(connection: &mut PgConnection, id: Uuid, password_hash: &str) -> sqlx::Result<Option<i32>> {
+    sqlx::query!("DELETE FROM mailed_tokens WHERE account_id = $1", id).execute(&mut *connection).await?;
     sqlx::query_scalar!(
-        "UPDATE accounts SET password_hash = $2, session_epoch = session_epoch + 1 WHERE id = $1 RETURNING session_epoch",
+        r#"UPDATE accounts SET password_hash = $2, new_email = NULL, session_epoch = session_epoch + 1
+           WHERE id = $1 RETURNING session_epoch"#,
         id,
         password_hash
     )

@@ -11,7 +11,7 @@ use super::sessions::end_before;
 use crate::http::client::ClientAddress;
 use crate::http::paging::{List, Page};
 use crate::http::problem::{Problem, Result};
-use crate::http::{App, Id, Query};
+use crate::http::{App, Caller, Id, Query};
 
 /// List all accounts, the oldest first
 #[utoipa::path(get, path = "/admin/accounts", tag = "Administration", params(Page), responses(
@@ -27,8 +27,15 @@ pub async fn list_accounts(State(app): State<App>, path: MatchedPath, Query(page
 ///
 /// Its sessions end, its tokens stop, and it cannot log in until it is restored.
 #[utoipa::path(post, path = "/admin/accounts/{id}/suspend", tag = "Administration", params(("id" = Uuid, Path)),
-    responses((status = 204, description = "It is suspended")))]
-pub async fn suspend_account(State(app): State<App>, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
+    responses((status = 204, description = "It is suspended"), (status = 409, description = "own-account: It is the admin's own")))]
+pub async fn suspend_account(State(app): State<App>, caller: Caller, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
+    if id == caller.account_id {
+        return Err(Problem::new(
+            StatusCode::CONFLICT,
+            "own-account",
+            "an admin cannot suspend the own account: nobody might let it in again",
+        ));
+    }
     set(&app, address, id, true).await
 }
 

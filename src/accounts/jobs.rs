@@ -62,7 +62,9 @@ impl Job for SendPasswordReset {
     }
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
-        let Some(account) = account::find(&context.postgres, self.account_id).await? else { return Ok(()) };
+        let Some(account) = account::find(&context.postgres, self.account_id).await?.filter(|account| !account.suspended) else {
+            return Ok(());
+        };
         let token = mailed_token::mint(&context.postgres, Purpose::Reset, account.id, &account.email).await?;
         let link = context.site.link(&format!("/reset?token={}", token.expose_secret()));
         let text = format!(

@@ -21,7 +21,7 @@ use super::{account, sessions};
 use crate::http::client::ClientAddress;
 use crate::http::extract::no_nul;
 use crate::http::problem::{Problem, Result};
-use crate::http::{App, Json, Session, page};
+use crate::http::{App, Json, Session, page, token};
 use crate::jobs;
 
 const USED: &str = "the link is unknown, was used already, or is too old";
@@ -104,7 +104,7 @@ pub struct Reset {
 
 /// Set another password
 ///
-/// Every session of the account ends.
+/// Every session of the account ends, and every token.
 #[utoipa::path(post, path = "/password-resets/redeem", tag = "Accounts", responses(
     (status = 204, description = "The password is set"),
     (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
@@ -122,6 +122,8 @@ pub async fn redeem_reset(
     // Who has the token has the mailbox.
     account::verify(&mut transaction, account_id, &email).await?;
     let epoch = account::set_password(&mut transaction, account_id, &password_hash).await?.ok_or_else(invalid_token)?;
+    // Nor does what somebody else may have made with the old password stay.
+    token::delete_all(&mut *transaction, account_id).await?;
     audit::record(&mut *transaction, Action::PasswordReset, Some(account_id), Some(address)).await?;
     let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
     sessions::end_before(&app, transaction, account_id, epoch).await?;

@@ -99,7 +99,8 @@ fn run(env: &Env, command: Command) -> anyhow::Result<bool> {
             Command::Doctor => doctor::examine(env).await,
             Command::Health => health::ask(env).await,
             Command::Account(AccountCommand::Grant { email, role }) => {
-                account::grant(&config::read(env)?, &email, role).await.map(|()| true)
+                let (database, redis) = config::read(env)?;
+                account::grant(&database, &redis, &email, role).await.map(|()| true)
             }
             Command::Jobs { command, json } => jobs::run(&config::read(env)?, command.unwrap_or_default(), json).await,
             Command::Seed => {

@@ -59,6 +59,10 @@ impl PublicUrl {
     }
 }
 
+/// A duration that is long enough for something to happen in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Lasting(pub Duration);
+
 /// Origins of sites, as browsers send them (RFC 6454): `https://app.example.com`.
 #[derive(Debug, Clone)]
 pub struct Origins(pub Vec<String>);
@@ -114,6 +118,15 @@ impl Setting for Duration {
             .filter(|millis| *millis <= 100 * 366 * 86_400_000)
             .map(Duration::from_millis)
             .ok_or_else(|| "must be a duration such as 250ms, 30s, 5m, 12h or 14d".to_owned())
+    }
+}
+
+impl Setting for Lasting {
+    fn parse(text: &str) -> Result<Self, String> {
+        match Duration::parse(text)? {
+            long if long >= Duration::from_millis(100) => Ok(Self(long)),
+            _ => Err("must be 100ms or longer".to_owned()),
+        }
     }
 }
 

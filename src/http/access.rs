@@ -40,8 +40,10 @@ pub enum Who {
 pub enum Rate {
     /// `RATE_LIMIT_REQUESTS`, by session or token, or by client address for who has neither.
     Requests,
-    /// `RATE_LIMIT_LOGIN`, by client address: what tries passwords or sends mails. Never by account alone, which would
-    /// let anyone lock a person out; and by account and address together would never be reached before by address.
+    /// `RATE_LIMIT_LOGIN`, by client address: what sends mails. Never by account alone, which would let anyone lock a
+    /// person out; and by account and address together would never be reached before by address.
+    Mail,
+    /// The same, for what tries passwords; while Redis is away nobody may, since guesses must be counted.
     LogIn,
 }
 
@@ -103,15 +105,17 @@ impl Guard {
 
         let token = bearer(request.headers()).map(str::to_owned);
         let cookie = self.sessions.id_in(request.headers()).map(str::to_owned);
-        if token.is_none() && !method.is_safe() {
+        // Where anyone may, a token decides nothing, and the cookie may count.
+        if (token.is_none() || who == Who::Anyone) && !method.is_safe() {
             self.refuse_other_sites(request.headers(), cookie.is_some())?;
         }
         let bucket = match rate {
-            Rate::LogIn => Some((format!("login:{}", address.bucket()), self.rate_limit_login)),
+            Rate::LogIn | Rate::Mail => Some((format!("login:{}", address.bucket()), self.rate_limit_login)),
             Rate::Requests => None,
         };
         let anonymous = bucket.clone().unwrap_or_else(|| (format!("address:{}", address.bucket()), self.rate_limit_requests));
         let (caller, budget) = match (who, token, cookie) {
+            (Who::Anyone, ..) if rate == Rate::LogIn => return Ok(Some(self.ask(&anonymous).await?)),
             (Who::Anyone, ..) => return self.count(anonymous).await,
             (_, Some(token), _) => match self.by_token(&token, who, bucket).await? {
                 Some(found) => found,
@@ -143,7 +147,7 @@ impl Guard {
             (Some(_), None) => false,
             (None, None) => !with_cookie,
         };
-        let detail = "a change with a cookie needs an `Origin` or `Sec-Fetch-Site` header that names this site";
+        let detail = "a change must come from this site, and with a cookie say so: in an `Origin` or `Sec-Fetch-Site` header";
         if own { Ok(()) } else { Err(Problem::forbidden("cross-site", detail)) }
     }
 
@@ -176,22 +180,37 @@ impl Guard {
     }
 
     /// Counts a request that needs no session: while Redis is away, it passes unlimited.
-    async fn count(&self, (bucket, a_minute): (String, u32)) -> Result<Option<Budget>> {
-        let mut commands = pipe();
-        limit::ask(&mut commands, &bucket, a_minute);
-        match self.redis.run::<(limit::Answer,)>(&commands).await {
-            Ok((answer,)) => {
-                self.unlimited.store(false, Ordering::Relaxed);
-                Budget::of(answer, a_minute).map(Some)
-            }
-            Err(e) => {
+    async fn count(&self, bucket: (String, u32)) -> Result<Option<Budget>> {
+        let asked = self.ask(&bucket).await;
+        match asked {
+            Err(Problem { status: StatusCode::SERVICE_UNAVAILABLE, source, .. }) => {
                 if !self.unlimited.swap(true, Ordering::Relaxed) {
-                    warn!(error = %e, "requests without a session pass unlimited, Redis is away: {e}");
+                    let why = source.map(|source| format!("{source:#}")).unwrap_or_default();
+                    warn!(error = why, "requests without a session pass unlimited, Redis is away: {why}");
                 }
                 Ok(None)
             }
+            answered => {
+                self.unlimited.store(false, Ordering::Relaxed);
+                answered.map(Some)
+            }
         }
     }
+
+    async fn ask(&self, (bucket, a_minute): &(String, u32)) -> Result<Budget> {
+        let mut commands = pipe();
+        limit::ask(&mut commands, bucket, *a_minute);
+        let (answer,) = self.redis.run(&commands).await?;
+        Budget::of(answer, *a_minute)
+    }
+}
+
+/// The scopes that the table asks for.
+pub fn scopes(table: &[Rule]) -> Vec<&'static str> {
+    let mut scopes: Vec<_> = table.iter().filter_map(|rule| if let Who::Scope(scope) = rule.2 { Some(scope) } else { None }).collect();
+    scopes.sort_unstable();
+    scopes.dedup();
+    scopes
 }
 
 /// The table's rule for a route, whose GET is also its HEAD; 405 where it has none, and nobody may.

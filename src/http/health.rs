@@ -59,11 +59,13 @@ impl Health {
 
     /// Postgres answers, and no migration is pending.
     pub fn postgres(self, pool: &PgPool) -> Self {
-        let pool = postgres::for_probes(pool);
+        let (pool, probes) = (pool.clone(), postgres::for_probes(pool));
         self.check("postgres", move || {
-            let pool = pool.clone();
+            let probes = probes.clone();
+            // The password may have changed since.
+            probes.set_connect_options(pool.connect_options().as_ref().clone());
             async move {
-                match postgres::pending_migrations(&pool).await {
+                match postgres::pending_migrations(&probes).await {
                     Ok(pending) if pending.is_empty() => Ok(()),
                     Ok(pending) => {
                         Err(Failure::new("migrations pending", format!("{} migration(s) pending: run `admin migrate`", pending.len())))

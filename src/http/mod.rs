@@ -57,6 +57,8 @@ pub struct App {
     pub sessions: Sessions,
     /// Wakes the workers after a commit that enqueued something.
     pub notifier: Notifier,
+    /// What tokens can be made for.
+    pub scopes: Arc<[&'static str]>,
     /// The time of day.
     pub now: fn() -> Timestamp,
 }
@@ -68,7 +70,7 @@ pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl) -> Router
     routes
         .fallback(|| async { Problem::not_found() })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout.0))
         .layer(middleware::from_fn(move |request, next| shed(free.clone(), request, next)))
         // The panic hook has logged it; the client gets a bare 500, which `observe` gives a body.
         .layer(CatchPanicLayer::custom(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response()))

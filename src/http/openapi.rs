@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::access::{Rate, Rule, Who};
+use super::access::{Rate, Rule, Who, scopes};
 
 /// Problems that many operations share: status, the type's last part, when it happens.
 const COMMON: &[(&str, &str, &str)] = &[
@@ -31,10 +31,13 @@ const COMMON: &[(&str, &str, &str)] = &[
 pub fn complete(document: &utoipa::openapi::OpenApi, table: &[Rule]) -> serde_json::Result<Value> {
     let mut document = serde_json::to_value(document)?;
     document["components"]["securitySchemes"] = json!({
-        "session": { "type": "apiKey", "in": "cookie", "name": "id", "description": "Set by a log-in; `__Host-id` over https. Changes need an `Origin` header too." },
+        "session": { "type": "apiKey", "in": "cookie", "name": "id", "description": "Set by a log-in; `__Host-id` over https. A change needs an `Origin` or `Sec-Fetch-Site` header too." },
         "token": { "type": "http", "scheme": "bearer", "description": "An API token with the scope that the operation names." },
     });
     document["components"]["schemas"]["Problem"] = problem_schema();
+    if let Some(scope) = document["components"]["schemas"].get_mut("Scope") {
+        scope["enum"] = json!(scopes(table));
+    }
     for (method, path, who, rate) in table {
         let method_name = method.as_str().to_ascii_lowercase();
         if let Some(operation) = document["paths"].get_mut(path).and_then(|path| path.get_mut(method_name)) {
@@ -50,7 +53,7 @@ fn describe(operation: &mut Value, safe: bool, who: Who, rate: Rate) {
         Who::SignedIn | Who::Admin => json!([{ "session": [] }]),
         Who::Scope(scope) => json!([{ "session": [] }, { "token": [scope] }]),
     };
-    let limit = if rate == Rate::LogIn { "RATE_LIMIT_LOGIN" } else { "RATE_LIMIT_REQUESTS" };
+    let limit = if rate == Rate::Requests { "RATE_LIMIT_REQUESTS" } else { "RATE_LIMIT_LOGIN" };
     operation["x-rate-limit"] = limit.into();
     let body = operation.get("requestBody").is_some();
     let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();

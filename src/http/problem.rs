@@ -58,6 +58,11 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, slug, detail)
     }
 
+    /// 403: what goes out in the account's name must wait for a verified address.
+    pub fn not_verified() -> Self {
+        Self::forbidden("email-not-verified", "show first that the address is yours: open the link that was mailed to it")
+    }
+
     /// 404, for what does not exist and for what is another's, alike.
     pub fn not_found() -> Self {
         Self::from_status(StatusCode::NOT_FOUND)

@@ -66,7 +66,7 @@ impl Sessions {
         } else {
             ("id", "HttpOnly; SameSite=Lax; Path=/")
         };
-        Self { redis, ttl: config.session_ttl, max_age: config.session_max_age, cookie, attributes, now }
+        Self { redis, ttl: config.session_ttl.0, max_age: config.session_max_age.0, cookie, attributes, now }
     }
 
     /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here.

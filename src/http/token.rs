@@ -42,7 +42,7 @@ pub async fn find(executor: impl PgExecutor<'_>, token: &str) -> sqlx::Result<Op
     .await
 }
 
-/// Keeps a token that is good for so many days.
+/// Keeps a token that is good for so many days, of an account whose address is verified; none of another.
 pub async fn create(
     connection: &mut PgConnection,
     account_id: Uuid,
@@ -50,10 +50,11 @@ pub async fn create(
     name: &str,
     scopes: &[String],
     days: i32,
-) -> sqlx::Result<Token> {
+) -> sqlx::Result<Option<Token>> {
     let row = sqlx::query!(
         r#"INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at)
-           VALUES ($1, $2, $3, $4, $5, now() + make_interval(days => $6)) RETURNING id, created_at, expires_at"#,
+           SELECT $1, $2, id, $4, $5, now() + make_interval(days => $6) FROM accounts WHERE id = $3 AND verified_at IS NOT NULL
+           RETURNING id, created_at, expires_at"#,
         Uuid::now_v7(),
         secret::hash(token),
         account_id,
@@ -61,9 +62,14 @@ pub async fn create(
         scopes,
         days
     );
-    let row = row.fetch_one(connection).await?;
-    let (created_at, expires_at) = (row.created_at.to_jiff(), row.expires_at.to_jiff());
-    Ok(Token { id: row.id, name: name.to_owned(), scopes: scopes.to_vec(), created_at, expires_at })
+    let row = row.fetch_optional(connection).await?;
+    Ok(row.map(|row| Token {
+        id: row.id,
+        name: name.to_owned(),
+        scopes: scopes.to_vec(),
+        created_at: row.created_at.to_jiff(),
+        expires_at: row.expires_at.to_jiff(),
+    }))
 }
 
 /// One page of an account's tokens, the oldest first, from behind `after`.
@@ -89,6 +95,12 @@ pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, 
 pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<bool> {
     let deleted = sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1 AND id = $2", account_id, id);
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
+}
+
+/// Ends every token of an account.
+pub async fn delete_all(executor: impl PgExecutor<'_>, account_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1", account_id).execute(executor).await?;
+    Ok(())
 }
 
 /// Deletes tokens that have expired; returns how many.

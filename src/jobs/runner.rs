@@ -10,9 +10,10 @@ use jiff_sqlx::Timestamp;
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -47,7 +48,7 @@ impl Runner {
     /// Works until `soft`, finishes what runs until `hard`, and gives back the rest.
     ///
     /// # Errors
-    /// None that lasts: while Postgres is away it waits.
+    /// A part of it has panicked. While Postgres is away it waits.
     pub async fn run(self, soft: CancellationToken, hard: CancellationToken) -> anyhow::Result<()> {
         let kinds = self.registry.kinds();
         let pool = self.resources.postgres.clone();
@@ -56,13 +57,12 @@ impl Runner {
         let resources = Arc::new(self.resources);
         let execution = Arc::new(Execution { registry: self.registry, resources, leases: leases.clone(), completions, hard });
         let wake = Arc::new(Notify::new());
-        // Each ends with this function, whatever ends it.
-        let _helpers = (
-            AbortOnDropHandle::new(tokio::spawn(listen(pool.clone(), wake.clone()))),
-            AbortOnDropHandle::new(tokio::spawn(leases.clone().keep(pool.clone()))),
-            AbortOnDropHandle::new(tokio::spawn(write_completions(pool.clone(), done))),
-            AbortOnDropHandle::new(tokio::spawn(report_unknown(pool.clone(), kinds.clone()))),
-        );
+        // They live as long as this function, and it no longer than any of them.
+        let mut helpers = JoinSet::new();
+        helpers.spawn(listen(pool.clone(), wake.clone()));
+        helpers.spawn(leases.clone().keep(pool.clone()));
+        helpers.spawn(write_completions(pool.clone(), done));
+        helpers.spawn(report_unknown(pool.clone(), kinds.clone()));
 
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let running = TaskTracker::new();
@@ -73,6 +73,7 @@ impl Runner {
         while !soft.is_cancelled() {
             let free = tokio::select! {
                 () = soft.cancelled() => break,
+                ended = helpers.join_next() => anyhow::bail!("a part of the runner has ended: {ended:?}"),
                 free = free_slots(&slots, self.concurrency) => free,
             };
             let token = Uuid::new_v4();

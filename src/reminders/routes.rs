@@ -58,9 +58,7 @@ async fn create_reminder(State(app): State<App>, caller: Caller, key: Idempotenc
     in_future(&app, input.due_at)?;
     // The reminder and its job commit together, or neither does.
     let made = reminder::create(&mut transaction, Uuid::now_v7(), caller.account_id, &input.message, input.due_at).await?;
-    let Some(reminder) = made else {
-        return Err(Problem::forbidden("email-not-verified", "show first that the address is yours: open the link that was mailed to it"));
-    };
+    let reminder = made.ok_or_else(Problem::not_verified)?;
     let enqueued = enqueue(&mut transaction, &reminder).await?;
     idempotency::save(&mut transaction, request, &reminder).await?;
     transaction.commit().await?;

@@ -1,7 +1,64 @@
 //! Backing services as attached resources (factor IV): each is a URL in the config and a handle here.
 //!
-//! Attaching is lazy: a resource that is down does not stop a start, and its return needs no restart.
+//! Attaching is lazy: a resource that is down does not stop a start, and its return needs no restart. A URL that stands
+//! in a file may change: new connections then use the new one, and the old ones are let go.
 
 pub mod postgres;
 pub mod redis;
 pub mod smtp;
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::config::{self, Section};
+use crate::lifecycle::Lifecycle;
+
+/// How often files are read again.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Registers a task that reads a section again, if this deploy has secrets in files: when `secret` has changed, `renew`
+/// gets the section, again and again until it succeeds, since the file and the resource never change at the same moment.
+fn follow<S, F>(
+    lifecycle: &mut Lifecycle,
+    name: &'static str,
+    current: &S,
+    secret: fn(&S) -> &SecretString,
+    renew: impl Fn(S) -> F + Send + 'static,
+) where
+    S: Section + Send + 'static,
+    F: Future<Output = anyhow::Result<()>> + Send,
+{
+    if !lifecycle.env.names_files() {
+        return;
+    }
+    let (env, soft) = (lifecycle.env.clone(), lifecycle.soft.clone());
+    let mut known = secret(current).clone();
+    let mut told = false;
+    lifecycle.spawn(name, async move {
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return Ok(()),
+                () = sleep(LOOK) => {}
+            }
+            // A file that is being written may be empty or cut short: what is known stays good until a whole one is there.
+            let Ok(section) = config::read::<S>(&env) else { continue };
+            let new = secret(&section).clone();
+            if new.expose_secret() == known.expose_secret() {
+                continue;
+            }
+            match renew(section).await {
+                Ok(()) => {
+                    (known, told) = (new, false);
+                    info!("{name} has changed, and new connections use it");
+                }
+                Err(e) if !std::mem::replace(&mut told, true) => {
+                    warn!(error = format!("{e:#}"), "{name} has changed and does not work yet, so the old one stays: {e:#}");
+                }
+                Err(_) => {}
+            }
+        }
+    });
+}

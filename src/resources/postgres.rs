@@ -4,15 +4,19 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgPool};
 use url::Url;
 
 use crate::config;
+use crate::lifecycle::Lifecycle;
 
 /// How long a caller waits for a connection: less than a request's time, so that the answer is 503 and not silence.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// After how long in the pool a connection is asked whether it is still one: outages are longer.
+const RESTED: Duration = Duration::from_millis(100);
 
 /// Attaches Postgres; connects when the first query asks.
 ///
@@ -24,9 +28,30 @@ pub fn attach(config: &config::Database, process: &str) -> sqlx::Result<PgPool> 
     Ok(PgPoolOptions::new()
         .max_connections(config.database_pool_size.get())
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        // A ping at each checkout would double the round trips; a broken connection shows itself at its first query.
+        // A ping at each checkout would double the round trips; one that has rested may be broken, and is asked first.
         .test_before_acquire(false)
+        .before_acquire(|connection, meta| Box::pin(async move { Ok(meta.idle_for < RESTED || connection.ping().await.is_ok()) }))
         .connect_lazy_with(options(config, process)?))
+}
+
+/// Follows the URL where it stands in a file.
+pub fn follow(lifecycle: &mut Lifecycle, config: &config::Database, pool: &PgPool) {
+    let pool = pool.clone();
+    super::follow(lifecycle, "DATABASE_URL", config, |config| &config.database_url.0, move |config| renew(pool.clone(), config));
+}
+
+async fn renew(pool: PgPool, config: config::Database) -> anyhow::Result<()> {
+    let process = pool.connect_options().get_application_name().unwrap_or_default().to_owned();
+    let options = options(&config, &process)?;
+    options.connect().await?.close().await?;
+    pool.set_connect_options(options);
+    // What is in use ends with its lifetime, half an hour at most.
+    for _ in 0..pool.num_idle() {
+        if let Some(old) = pool.try_acquire() {
+            old.close().await?;
+        }
+    }
+    Ok(())
 }
 
 /// A connection for the probes alone: load on the pool must not make a process look ill.

@@ -3,8 +3,8 @@
 //! Requests share a few multiplexed connections. The pool pings at each checkout, so a connection is checked out once
 //! and kept until it breaks; a signed-in request then costs one round trip.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
@@ -14,6 +14,7 @@ use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 
 use crate::config;
+use crate::lifecycle::Lifecycle;
 
 /// How long a connect, and how long an answer, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -32,7 +33,7 @@ pub enum Error {
 pub struct Redis(Arc<Shared>);
 
 struct Shared {
-    pool: Pool,
+    pool: RwLock<Pool>,
     slots: Vec<Mutex<Slot>>,
     turn: AtomicUsize,
 }
@@ -50,18 +51,25 @@ impl Redis {
     /// # Errors
     /// The URL is none of Redis's, which the config has ruled out.
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
-        let size = config.redis_pool_size.get() as usize;
-        let patience = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
-        let manager = Manager::new_with_config(config.redis_url.0.expose_secret(), patience)?;
-        let pool = Pool::builder(manager)
-            .max_size(size)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(PATIENCE))
-            .create_timeout(Some(PATIENCE))
-            .recycle_timeout(Some(PATIENCE))
-            .build()?;
-        let slots = (0..size).map(|_| Mutex::default()).collect();
-        Ok(Self(Arc::new(Shared { pool, slots, turn: AtomicUsize::new(0) })))
+        let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
+        Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn: AtomicUsize::new(0) })))
+    }
+
+    /// Follows the URL where it stands in a file.
+    pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Redis) {
+        let redis = self.clone();
+        super::follow(lifecycle, "REDIS_URL", config, |config| &config.redis_url.0, move |config| redis.clone().renew(config));
+    }
+
+    async fn renew(self, config: config::Redis) -> anyhow::Result<()> {
+        let pool = pool(&config)?;
+        drop(pool.get().await?);
+        *self.0.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
+        for slot in &self.0.slots {
+            // Who uses the old one has a handle of its own, until its answer is there.
+            slot.lock().await.connection = None;
+        }
+        Ok(())
     }
 
     /// Runs the commands in one round trip, and once more on a new connection where the old one proved broken:
@@ -92,12 +100,25 @@ impl Redis {
         if let Some(connection) = &slot.connection {
             return Ok((slot.generation, MultiplexedConnection::clone(connection)));
         }
-        let connection = self.0.pool.get().await?;
+        let pool = self.0.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let connection = pool.get().await?;
         let shared = MultiplexedConnection::clone(&connection);
         slot.connection = Some(connection);
         slot.generation += 1;
         Ok((slot.generation, shared))
     }
+}
+
+fn pool(config: &config::Redis) -> anyhow::Result<Pool> {
+    let patience = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
+    let manager = Manager::new_with_config(config.redis_url.0.expose_secret(), patience)?;
+    let pool = Pool::builder(manager)
+        .max_size(config.redis_pool_size.get() as usize)
+        .runtime(Runtime::Tokio1)
+        .wait_timeout(Some(PATIENCE))
+        .create_timeout(Some(PATIENCE))
+        .recycle_timeout(Some(PATIENCE));
+    Ok(pool.build()?)
 }
 
 /// Takes a broken connection out of its slot and of the pool, unless somebody else has replaced it already.

@@ -1,5 +1,6 @@
 //! SMTP: outgoing mail.
 
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use lettre::message::{Mailbox, header};
@@ -7,6 +8,7 @@ use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use secrecy::ExposeSecret;
 
 use crate::config;
+use crate::lifecycle::Lifecycle;
 
 /// How long one step of the conversation with the server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,10 +33,12 @@ pub enum Error {
     Delayed(String),
 }
 
+type Transport = AsyncSmtpTransport<Tokio1Executor>;
+
 /// A handle on the mail server, cheap to clone.
 #[derive(Clone)]
 pub struct Mailer {
-    transport: AsyncSmtpTransport<Tokio1Executor>,
+    transport: Arc<RwLock<Transport>>,
     from: Mailbox,
     domain: String,
 }
@@ -45,8 +49,25 @@ impl Mailer {
     /// # Errors
     /// The URL is none of SMTP's, which the config has ruled out.
     pub fn attach(config: &config::Smtp, domain: &str) -> anyhow::Result<Self> {
-        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(config.smtp_url.0.expose_secret())?;
-        Ok(Self { transport: transport.timeout(Some(PATIENCE)).build(), from: config.mail_from.clone(), domain: domain.to_owned() })
+        let transport = Arc::new(RwLock::new(transport(config)?));
+        Ok(Self { transport, from: config.mail_from.clone(), domain: domain.to_owned() })
+    }
+
+    /// Follows the URL where it stands in a file.
+    pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Smtp) {
+        let mailer = self.clone();
+        super::follow(lifecycle, "SMTP_URL", config, |config| &config.smtp_url.0, move |config| mailer.clone().renew(config));
+    }
+
+    async fn renew(self, config: config::Smtp) -> anyhow::Result<()> {
+        let transport = transport(&config)?;
+        anyhow::ensure!(transport.test_connection().await?, "the server hung up");
+        *self.transport.write().unwrap_or_else(PoisonError::into_inner) = transport;
+        Ok(())
+    }
+
+    fn transport(&self) -> Transport {
+        self.transport.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sends a mail, and returns when the server has taken it over.
@@ -65,7 +86,7 @@ impl Mailer {
             .header(header::ContentType::TEXT_PLAIN)
             .body(mail.text)
             .map_err(|e| Error::Refused(e.to_string()))?;
-        match self.transport.send(message).await {
+        match self.transport().send(message).await {
             Ok(_) => Ok(()),
             // A server may quote the address in its answer, so only the code is told.
             Err(e) => match e.status() {
@@ -81,10 +102,14 @@ impl Mailer {
     /// # Errors
     /// It does not, or refuses the log-in.
     pub async fn check(&self) -> Result<(), Error> {
-        match self.transport.test_connection().await {
+        match self.transport().test_connection().await {
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::Delayed("the server hung up".to_owned())),
             Err(e) => Err(Error::Delayed(e.to_string())),
         }
     }
+}
+
+fn transport(config: &config::Smtp) -> anyhow::Result<Transport> {
+    Ok(Transport::from_url(config.smtp_url.0.expose_secret())?.timeout(Some(PATIENCE)).build())
 }

@@ -13,21 +13,21 @@ const DELETE: Method = Method::DELETE;
 
 pub const ACCESS: &[Rule] = &[
     // Signing up, in and out.
-    (POST, "/api/v1/accounts", Who::Anyone, Rate::LogIn),
+    (POST, "/api/v1/accounts", Who::Anyone, Rate::Mail),
     (POST, "/api/v1/session", Who::Anyone, Rate::LogIn),
     (GET, "/api/v1/session", Who::SignedIn, Rate::Requests),
     (DELETE, "/api/v1/session", Who::Anyone, Rate::Requests),
     // Mailed links; whoever holds the token may.
-    (POST, "/api/v1/email-verifications", Who::SignedIn, Rate::LogIn),
+    (POST, "/api/v1/email-verifications", Who::SignedIn, Rate::Mail),
     (POST, "/api/v1/email-verifications/redeem", Who::Anyone, Rate::Requests),
-    (POST, "/api/v1/password-resets", Who::Anyone, Rate::LogIn),
-    (POST, "/api/v1/password-resets/redeem", Who::Anyone, Rate::LogIn),
+    (POST, "/api/v1/password-resets", Who::Anyone, Rate::Mail),
+    (POST, "/api/v1/password-resets/redeem", Who::Anyone, Rate::Mail),
     (GET, "/verify", Who::Anyone, Rate::Requests),
     (POST, "/verify", Who::Anyone, Rate::Requests),
     (GET, "/reset", Who::Anyone, Rate::Requests),
-    (POST, "/reset", Who::Anyone, Rate::LogIn),
+    (POST, "/reset", Who::Anyone, Rate::Mail),
     // My account.
-    (PATCH, "/api/v1/account", Who::SignedIn, Rate::LogIn),
+    (PATCH, "/api/v1/account", Who::SignedIn, Rate::Mail),
     (DELETE, "/api/v1/account", Who::SignedIn, Rate::Requests),
     (POST, "/api/v1/account/password", Who::SignedIn, Rate::LogIn),
     (GET, "/api/v1/account/sessions", Who::SignedIn, Rate::Requests),

@@ -16,9 +16,10 @@ struct Cast {
     ada: Person,
     eve: Person,
     admin: Person,
-    /// Ada's tokens: with each scope, and with none that counts.
+    /// Ada's tokens: with each scope, and with one.
     with_scope: String,
-    without_scope: String,
+    read: String,
+    write: String,
     reminder: Uuid,
     token: String,
     session: String,
@@ -27,7 +28,7 @@ struct Cast {
 
 impl Cast {
     async fn assemble(deploy: &Deploy, web: &Web) -> Self {
-        let (ada, eve, admin) = tokio::join!(Person::unverified(web), Person::unverified(web), Person::unverified(web));
+        let (ada, eve, admin) = tokio::join!(Person::known(deploy, web), Person::unverified(web), Person::unverified(web));
         let mut database = deploy.database().await;
         let grant = "UPDATE accounts SET role = 'admin' WHERE email = $1";
         sqlx::query(grant).bind(&admin.email).execute(&mut database).await.unwrap();
@@ -40,14 +41,15 @@ impl Cast {
             ada.post("/tokens", body).await.json::<Value>().await.unwrap()
         };
         let all = token(&["reminders:read", "reminders:write"]).await;
-        let none = token(&["other:read"]).await;
+        let (read, write) = (token(&["reminders:read"]).await, token(&["reminders:write"]).await);
         let sessions: Value = ada.get("/account/sessions").await.json().await.unwrap();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         Self {
             with_scope: text(&all["secret"]),
-            without_scope: text(&none["secret"]),
+            read: text(&read["secret"]),
+            write: text(&write["secret"]),
             reminder,
-            token: text(&none["id"]),
+            token: text(&read["id"]),
             session: text(&sessions["items"][0]["id"]),
             account,
             ada,
@@ -91,12 +93,13 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
         let cast = Cast::assemble(&deploy, &web).await;
         let path = cast.path(template);
         let nobody = client();
+        let without_scope = if *who == Who::Scope("reminders:read") { &cast.write } else { &cast.read };
         let refused = |slug: &str| (if slug == "unauthenticated" { 401 } else { 403 }, slug.to_owned());
         // The owner and the admin come last, since what they ask for is done.
         let askers = [
             ("nobody", &nobody, None, *who == Who::Anyone, "unauthenticated"),
             ("a forged token", &nobody, Some("pat_forged"), *who == Who::Anyone, "unauthenticated"),
-            ("a token without the scope", &nobody, Some(&*cast.without_scope), *who == Who::Anyone, "insufficient-scope"),
+            ("a token without the scope", &nobody, Some(&**without_scope), *who == Who::Anyone, "insufficient-scope"),
             ("a user", &cast.eve.client, None, *who != Who::Admin, "insufficient-role"),
             (
                 "a token with every scope",

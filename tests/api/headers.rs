@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use app::config::Setting;
+use app::config::{Lasting, Setting};
 use axum::Router;
 use axum::routing::get;
 use reqwest::Method;
@@ -80,9 +80,9 @@ async fn a_panic_is_a_500_for_that_request_alone() {
     let plenty = NonZeroU32::MAX;
     let config = app::config::Http {
         port: 0,
-        session_ttl: Duration::from_mins(1),
-        session_max_age: Duration::from_mins(1),
-        request_timeout: Duration::from_secs(10),
+        session_ttl: Lasting(Duration::from_mins(1)),
+        session_max_age: Lasting(Duration::from_mins(1)),
+        request_timeout: Lasting(Duration::from_secs(10)),
         drain_delay: Duration::ZERO,
         rate_limit_login: plenty,
         rate_limit_requests: plenty,

@@ -35,7 +35,7 @@ async fn log_ins_are_limited_by_client_address_across_all_processes() {
 async fn requests_are_limited_by_session_and_by_token() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 30);
     let web = deploy.web().await;
-    let (ada, eve) = (Person::unverified(&web).await, Person::unverified(&web).await);
+    let (ada, eve) = (Person::known(&deploy, &web).await, Person::unverified(&web).await);
     let body = json!({ "name": "test", "scopes": ["reminders:read"], "expires_in_days": 1 });
     let token = ada.post("/tokens", body).await.json::<Value>().await.unwrap()["secret"].as_str().unwrap().to_owned();
     let mut left = Vec::new();
@@ -93,7 +93,11 @@ async fn without_redis_what_needs_no_session_goes_on_and_the_log_tells_once_that
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
     let web = deploy.with("REDIS_URL", url).web().await;
+    let ada = Person::unverified(&web).await;
     proxy.cut();
+    problem(ada.log_in().await, 503, "unavailable").await;
+    let guess = json!({ "email": ada.email, "password": "a guess at a password" });
+    problem(ada.post("/session", guess).await, 503, "unavailable").await;
     for _ in 0..5 {
         let answer = Person::stranger(&web).sign_up().await;
         assert_eq!(answer.status(), 202);

@@ -103,6 +103,19 @@ async fn a_change_of_password_asks_for_the_old_one_and_ends_every_other_session(
 }
 
 #[tokio::test]
+async fn a_change_of_password_takes_back_what_somebody_with_the_old_one_asked_for() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    ada.patch("/account", json!({ "email": "eve@example.org" })).await;
+    let token = deploy.mail.to("eve@example.org", "Is this your address?").await.token();
+    assert_eq!(ada.post("/account/password", json!({ "old": PASSWORD, "new": OTHER })).await.status(), 204);
+    problem(ada.post("/email-verifications/redeem", json!({ "token": token })).await, 422, "invalid-token").await;
+    let me: Value = ada.get("/session").await.json().await.unwrap();
+    assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &Value::Null));
+}
+
+#[tokio::test]
 async fn my_sessions_are_listed_and_ended_one_or_all() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;

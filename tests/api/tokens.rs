@@ -60,8 +60,9 @@ async fn a_token_outlives_redis() {
     let deploy = Deploy::new().await;
     let proxy = crate::support::Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
-    let web = deploy.with("REDIS_URL", url).web().await;
-    let ada = Person::unverified(&web).await;
+    let deploy = deploy.with("REDIS_URL", url);
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
     let read = token(&ada, &["reminders:read"]).await;
     proxy.cut();
     assert_eq!(with(&web, &read, Method::GET, "/reminders").await.status(), 200);
@@ -72,7 +73,7 @@ async fn a_token_outlives_redis() {
 async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_restored() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
-    let (ada, root) = tokio::join!(Person::unverified(&web), Person::unverified(&web));
+    let (ada, root) = tokio::join!(Person::known(&deploy, &web), Person::unverified(&web));
     let read = token(&ada, &["reminders:read"]).await;
     assert!(deploy.admin(&["account", "grant", &root.email, "admin"]).await.status.success());
     eventually("the role", async || {
@@ -94,6 +95,8 @@ async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_res
     assert_eq!(root.post(&format!("/admin/accounts/{id}/restore"), json!({})).await.status(), 204);
     assert_eq!(with(&web, &read, Method::GET, "/reminders").await.status(), 200);
     assert_eq!(ada.log_in().await.status(), 200);
+    let mine = all.iter().find(|account| account["email"] == root.email.as_str()).unwrap()["id"].as_str().unwrap().to_owned();
+    problem(root.post(&format!("/admin/accounts/{mine}/suspend"), json!({})).await, 409, "own-account").await;
     let nobody = "/admin/accounts/0199d5b5-0000-7000-8000-000000000000/suspend";
     problem(root.post(nobody, json!({})).await, 404, "not-found").await;
 
@@ -110,4 +113,24 @@ async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_res
     assert!(!granted.get::<bool, _>(2), "an operator's doing has no request");
     let others = trail.iter().filter(|row| row.get::<String, _>(0) != "role_changed");
     assert!(others.into_iter().all(|row| row.get::<bool, _>(2) && row.get::<String, _>(3) == "127.0.0.1"));
+}
+
+#[tokio::test]
+async fn a_token_needs_a_verified_address_and_scopes_that_exist_and_ends_with_a_reset_of_the_password() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let eve = Person::unverified(&web).await;
+    let body = json!({ "name": "before the owner came", "scopes": ["reminders:read"], "expires_in_days": 366 });
+    problem(eve.post("/tokens", body.clone()).await, 403, "email-not-verified").await;
+
+    let ada = Person::known(&deploy, &web).await;
+    let unknown =
+        problem(ada.post("/tokens", json!({ "name": "x", "scopes": ["admin"], "expires_in_days": 1 })).await, 422, "invalid-input").await;
+    assert!(unknown["errors"][0]["detail"].as_str().unwrap().contains("reminders:read, reminders:write"), "{unknown}");
+    let read = token(&ada, &["reminders:read"]).await;
+    ada.post("/password-resets", json!({ "email": ada.email })).await;
+    let link = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let reset = json!({ "token": link, "password": "another password altogether" });
+    assert_eq!(ada.post("/password-resets/redeem", reset).await.status(), 204);
+    problem(with(&web, &read, Method::GET, "/reminders").await, 401, "unauthenticated").await;
 }

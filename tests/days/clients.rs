@@ -16,9 +16,7 @@ async fn connect(web: &Web) -> TcpStream {
 
 /// Asks for a list of four megabytes and reads nothing of it.
 async fn a_client_that_does_not_read(deploy: &Deploy, web: &Web) -> TcpStream {
-    let ada = Person::stranger(web);
-    ada.sign_up().await;
-    let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let cookie = Person::stranger(web).cookie().await;
     let fill = "INSERT INTO reminders (id, account_id, message, due_at)
         SELECT gen_random_uuid(), id, repeat('\u{1f514}', 10000), now() + interval '1 day' FROM accounts, generate_series(1, 100)";
     sqlx::query(fill).execute(&mut deploy.database().await).await.unwrap();

@@ -6,4 +6,6 @@ mod support;
 
 mod clients;
 mod mail;
+mod resources;
 mod restarts;
+mod secrets;

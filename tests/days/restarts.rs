@@ -1,70 +1,19 @@
 //! Processes come and go under load, and clients do not notice.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use reqwest::Client;
 
 use crate::support::balancer::{Balancer, free_port, has};
 use crate::support::deploy::Web;
+use crate::support::load::Load;
 use crate::support::person::Person;
 use crate::support::{Deploy, Process};
-
-/// Clients that ask one thing after the other until they are told to stop.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicUsize>,
-    clients: Vec<tokio::task::JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    /// Each client has a connection of its own; all ask who they are, which needs Redis and Postgres.
-    fn start(count: usize, url: &str, cookie: &str) -> Self {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let clients = (0..count).map(|_| {
-            let (stop, answered, url, cookie) = (stop.clone(), answered.clone(), format!("{url}/api/v1/session"), cookie.to_owned());
-            tokio::spawn(async move {
-                // No pool: a client that quietly asked again on another connection would hide what this looks for.
-                let client = Client::builder().pool_max_idle_per_host(1).retry(reqwest::retry::never()).build().unwrap();
-                let mut failures = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    let asking = async {
-                        let answer = client.get(&url).header("cookie", &cookie).timeout(Duration::from_secs(20)).send().await?;
-                        answer.error_for_status()?.bytes().await
-                    };
-                    match asking.await {
-                        Ok(_) => drop(answered.fetch_add(1, Ordering::Relaxed)),
-                        Err(e) => failures.push(format!("{e:?}")),
-                    }
-                    // Many connections, not much work: the machine is the tests' all together.
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                failures
-            })
-        });
-        let clients = clients.collect();
-        Self { stop, answered, clients }
-    }
-
-    /// The number of answers, and every failure.
-    async fn stop(self) -> (usize, Vec<String>) {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut failures = Vec::new();
-        for client in self.clients {
-            failures.extend(client.await.unwrap());
-        }
-        (self.answered.load(Ordering::Relaxed), failures)
-    }
-}
 
 /// Three processes at ports of their own, and somebody's cookie.
 async fn three(deploy: Deploy) -> (Vec<Deploy>, Vec<Process>, Vec<u16>, String) {
     let first = deploy.web().await;
-    let ada = Person::stranger(&first);
-    ada.sign_up().await;
-    let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let cookie = Person::stranger(&first).cookie().await;
     let ports: Vec<_> = (0..3).map(|_| free_port()).collect();
     let deploys: Vec<_> = ports.iter().map(|port| deploy.clone_with("PORT", port)).collect();
     let mut webs = Vec::new();

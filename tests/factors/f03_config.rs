@@ -44,6 +44,7 @@ async fn wrong_values_are_named_and_never_shown() {
         ("REDIS_URL", "http://user:sekret@host"),
         ("PUBLIC_URL", "ftp://sekret.example"),
         ("SESSION_TTL", "14 sekret"),
+        ("REQUEST_TIMEOUT", "99ms"),
         ("DATABASE_POOL_SIZE", "0"),
         ("LOG_LEVEL", "sekret=sekret=sekret"),
         ("LOG_FORMAT", "xml"),

@@ -6,6 +6,7 @@
 
 pub mod balancer;
 pub mod deploy;
+pub mod load;
 pub mod mail;
 pub mod person;
 pub mod postgres;

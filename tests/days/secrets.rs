@@ -1,0 +1,120 @@
+//! Secrets that stand in files and change while the processes run.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sqlx::Executor;
+use uuid::Uuid;
+
+use crate::support::load::Load;
+use crate::support::mail::Sink;
+use crate::support::person::Person;
+use crate::support::{Deploy, eventually};
+
+/// A file that holds a secret, as Docker and Kubernetes mount one.
+struct Secret(PathBuf);
+
+impl Secret {
+    fn new(text: &str) -> Self {
+        let file = Self(std::env::temp_dir().join(Uuid::new_v4().to_string()));
+        file.write(text);
+        file
+    }
+
+    fn write(&self, text: &str) {
+        std::fs::write(&self.0, text).unwrap();
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn with_password(url: &str, user: &str, password: &str) -> String {
+    let mut url = url::Url::parse(url).unwrap();
+    url.set_username(user).unwrap();
+    url.set_password(Some(password)).unwrap();
+    url.to_string()
+}
+
+#[tokio::test]
+async fn a_password_of_postgres_changes_under_load_and_no_request_fails() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
+    let role = format!("role_{}", Uuid::new_v4().simple());
+    let mut database = deploy.database().await;
+    let mut set = async |statement: String| database.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
+    set(format!("CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'one'")).await;
+    let url = deploy.environment["DATABASE_URL"].clone();
+    let file = Secret::new(&with_password(&url, &role, "one"));
+    let deploy = deploy.without("DATABASE_URL").with("DATABASE_URL_FILE", file.0.display());
+    let web = deploy.web().await;
+    let cookie = Person::stranger(&web).cookie().await;
+    let load = Load::start(40, &web.url, &cookie);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    set(format!("ALTER ROLE {role} PASSWORD 'two'")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // First half of it, as a careless program writes.
+    file.write("postgres://");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    file.write(&with_password(&url, &role, "two"));
+    web.process.says("DATABASE_URL has changed, and new connections use it").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (answered, failures) = load.stop().await;
+    assert!(failures.is_empty() && answered > 100, "{answered} {failures:#?}");
+
+    // Every connection must be made anew, and can be.
+    set(format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")).await;
+    let client = reqwest::Client::new();
+    eventually("an answer", async || {
+        let answer = client.get(format!("{}/api/v1/session", web.url)).header("cookie", &cookie).send().await.unwrap();
+        (answer.status() == 200).then_some(())
+    })
+    .await;
+    eventually("readiness", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
+    let log = web.process.lines().join("\n");
+    assert!(!log.contains("one@") && !log.contains("two@"), "no secret is logged");
+}
+
+#[tokio::test]
+async fn a_file_that_runs_ahead_of_the_resource_changes_nothing_until_it_works() {
+    let deploy = Deploy::new().await;
+    let role = format!("role_{}", Uuid::new_v4().simple());
+    let mut database = deploy.database().await;
+    let mut set = async |statement: String| database.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
+    set(format!("CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'one'")).await;
+    let url = deploy.environment["DATABASE_URL"].clone();
+    let file = Secret::new(&with_password(&url, &role, "one"));
+    let deploy = deploy.without("DATABASE_URL").with("DATABASE_URL_FILE", file.0.display());
+    let (web, clock) = (deploy.web().await, deploy.start("clock"));
+    clock.says("schedule daily-digest is new").await;
+    file.write(&with_password(&url, &role, "two"));
+    web.process.says("does not work yet").await;
+    assert_eq!(web.get("/readyz").await.status(), 200);
+    set(format!("ALTER ROLE {role} PASSWORD 'two'")).await;
+    for process in [&web.process, &clock] {
+        process.says("DATABASE_URL has changed, and new connections use it").await;
+    }
+    assert_eq!(web.process.lines().iter().filter(|line| line.contains("does not work yet")).count(), 1);
+}
+
+#[tokio::test]
+async fn another_redis_and_another_mail_server_are_used_without_a_restart() {
+    let deploy = Deploy::new().await;
+    let (redis, smtp) = (Secret::new(&deploy.environment["REDIS_URL"]), Secret::new(&deploy.environment["SMTP_URL"]));
+    let deploy = deploy.without("REDIS_URL").without("SMTP_URL");
+    let deploy = deploy.with("REDIS_URL_FILE", redis.0.display()).with("SMTP_URL_FILE", smtp.0.display());
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    let other = Deploy::new().await;
+    redis.write(&other.environment["REDIS_URL"]);
+    web.process.says("REDIS_URL has changed").await;
+    assert_eq!(ada.get("/session").await.status(), 401, "the other Redis knows no such session");
+    assert_eq!(ada.log_in().await.status(), 200);
+    let sink = Sink::start().await;
+    smtp.write(&sink.smtp_url);
+    worker.says("SMTP_URL has changed").await;
+    let grace = Person::unverified(&web).await;
+    sink.to(&grace.email, "Is this your address?").await;
+}
