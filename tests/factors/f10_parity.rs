@@ -88,7 +88,8 @@ async fn one_command_runs_it_all_and_the_first_five_minutes_of_the_readme_work_a
     let run = Command::new("bash").args(["-euo", "pipefail", "-c", &commands]).current_dir(&folder).output();
     let output = tokio::time::timeout(Duration::from_mins(1), run).await.unwrap().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{commands}\n{told}\n{}", String::from_utf8_lossy(&output.stderr));
+    let what = || format!("{commands}\n{told}\n{}\n{:#?}", String::from_utf8_lossy(&output.stderr), dev.process.lines());
+    assert!(output.status.success(), "{}", what());
     assert!(told.contains("water the plants"), "{told}");
     std::fs::remove_dir_all(folder).unwrap();
 

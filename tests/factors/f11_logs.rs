@@ -112,7 +112,7 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
             }
         }
     });
-    assert!(told.await.expect("the loss is told")["lost"].as_u64().unwrap() > 500);
+    assert!(told.await.expect("the loss is told")["lost"].as_u64().unwrap() > 0);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.id().unwrap().cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
     while reading().await["exit_status"] != 0 {}
     assert_eq!(web.wait().await.unwrap().code(), Some(0));
