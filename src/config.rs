@@ -128,9 +128,7 @@ group! {
 }
 
 /// Reads a section, or a group of them.
-///
-/// # Errors
-/// All problems at once, each with the variable's name and none with its value.
+/// Errors: All problems at once, each with the variable's name and none with its value.
 pub fn read<S: Section>(env: &Env) -> Result<S, Problems> {
     let mut problems = Problems::default();
     let section = S::read(env, &mut problems);
@@ -178,9 +176,7 @@ impl Variable {
     }
 
     /// The value as it stands in the environment and where it came from, checked.
-    ///
-    /// # Errors
-    /// What is wrong with it, in words that complete the variable's name.
+    /// Errors: What is wrong with it, in words that complete the variable's name.
     pub fn find(&self, env: &Env) -> Result<Option<(String, Origin)>, String> {
         let found = self.look_up(env)?;
         if let Some((text, _)) = &found {

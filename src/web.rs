@@ -5,6 +5,7 @@ mod access;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use axum::routing::get;
 use axum::{Extension, Router, middleware};
@@ -44,7 +45,15 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     let sessions = Sessions::new(redis.clone(), &http, &site, now);
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
-    let guard = Guard::new(ACCESS, postgres.clone(), redis.clone(), sessions.clone(), &http, &site);
+    let guard = Guard {
+        table: ACCESS,
+        postgres: postgres.clone(),
+        redis: redis.clone(),
+        sessions: sessions.clone(),
+        config: http.clone(),
+        site: site.clone(),
+        unlimited: AtomicBool::new(false),
+    };
     let app = App { postgres: postgres.clone(), sessions, notifier, scopes: scopes(ACCESS).into(), now };
 
     let probes = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
@@ -70,9 +79,7 @@ fn api() -> OpenApiRouter<App> {
 }
 
 /// The `OpenAPI` document.
-///
-/// # Errors
-/// The handlers' annotations make no JSON.
+/// Errors: The handlers' annotations make no JSON.
 pub fn document() -> serde_json::Result<serde_json::Value> {
     openapi::complete(&api().into_openapi(), ACCESS)
 }

@@ -2,13 +2,13 @@
 //!
 //! Where nothing else is said, an error is Postgres's: it does not answer.
 
-use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::http::session::Role;
+use crate::resources::postgres::Timestamp;
 
 /// A person's account.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -30,28 +30,6 @@ pub struct Account {
     pub password_hash: String,
 }
 
-/// The same, as Postgres gives it.
-struct Row {
-    id: Uuid,
-    email: String,
-    new_email: Option<String>,
-    role: Role,
-    verified: bool,
-    digest: bool,
-    suspended: bool,
-    created_at: jiff_sqlx::Timestamp,
-    session_epoch: i32,
-    password_hash: String,
-}
-
-impl From<Row> for Account {
-    fn from(row: Row) -> Self {
-        let Row { id, email, new_email, role, verified, digest, suspended, created_at, session_epoch, password_hash } = row;
-        let created_at = created_at.to_jiff();
-        Self { id, email, new_email, role, verified, digest, suspended, created_at, session_epoch, password_hash }
-    }
-}
-
 /// Makes an account; none if the address has one already, and then nothing changes.
 pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, password_hash: &str) -> sqlx::Result<bool> {
     let created = sqlx::query!(
@@ -65,37 +43,37 @@ pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, passwo
 
 pub async fn find(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Account>> {
     let found = sqlx::query_as!(
-        Row,
+        Account,
         r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
                suspended_at IS NOT NULL AS "suspended!", created_at, session_epoch, password_hash
            FROM accounts WHERE id = $1"#,
         id
     );
-    Ok(found.fetch_optional(executor).await?.map(Into::into))
+    found.fetch_optional(executor).await
 }
 
 pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<Account>> {
     let found = sqlx::query_as!(
-        Row,
+        Account,
         r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
                suspended_at IS NOT NULL AS "suspended!", created_at, session_epoch, password_hash
            FROM accounts WHERE lower(email) = lower($1)"#,
         email
     );
-    Ok(found.fetch_optional(executor).await?.map(Into::into))
+    found.fetch_optional(executor).await
 }
 
 /// One page of all accounts, the oldest first, from behind `after`.
 pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sqlx::Result<Vec<Account>> {
     let rows = sqlx::query_as!(
-        Row,
+        Account,
         r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
                suspended_at IS NOT NULL AS "suspended!", created_at, session_epoch, password_hash
            FROM accounts WHERE id > $1 ORDER BY id LIMIT $2"#,
         after,
         limit
     );
-    Ok(rows.fetch_all(executor).await?.into_iter().map(Into::into).collect())
+    rows.fetch_all(executor).await
 }
 
 /// The number that tells live sessions from ended ones; none for an account that is gone or suspended.
@@ -127,7 +105,7 @@ pub async fn change(
     digest: Option<bool>,
 ) -> sqlx::Result<Option<Account>> {
     let changed = sqlx::query_as!(
-        Row,
+        Account,
         r#"UPDATE accounts SET new_email = COALESCE($2, new_email), digest = COALESCE($3, digest) WHERE id = $1
            RETURNING id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
                suspended_at IS NOT NULL AS "suspended!", created_at, session_epoch, password_hash"#,
@@ -135,7 +113,7 @@ pub async fn change(
         new_email,
         digest
     );
-    Ok(changed.fetch_optional(connection).await?.map(Into::into))
+    changed.fetch_optional(connection).await
 }
 
 // What follows raises the epoch and returns it: the caller ends the sessions of the one before.

@@ -8,10 +8,7 @@ use uuid::Uuid;
 use super::account::{self, Account};
 use super::audit::{self, Action};
 use super::sessions::end_before;
-use crate::http::client::ClientAddress;
-use crate::http::paging::{List, Page};
-use crate::http::problem::{Problem, Result};
-use crate::http::{App, Caller, Id, Query};
+use crate::http::{App, Caller, ClientAddress, Id, List, Page, Problem, Query, Result};
 
 /// List all accounts, the oldest first
 #[utoipa::path(get, path = "/admin/accounts", tag = "Administration", params(Page), responses(

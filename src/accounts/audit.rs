@@ -5,7 +5,7 @@
 use sqlx::PgExecutor;
 use uuid::Uuid;
 
-use crate::http::client::ClientAddress;
+use crate::http::ClientAddress;
 use crate::telemetry;
 
 /// What was done.

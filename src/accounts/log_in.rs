@@ -14,10 +14,7 @@ use super::account::{self, Account};
 use super::audit::{self, Action};
 use super::jobs::{Notice, SendNotice, SendVerification};
 use super::password::{self, Passwords};
-use crate::http::client::ClientAddress;
-use crate::http::extract::no_nul;
-use crate::http::problem::{Problem, Result};
-use crate::http::{App, Json, Session};
+use crate::http::{App, ClientAddress, Json, Problem, Result, Session, no_nul};
 use crate::jobs;
 
 #[derive(Deserialize, Validate, ToSchema)]

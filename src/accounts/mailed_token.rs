@@ -4,11 +4,10 @@
 //!
 //! Where nothing else is said, an error is Postgres's: it does not answer.
 
+use crate::http::secret;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use uuid::Uuid;
-
-use crate::http::secret;
 
 /// What a token is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
@@ -21,9 +20,7 @@ pub enum Purpose {
 }
 
 /// Makes a token for an account. It is minted as the mail is written, so that no queue ever holds it.
-///
-/// # Errors
-/// Postgres does not answer, or the system has no randomness.
+/// Errors: Postgres does not answer, or the system has no randomness.
 pub async fn mint(pool: &PgPool, purpose: Purpose, account_id: Uuid, email: &str) -> anyhow::Result<SecretString> {
     let token = SecretString::from(secret::mint()?);
     let hours = match purpose {

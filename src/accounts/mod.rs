@@ -13,11 +13,10 @@ mod sessions;
 mod settings;
 mod tokens;
 
+use crate::http::App;
 use axum::Router;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-
-use crate::http::App;
 
 pub use account::Account;
 

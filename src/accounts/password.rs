@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::http::{Problem, Result};
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
-
-use crate::http::problem::{Problem, Result};
 
 /// OWASP's Password Storage Cheat Sheet: argon2id with 19 MiB of memory, two iterations, one lane.
 const MEMORY_KIB: u32 = 19 * 1024;
@@ -40,8 +39,7 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    /// # Errors
-    /// The system has no randomness for a salt.
+    /// Errors: The system has no randomness for a salt.
     pub fn new() -> anyhow::Result<Self> {
         let params = Params::new(MEMORY_KIB, ITERATIONS, LANES, None).map_err(|e| anyhow::anyhow!("argon2: {e}"))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
@@ -57,9 +55,7 @@ impl Passwords {
     }
 
     /// Hashes a password, as a PHC string.
-    ///
-    /// # Errors
-    /// The system has no randomness for a salt.
+    /// Errors: The system has no randomness for a salt.
     pub async fn hash(&self, password: SecretString) -> Result<String> {
         let argon2 = self.argon2.clone();
         let hash = self.blocking(move || argon2.hash_password(password.expose_secret().as_bytes()).map(|hash| hash.to_string()));
@@ -67,9 +63,7 @@ impl Passwords {
     }
 
     /// Whether the password is the one of the hash; of no hash, none is, and finding out takes as long.
-    ///
-    /// # Errors
-    /// The stored hash is none.
+    /// Errors: The stored hash is none.
     pub async fn verify(&self, password: SecretString, hash: Option<String>) -> Result<bool> {
         let argon2 = self.argon2.clone();
         let known = hash.is_some();

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Extension, Form, Router};
 use garde::Validate;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -18,10 +18,7 @@ use super::jobs::{Notice, SendNotice, SendPasswordReset, SendVerification};
 use super::mailed_token::{self, Purpose};
 use super::password::{self, Passwords};
 use super::{account, sessions};
-use crate::http::client::ClientAddress;
-use crate::http::extract::no_nul;
-use crate::http::problem::{Problem, Result};
-use crate::http::{App, Json, Session, page, token};
+use crate::http::{App, ClientAddress, Json, Problem, Result, Session, no_nul, page, token};
 use crate::jobs;
 
 const USED: &str = "the link is unknown, was used already, or is too old";
@@ -131,74 +128,76 @@ pub async fn redeem_reset(
 }
 
 pub fn pages() -> Router<App> {
-    Router::new().route("/verify", get(verify_page).post(verify)).route("/reset", get(reset_page).post(reset))
+    let verify = get(|RawQuery(query): RawQuery| async { open(VERIFY, query) }).post(verify);
+    let reset = get(|RawQuery(query): RawQuery| async { open(RESET, query) }).post(reset);
+    Router::new().route("/verify", verify).route("/reset", reset)
 }
 
-/// What a mailed link opens. Opening it changes nothing, because mail scanners open links too; its button does.
-#[derive(Template)]
+/// A page that a mailed link opens. Opening it changes nothing, because mail scanners open links too; its button does.
+#[derive(Template, Clone, Copy)]
 #[template(path = "link.html")]
 struct LinkPage<'a> {
+    path: &'a str,
     title: &'a str,
     text: &'a str,
-    form: Option<LinkForm<'a>>,
-}
-
-/// The button, and where it leads.
-struct LinkForm<'a> {
-    action: &'a str,
-    token: &'a str,
+    done: &'a str,
     button: &'a str,
     /// Whether it asks for a password.
     password: bool,
+    /// Without one there is no button.
+    token: Option<&'a str>,
 }
 
-const VERIFY: &str = "Your address";
-const RESET: &str = "Your password";
+const VERIFY: LinkPage<'_> = LinkPage {
+    path: "/verify",
+    title: "Your address",
+    text: "Is this address yours?",
+    done: "Thank you, the address is verified.",
+    button: "Yes, it is mine",
+    password: false,
+    token: None,
+};
 
-fn link_page(query: Option<String>, title: &str, text: &str, done: &str, form: LinkForm<'_>) -> Result<Response> {
+const RESET: LinkPage<'_> = LinkPage {
+    path: "/reset",
+    title: "Your password",
+    text: "Choose another password, of 12 characters or more.",
+    done: "Thank you, log in with the new password.",
+    button: "Set it",
+    password: true,
+    token: None,
+};
+
+fn open(link: LinkPage<'_>, query: Option<String>) -> Result<Response> {
     let query = query.unwrap_or_default();
     let token = url::form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == "token").then_some(value));
     match token {
-        Some(token) => page::page(StatusCode::OK, &LinkPage { title, text, form: Some(LinkForm { token: &token, ..form }) }),
-        None if query == "done" => page::page(StatusCode::OK, &LinkPage { title, text: done, form: None }),
-        None => page::page(StatusCode::NOT_FOUND, &LinkPage { title, text: "This link is not complete.", form: None }),
+        Some(token) => page::page(StatusCode::OK, &LinkPage { token: Some(&token), ..link }),
+        None if query == "done" => page::page(StatusCode::OK, &LinkPage { text: link.done, ..link }),
+        None => page::page(StatusCode::NOT_FOUND, &LinkPage { text: "This link is not complete.", ..link }),
     }
-}
-
-async fn verify_page(RawQuery(query): RawQuery) -> Result<Response> {
-    let form = LinkForm { action: "/verify", token: "", button: "Yes, it is mine", password: false };
-    link_page(query, VERIFY, "Is this address yours?", "Thank you, the address is verified.", form)
-}
-
-async fn reset_page(RawQuery(query): RawQuery) -> Result<Response> {
-    let form = LinkForm { action: "/reset", token: "", button: "Set it", password: true };
-    link_page(query, RESET, "Choose another password, of 12 characters or more.", "Thank you, log in with the new password.", form)
 }
 
 /// The button's POST; then another address, so that a reload does not post again.
 async fn verify(app: State<App>, address: ClientAddress, Form(input): Form<Verification>) -> Result<Response> {
-    answer(redeem_verification(app, address, Json(input)).await, VERIFY, "/verify?done", None)
+    answer(VERIFY, redeem_verification(app, address, Json(input)).await)
 }
 
 async fn reset(app: State<App>, passwords: Extension<Passwords>, address: ClientAddress, Form(input): Form<Reset>) -> Result<Response> {
     if input.validate().is_err() {
-        let token = secrecy::ExposeSecret::expose_secret(&input.token).to_owned();
-        let form = LinkForm { action: "/reset", token: &token, button: "Set it", password: true };
-        return answer(Err(Problem::invalid_field("password", "")), RESET, "", Some(form));
+        let text = "That password is too short, too long, or among the most common. Choose another.";
+        return page::page(StatusCode::UNPROCESSABLE_ENTITY, &LinkPage { text, token: Some(input.token.expose_secret()), ..RESET });
     }
-    answer(redeem_reset(app, passwords, address, Json(input)).await, RESET, "/reset?done", None)
+    answer(RESET, redeem_reset(app, passwords, address, Json(input)).await)
 }
 
 /// The page for what the operation answers to programs.
-fn answer(result: Result<StatusCode>, title: &str, done: &str, form: Option<LinkForm<'_>>) -> Result<Response> {
+fn answer(link: LinkPage<'_>, result: Result<StatusCode>) -> Result<Response> {
     match result {
-        Ok(_) => Ok(Redirect::to(done).into_response()),
+        Ok(_) => Ok(Redirect::to(&format!("{}?done", link.path)).into_response()),
         Err(problem) if problem.status == StatusCode::UNPROCESSABLE_ENTITY => {
-            let text = match form {
-                Some(_) => "That password is too short, too long, or among the most common. Choose another.",
-                None => "This link was used already, or is too old. Ask for another.",
-            };
-            page::page(problem.status, &LinkPage { title, text, form })
+            let text = "This link was used already, or is too old. Ask for another.";
+            page::page(problem.status, &LinkPage { text, ..link })
         }
         Err(problem) => Err(problem),
     }

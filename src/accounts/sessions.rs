@@ -13,10 +13,7 @@ use uuid::Uuid;
 use super::account;
 use super::audit::{self, Action};
 use super::jobs::EndSessions;
-use crate::http::client::ClientAddress;
-use crate::http::paging::{List, Page};
-use crate::http::problem::{Problem, Result};
-use crate::http::{App, Query, Session};
+use crate::http::{App, ClientAddress, List, Page, Problem, Query, Result, Session};
 use crate::jobs;
 
 #[derive(Serialize, ToSchema)]

@@ -15,10 +15,7 @@ use super::jobs::{Notice, SendNotice, SendVerification};
 use super::log_in::start_session;
 use super::password::{self, Passwords};
 use super::sessions::end_before;
-use crate::http::client::ClientAddress;
-use crate::http::extract::{no_nul, not_null};
-use crate::http::problem::{Problem, Result};
-use crate::http::{App, Json, Session};
+use crate::http::{App, ClientAddress, Json, Problem, Result, Session, no_nul, not_null};
 use crate::jobs;
 
 /// RFC 7396: what is absent stays. Nothing here can be removed, so null is not allowed.

@@ -9,12 +9,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::audit::{self, Action};
-use crate::http::client::ClientAddress;
-use crate::http::extract::{integer, no_nul};
-use crate::http::paging::{List, Page};
-use crate::http::problem::{Problem, Result};
-use crate::http::token::{self, Token};
-use crate::http::{App, Id, Json, Query, Session, secret};
+use crate::http::{
+    App, ClientAddress, Id, Json, List, Page, Problem, Query, Result, Session,
+    extract::integer,
+    no_nul, secret,
+    token::{self, Token},
+};
 
 #[derive(Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -58,49 +58,24 @@ pub struct Caller {
 
 /// What the guard needs.
 pub struct Guard {
-    table: &'static [Rule],
-    postgres: PgPool,
-    redis: Redis,
-    sessions: Sessions,
-    /// The origins whose pages may make changes: this site's, and those that are allowed to call it.
-    origins: Vec<String>,
-    rate_limit_login: u32,
-    rate_limit_requests: u32,
-    trusted_proxies: usize,
+    pub table: &'static [Rule],
+    pub postgres: PgPool,
+    pub redis: Redis,
+    pub sessions: Sessions,
+    pub config: config::Http,
+    pub site: PublicUrl,
     /// Whether it was logged that Redis is away, which is told once.
-    unlimited: AtomicBool,
+    pub unlimited: AtomicBool,
 }
 
 impl Guard {
-    pub fn new(
-        table: &'static [Rule],
-        postgres: PgPool,
-        redis: Redis,
-        sessions: Sessions,
-        config: &config::Http,
-        site: &PublicUrl,
-    ) -> Self {
-        let others = config.cors_origins.as_ref().map(|origins| origins.0.clone()).unwrap_or_default();
-        Self {
-            table,
-            postgres,
-            redis,
-            sessions,
-            origins: [vec![site.origin()], others].concat(),
-            rate_limit_login: config.rate_limit_login.get(),
-            rate_limit_requests: config.rate_limit_requests.get(),
-            trusted_proxies: config.trusted_proxies.into(),
-            unlimited: AtomicBool::new(false),
-        }
-    }
-
     /// Lets a request in, or says why not; with what is left of its bucket, if Redis can tell.
     async fn admit(&self, request: &mut Request) -> Result<Option<Budget>> {
         let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
         let (method, who, rate) = rule(self.table, request.method(), path)?;
         let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
         let peer = peer.ok_or_else(|| Problem::internal(anyhow::anyhow!("the serving loop tells no peer")))?;
-        let address = ClientAddress::of(request.headers(), peer, self.trusted_proxies);
+        let address = ClientAddress::of(request.headers(), peer, self.config.trusted_proxies.into());
         request.extensions_mut().insert(address);
 
         let token = bearer(request.headers()).map(str::to_owned);
@@ -109,11 +84,12 @@ impl Guard {
         if (token.is_none() || who == Who::Anyone) && !method.is_safe() {
             self.refuse_other_sites(request.headers(), cookie.is_some())?;
         }
+        let (for_login, for_requests) = (self.config.rate_limit_login.get(), self.config.rate_limit_requests.get());
         let bucket = match rate {
-            Rate::LogIn | Rate::Mail => Some((format!("login:{}", address.bucket()), self.rate_limit_login)),
+            Rate::LogIn | Rate::Mail => Some((format!("login:{}", address.bucket()), for_login)),
             Rate::Requests => None,
         };
-        let anonymous = bucket.clone().unwrap_or_else(|| (format!("address:{}", address.bucket()), self.rate_limit_requests));
+        let anonymous = bucket.clone().unwrap_or_else(|| (format!("address:{}", address.bucket()), for_requests));
         let (caller, budget) = match (who, token, cookie) {
             (Who::Anyone, ..) if rate == Rate::LogIn => return Ok(Some(self.ask(&anonymous).await?)),
             (Who::Anyone, ..) => return self.count(anonymous).await,
@@ -141,9 +117,10 @@ impl Guard {
     /// cookie alone may be another site's doing.
     fn refuse_other_sites(&self, headers: &HeaderMap, with_cookie: bool) -> Result<()> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+        let listed = self.config.cors_origins.as_ref();
         let own = match (text(header::HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN)) {
             (Some("same-origin" | "none"), _) => true,
-            (_, Some(origin)) => self.origins.iter().any(|own| own == origin),
+            (_, Some(origin)) => origin == self.site.origin() || listed.is_some_and(|sites| sites.0.iter().any(|site| site == origin)),
             (Some(_), None) => false,
             (None, None) => !with_cookie,
         };
@@ -155,7 +132,7 @@ impl Guard {
     async fn by_session(&self, id: &str, bucket: Option<(String, u32)>) -> Result<Option<(Session, Budget)>> {
         let mut commands = pipe();
         self.sessions.ask(&mut commands, id);
-        let (bucket, a_minute) = bucket.unwrap_or_else(|| (self.sessions.bucket(id), self.rate_limit_requests));
+        let (bucket, a_minute) = bucket.unwrap_or_else(|| (self.sessions.bucket(id), self.config.rate_limit_requests.get()));
         limit::ask(&mut commands, &bucket, a_minute);
         let (data, answer): (Option<String>, limit::Answer) = self.redis.run(&commands).await?;
         let Some(session) = self.sessions.read(id, data) else { return Ok(None) };
@@ -165,7 +142,7 @@ impl Guard {
     /// A token is looked up in Postgres at each use; 403 where it lacks the scope.
     async fn by_token(&self, token: &str, who: Who, bucket: Option<(String, u32)>) -> Result<Option<(Caller, Option<Budget>)>> {
         let Some(found) = token::find(&self.postgres, token).await? else { return Ok(None) };
-        let budget = self.count(bucket.unwrap_or_else(|| (format!("token:{}", found.id), self.rate_limit_requests))).await?;
+        let budget = self.count(bucket.unwrap_or_else(|| (format!("token:{}", found.id), self.config.rate_limit_requests.get()))).await?;
         match who {
             Who::Scope(scope) if found.scopes.iter().any(|has| has == scope) => Ok(Some((Caller { account_id: found.account_id }, budget))),
             Who::Scope(scope) => Err(insufficient_scope(&format!("the token lacks the scope {scope}"))),

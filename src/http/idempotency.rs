@@ -50,9 +50,7 @@ pub enum Begun<T> {
 
 impl IdempotencyKey {
     /// Looks for an earlier answer. Until the transaction's end no other request has the key.
-    ///
-    /// # Errors
-    /// 409 while another request with the key runs, 422 when it came with another body.
+    /// Errors: 409 while another request with the key runs, 422 when it came with another body.
     pub async fn begin<T: DeserializeOwned>(
         self,
         transaction: &mut PgConnection,

@@ -37,8 +37,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// # Errors
-    /// 429: the bucket is empty.
+    /// Errors: 429: the bucket is empty.
     pub fn of((passes, left, retry_ms, full_ms): Answer, a_minute: u32) -> Result<Self> {
         let budget = Self { a_minute, left, full_s: full_ms.div_ceil(1000) };
         if passes {

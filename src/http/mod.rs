@@ -36,12 +36,14 @@ use tower_http::timeout::TimeoutLayer;
 
 use crate::config::{self, PublicUrl};
 use crate::jobs::Notifier;
-use problem::Problem;
 use session::Sessions;
 
+// What handlers are made of.
 pub use access::Caller;
-pub use extract::{Id, Json, Query};
-pub use problem::Result;
+pub use client::ClientAddress;
+pub use extract::{Id, Json, Query, no_nul, not_null};
+pub use paging::{List, Page};
+pub use problem::{Problem, Result};
 pub use session::Session;
 
 /// The largest body that a request may have, in bytes.

@@ -5,7 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
+use utoipa::PartialSchema;
+
 use super::access::{Rate, Rule, Who, scopes};
+use super::problem;
 
 /// Problems that many operations share: status, the type's last part, when it happens.
 const COMMON: &[(&str, &str, &str)] = &[
@@ -25,16 +28,14 @@ const COMMON: &[(&str, &str, &str)] = &[
 ];
 
 /// Completes the document that the handlers' annotations give.
-///
-/// # Errors
-/// The annotations make no JSON.
+/// Errors: The annotations make no JSON.
 pub fn complete(document: &utoipa::openapi::OpenApi, table: &[Rule]) -> serde_json::Result<Value> {
     let mut document = serde_json::to_value(document)?;
     document["components"]["securitySchemes"] = json!({
         "session": { "type": "apiKey", "in": "cookie", "name": "id", "description": "Set by a log-in; `__Host-id` over https. A change needs an `Origin` or `Sec-Fetch-Site` header too." },
         "token": { "type": "http", "scheme": "bearer", "description": "An API token with the scope that the operation names." },
     });
-    document["components"]["schemas"]["Problem"] = problem_schema();
+    document["components"]["schemas"]["Problem"] = serde_json::to_value(problem::Body::schema())?;
     if let Some(scope) = document["components"]["schemas"].get_mut("Scope") {
         scope["enum"] = json!(scopes(table));
     }
@@ -115,28 +116,4 @@ fn response(status: &str, problems: &[&(String, String, String)]) -> Value {
             json!({ "Retry-After": { "description": "Seconds to wait", "required": true, "schema": { "type": "integer" } } });
     }
     response
-}
-
-fn problem_schema() -> Value {
-    json!({
-        "type": "object",
-        "description": "What went wrong (RFC 9457). Clients may rely on `type`.",
-        "required": ["type", "title", "status", "request_id"],
-        "properties": {
-            "type": { "type": "string", "format": "uri-reference" },
-            "title": { "type": "string" },
-            "status": { "type": "integer" },
-            "detail": { "type": "string", "description": "What was wrong this time" },
-            "errors": {
-                "type": "array",
-                "description": "What was wrong with each field of the input",
-                "items": {
-                    "type": "object",
-                    "required": ["field", "detail"],
-                    "properties": { "field": { "type": "string" }, "detail": { "type": "string" } },
-                },
-            },
-            "request_id": { "type": "string", "description": "What to quote when asking for help" },
-        },
-    })
 }

@@ -10,9 +10,7 @@ use super::problem::{Problem, Result};
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
 /// Renders a page.
-///
-/// # Errors
-/// The template fails to render.
+/// Errors: The template fails to render.
 pub fn page(status: StatusCode, template: &impl Template) -> Result<Response> {
     let headers = [(header::CONTENT_SECURITY_POLICY, CONTENT_POLICY)];
     Ok((status, headers, Html(template.render().map_err(Problem::internal)?)).into_response())

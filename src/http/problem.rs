@@ -7,6 +7,7 @@ use std::sync::Arc;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::jobs::EnqueueError;
 use crate::resources::{postgres, redis};
@@ -31,7 +32,7 @@ pub struct Problem {
 }
 
 /// What is wrong with one field of the input.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FieldError {
     /// Path of the field in the body: `message`, `due_at`.
     pub field: String,
@@ -105,19 +106,8 @@ impl Problem {
 
     /// The whole response; `request_id` is what a person quotes to support.
     pub fn render(&self, request_id: &str) -> Response {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            r#type: String,
-            title: &'a str,
-            status: u16,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            detail: Option<&'a str>,
-            #[serde(skip_serializing_if = "<[_]>::is_empty")]
-            errors: &'a [FieldError],
-            request_id: &'a str,
-        }
         let body = axum::Json(Body {
-            r#type: format!("/problems/{}", self.slug),
+            kind: format!("/problems/{}", self.slug),
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
             detail: self.detail.as_deref(),
@@ -136,6 +126,26 @@ impl Problem {
         headers.extend(self.headers.iter().cloned());
         response
     }
+}
+
+/// What went wrong (RFC 9457). Clients may rely on `type`.
+#[derive(Serialize, ToSchema)]
+pub struct Body<'a> {
+    #[serde(rename = "type")]
+    #[schema(format = "uri-reference")]
+    kind: String,
+    title: &'a str,
+    status: u16,
+    /// What was wrong this time
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    detail: Option<&'a str>,
+    /// What was wrong with each field of the input
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(inline, required = false)]
+    errors: &'a [FieldError],
+    /// What to quote when asking for help
+    request_id: &'a str,
 }
 
 /// The status now, and the problem itself as an extension for `observe`, which knows the request's id.

@@ -178,12 +178,7 @@ impl hyper::body::Body for Guarded {
     }
 
     fn size_hint(&self) -> hyper::body::SizeHint {
-        let (hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
-        let mut whole = hyper::body::SizeHint::new();
-        whole.set_lower(hint.lower() + rest);
-        if let Some(upper) = hint.upper() {
-            whole.set_upper(upper + rest);
-        }
-        whole
+        // It is asked for the length of the whole, before the first piece.
+        self.body.size_hint()
     }
 }

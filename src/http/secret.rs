@@ -5,9 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
 /// A new secret, as 43 characters that need no escaping in an address.
-///
-/// # Errors
-/// The system has no randomness.
+/// Errors: The system has no randomness.
 pub fn mint() -> anyhow::Result<String> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;

@@ -38,9 +38,7 @@ const FLUSH: Duration = Duration::from_millis(300);
 /// Listens on all interfaces and registers the task that serves; `name` is the listener's in the log.
 ///
 /// At `soft` it goes on accepting for `delay`, and then closes the listener.
-///
-/// # Errors
-/// The port is taken or forbidden.
+/// Errors: The port is taken or forbidden.
 pub async fn serve(name: &'static str, port: u16, routes: Router, delay: Duration, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
     let listener = listen(port).await.with_context(|| format!("cannot listen on port {port}"))?;
     let address = listener.local_addr()?;

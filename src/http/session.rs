@@ -70,9 +70,7 @@ impl Sessions {
     }
 
     /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here.
-    ///
-    /// # Errors
-    /// Redis is away, or the system has no randomness.
+    /// Errors: Redis is away, or the system has no randomness.
     pub async fn start(&self, session: Session) -> Result<(SessionId, Session), Problem> {
         let id = secret::mint().map_err(Problem::internal)?;
         let session = Session { hash: hash(&id), ..session };
@@ -107,9 +105,7 @@ impl Sessions {
     }
 
     /// An account's sessions with the time of their last use, the oldest first.
-    ///
-    /// # Errors
-    /// Redis is away.
+    /// Errors: Redis is away.
     pub async fn list(&self, account_id: Uuid) -> Result<Vec<(Session, Timestamp)>, redis::Error> {
         let hashes = members(&self.redis, account_id).await?;
         let mut commands = pipe();
@@ -133,9 +129,7 @@ impl Sessions {
     }
 
     /// Ends one session of an account, by its hash; says whether the account had it.
-    ///
-    /// # Errors
-    /// Redis is away, and the session goes on.
+    /// Errors: Redis is away, and the session goes on.
     pub async fn end(&self, account_id: Uuid, hash: &str) -> Result<bool, redis::Error> {
         let mut commands = pipe();
         commands.zrem(set_key(account_id), hash);
@@ -149,9 +143,7 @@ impl Sessions {
     }
 
     /// Ends the session whose id a request brings, if it brings one.
-    ///
-    /// # Errors
-    /// Redis is away, and the session goes on.
+    /// Errors: Redis is away, and the session goes on.
     pub async fn end_of(&self, headers: &HeaderMap) -> Result<(), redis::Error> {
         let Some(hash) = self.id_in(headers).map(hash) else { return Ok(()) };
         let mut commands = pipe();
@@ -164,9 +156,7 @@ impl Sessions {
     }
 
     /// Ends every session of an account that began before `epoch`.
-    ///
-    /// # Errors
-    /// Redis is away; some sessions may have ended.
+    /// Errors: Redis is away; some sessions may have ended.
     pub async fn end_before(&self, account_id: Uuid, epoch: i32) -> Result<(), redis::Error> {
         end_before(&self.redis, account_id, epoch).await
     }
@@ -202,9 +192,7 @@ pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// Ends every session of an account that began before `epoch`.
-///
-/// # Errors
-/// Redis is away; some sessions may have ended.
+/// Errors: Redis is away; some sessions may have ended.
 pub async fn end_before(redis: &Redis, account_id: Uuid, epoch: i32) -> Result<(), redis::Error> {
     for hash in members(redis, account_id).await? {
         let mut get = pipe();

@@ -2,13 +2,13 @@
 //!
 //! Where nothing else is said, an error is Postgres's: it does not answer.
 
-use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::secret;
+use crate::resources::postgres::Timestamp;
 
 /// What every token begins with, so that scanners of leaked secrets know it.
 pub const PREFIX: &str = "pat_";
@@ -51,44 +51,34 @@ pub async fn create(
     scopes: &[String],
     days: i32,
 ) -> sqlx::Result<Option<Token>> {
-    let row = sqlx::query!(
+    sqlx::query_as!(
+        Token,
         r#"INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at)
            SELECT $1, $2, id, $4, $5, now() + make_interval(days => $6) FROM accounts WHERE id = $3 AND verified_at IS NOT NULL
-           RETURNING id, created_at, expires_at"#,
+           RETURNING id, name, scopes, created_at, expires_at"#,
         Uuid::now_v7(),
         secret::hash(token),
         account_id,
         name,
         scopes,
         days
-    );
-    let row = row.fetch_optional(connection).await?;
-    Ok(row.map(|row| Token {
-        id: row.id,
-        name: name.to_owned(),
-        scopes: scopes.to_vec(),
-        created_at: row.created_at.to_jiff(),
-        expires_at: row.expires_at.to_jiff(),
-    }))
+    )
+    .fetch_optional(connection)
+    .await
 }
 
 /// One page of an account's tokens, the oldest first, from behind `after`.
 pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, limit: i64) -> sqlx::Result<Vec<Token>> {
-    let rows = sqlx::query!(
+    sqlx::query_as!(
+        Token,
         r#"SELECT id, name, scopes, created_at, expires_at FROM api_tokens
            WHERE account_id = $1 AND id > $2 AND expires_at > now() ORDER BY id LIMIT $3"#,
         account_id,
         after,
         limit
-    );
-    let token = rows.map(|row| Token {
-        id: row.id,
-        name: row.name,
-        scopes: row.scopes,
-        created_at: row.created_at.to_jiff(),
-        expires_at: row.expires_at.to_jiff(),
-    });
-    token.fetch_all(executor).await
+    )
+    .fetch_all(executor)
+    .await
 }
 
 /// Ends a token; says whether the account had it.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use jiff_sqlx::ToSqlx;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Job;
+use crate::resources::postgres;
 use crate::telemetry;
 
 /// The channel on which workers hear that there is something new.
@@ -65,9 +65,7 @@ pub struct Notifier(Arc<Notify>);
 
 impl Notifier {
     /// The task that sends them, to be registered with the process.
-    ///
-    /// # Errors
-    /// None: a wake that cannot be sent is logged, and the workers poll.
+    /// Errors: None: a wake that cannot be sent is logged, and the workers poll.
     pub async fn run(self, pool: PgPool, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             tokio::select! {
@@ -83,25 +81,19 @@ impl Notifier {
 }
 
 /// Enqueues a job that is due at once, in the caller's transaction if there is one.
-///
-/// # Errors
-/// The payload is too large, or Postgres refuses.
+/// Errors: The payload is too large, or Postgres refuses.
 pub async fn enqueue<J: Job>(connection: &mut PgConnection, job: &J) -> Result<Enqueued, EnqueueError> {
     insert(connection, std::slice::from_ref(job), None).await
 }
 
 /// Enqueues a job that is due at a time.
-///
-/// # Errors
-/// As [`enqueue`].
+/// Errors: As [`enqueue`].
 pub async fn enqueue_at<J: Job>(connection: &mut PgConnection, job: &J, run_at: Timestamp) -> Result<Enqueued, EnqueueError> {
     insert(connection, std::slice::from_ref(job), Some(run_at)).await
 }
 
 /// Enqueues many jobs of one kind in one statement; those whose key is taken are left out.
-///
-/// # Errors
-/// As [`enqueue`], and then none is enqueued.
+/// Errors: As [`enqueue`], and then none is enqueued.
 pub async fn enqueue_many<J: Job>(connection: &mut PgConnection, jobs: &[J]) -> Result<Enqueued, EnqueueError> {
     insert(connection, jobs, None).await
 }
@@ -122,7 +114,7 @@ async fn insert<J: Job>(connection: &mut PgConnection, jobs: &[J], run_at: Optio
         kind,
         &payloads,
         &keys as &[Option<String>],
-        run_at.map(ToSqlx::to_sqlx) as _,
+        run_at.map(postgres::Timestamp::from) as _,
         J::MAX_ATTEMPTS,
         trace_context,
     )

@@ -11,6 +11,8 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use crate::resources::postgres::Timestamp;
+
 /// A job in a worker's hands.
 #[derive(Debug)]
 pub struct Claimed {
@@ -20,7 +22,7 @@ pub struct Claimed {
     pub attempt: i32,
     pub max_attempts: i32,
     pub trace_context: Option<serde_json::Value>,
-    pub due_at: jiff_sqlx::Timestamp,
+    pub due_at: Timestamp,
     /// How long it was due before it was claimed, in milliseconds.
     pub wait_ms: i64,
 }
@@ -33,7 +35,7 @@ pub async fn claim(
     limit: i64,
     token: Uuid,
     lease: Duration,
-    since: Option<jiff_sqlx::Timestamp>,
+    since: Option<Timestamp>,
 ) -> sqlx::Result<Vec<Claimed>> {
     // One index scan for each kind: a million jobs of a kind that is not asked for cost nothing. The sub-selects hide the
     // values from the planner: with them it would plan each claim anew on a long queue, and a plan costs more than the claim.

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff_sqlx::Timestamp;
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -21,7 +20,7 @@ use super::execution::{COMPLETION_BATCH, Execution, write_back, write_completion
 use super::lease::Leases;
 use super::{CHANNEL, Registry, Resources, queue, within};
 use crate::lifecycle::Pulse;
-use crate::resources::postgres;
+use crate::resources::postgres::{self, Timestamp};
 
 /// How often a worker looks for due jobs when nothing wakes it: half of the second that a due job may wait.
 const POLL: Duration = Duration::from_millis(500);
@@ -46,9 +45,7 @@ pub struct Runner {
 
 impl Runner {
     /// Works until `soft`, finishes what runs until `hard`, and gives back the rest.
-    ///
-    /// # Errors
-    /// A part of it has panicked. While Postgres is away it waits.
+    /// Errors: A part of it has panicked. While Postgres is away it waits.
     pub async fn run(self, soft: CancellationToken, hard: CancellationToken) -> anyhow::Result<()> {
         let kinds = self.registry.kinds();
         let pool = self.resources.postgres.clone();
@@ -85,7 +82,7 @@ impl Runner {
                 Ok(claimed) => {
                     self.claims.beat();
                     away = false;
-                    low_water.scanned(since, started, claimed.iter().map(|job| job.due_at).max_by_key(|at| at.to_jiff()));
+                    low_water.scanned(since, started, claimed.iter().map(|job| job.due_at).max());
                     idle = claimed.len() < free.len();
                     for (job, slot) in claimed.into_iter().zip(free) {
                         let lease_end = leases.hold(job.id, token, ends);

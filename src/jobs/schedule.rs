@@ -7,11 +7,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff_sqlx::ToSqlx;
 use sqlx::{PgConnection, PgPool};
 use tracing::info;
 
 use super::{EnqueueError, Enqueued, Job, Wake, enqueue};
+use crate::resources::postgres;
 
 type Enqueue = Box<dyn for<'a> Fn(&'a mut PgConnection, Timestamp) -> BoxFuture<'a, Result<Enqueued, EnqueueError>> + Send + Sync>;
 
@@ -24,9 +24,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// Every tick of the expression (`minute hour day month weekday`, UTC) enqueues the job that `job` makes of it.
-    ///
-    /// # Errors
-    /// The expression is none, or never ticks; a test holds every line of the schedule against this.
+    /// Errors: The expression is none, or never ticks; a test holds every line of the schedule against this.
     pub fn new<J: Job>(name: &'static str, expression: &str, job: fn(Timestamp) -> J) -> anyhow::Result<Self> {
         let cron = expression.parse::<Cron>().map_err(|e| anyhow::anyhow!("schedule {name}: `{expression}` is no cron expression: {e}"))?;
         let enqueue: Enqueue = Box::new(move |connection, tick| async move { enqueue(connection, &job(tick)).await }.boxed());
@@ -43,24 +41,26 @@ impl Schedule {
 
     /// Enqueues the job of the latest tick, unless that was done already. After a standstill only the latest missed
     /// tick fires; a schedule that is seen for the first time fires nothing.
-    ///
-    /// # Errors
-    /// Postgres does not answer, and nothing has happened.
+    /// Errors: Postgres does not answer, and nothing has happened.
     pub async fn tick(&self, pool: &PgPool) -> anyhow::Result<Option<Wake>> {
         let mut transaction = pool.begin().await?;
-        let now = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *transaction).await?.to_jiff();
+        let now: Timestamp = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *transaction).await?.into();
         let tick = self.latest_tick(now)?;
         let first = sqlx::query!(
             "INSERT INTO schedules (name, last_tick) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
             self.name,
-            tick.to_sqlx() as _
+            postgres::Timestamp::from(tick) as _
         );
         if first.execute(&mut *transaction).await?.rows_affected() == 1 {
             transaction.commit().await?;
             info!(schedule = self.name, "schedule {} is new, its first tick is the next", self.name);
             return Ok(None);
         }
-        let moved = sqlx::query!("UPDATE schedules SET last_tick = $2 WHERE name = $1 AND last_tick < $2", self.name, tick.to_sqlx() as _);
+        let moved = sqlx::query!(
+            "UPDATE schedules SET last_tick = $2 WHERE name = $1 AND last_tick < $2",
+            self.name,
+            postgres::Timestamp::from(tick) as _
+        );
         if moved.execute(&mut *transaction).await?.rows_affected() == 0 {
             return Ok(None);
         }

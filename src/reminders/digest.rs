@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::jobs::{self, Job, JobContext, JobError};
+use crate::resources::postgres;
 use crate::resources::smtp::Mail;
 
 /// The most that one digest lists; the rest is a number.
@@ -38,8 +38,8 @@ impl Job for SendDigests {
         let accounts = sqlx::query_scalar!(
             r#"SELECT DISTINCT account_id FROM reminders JOIN accounts ON accounts.id = account_id
                WHERE sent_at IS NULL AND due_at >= $1 AND due_at < $2 AND verified_at IS NOT NULL AND digest AND suspended_at IS NULL"#,
-            from.to_sqlx() as _,
-            to.to_sqlx() as _
+            from as _,
+            to as _
         );
         let digests: Vec<_> =
             accounts.fetch_all(&context.postgres).await?.into_iter().map(|account_id| SendDigest { account_id, day: self.day }).collect();
@@ -79,8 +79,8 @@ impl Job for SendDigest {
                WHERE account_id = $1 AND due_at >= $2 AND due_at < $3 AND sent_at IS NULL AND verified_at IS NOT NULL AND digest AND suspended_at IS NULL
                ORDER BY due_at LIMIT 1000"#,
             self.account_id,
-            from.to_sqlx() as _,
-            to.to_sqlx() as _
+            from as _,
+            to as _
         );
         let due = due.fetch_all(&context.postgres).await?;
         let Some(first) = due.first() else { return Ok(()) };
@@ -88,7 +88,7 @@ impl Job for SendDigest {
             let start: String = message.lines().next().unwrap_or_default().chars().take(100).collect();
             format!("{} UTC  {start}\n", at.to_zoned(TimeZone::UTC).strftime("%H:%M"))
         };
-        let mut text: String = due.iter().take(LISTED).map(|row| line(&row.message, row.due_at.to_jiff())).collect();
+        let mut text: String = due.iter().take(LISTED).map(|row| line(&row.message, row.due_at.into())).collect();
         if due.len() > LISTED {
             text.push_str(&format!("and {} more\n", due.len() - LISTED));
         }
@@ -103,7 +103,7 @@ impl Job for SendDigest {
 }
 
 /// A day's beginning and end, in UTC.
-fn bounds(day: Date) -> anyhow::Result<(Timestamp, Timestamp)> {
+fn bounds(day: Date) -> anyhow::Result<(postgres::Timestamp, postgres::Timestamp)> {
     let start = day.to_zoned(TimeZone::UTC)?;
-    Ok((start.timestamp(), start.tomorrow()?.timestamp()))
+    Ok((start.timestamp().into(), start.tomorrow()?.timestamp().into()))
 }

@@ -2,12 +2,12 @@
 //!
 //! Where nothing else is said, an error is Postgres's: it does not answer.
 
-use jiff::Timestamp;
-use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgExecutor};
 use utoipa::ToSchema;
 use uuid::Uuid;
+
+use crate::resources::postgres::Timestamp;
 
 /// A message for later.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -29,29 +29,6 @@ impl Reminder {
     }
 }
 
-/// The same, as Postgres gives it.
-struct Row {
-    id: Uuid,
-    message: String,
-    due_at: jiff_sqlx::Timestamp,
-    version: i32,
-    sent_at: Option<jiff_sqlx::Timestamp>,
-    created_at: jiff_sqlx::Timestamp,
-}
-
-impl From<Row> for Reminder {
-    fn from(row: Row) -> Self {
-        Self {
-            id: row.id,
-            message: row.message,
-            due_at: row.due_at.to_jiff(),
-            version: row.version,
-            sent_at: row.sent_at.map(jiff_sqlx::Timestamp::to_jiff),
-            created_at: row.created_at.to_jiff(),
-        }
-    }
-}
-
 /// Makes a reminder for an account whose address is verified; none for another.
 pub async fn create(
     connection: &mut PgConnection,
@@ -61,16 +38,16 @@ pub async fn create(
     due_at: Timestamp,
 ) -> sqlx::Result<Option<Reminder>> {
     let created = sqlx::query_as!(
-        Row,
+        Reminder,
         r#"INSERT INTO reminders (id, account_id, message, due_at)
            SELECT $1, id, $3, $4 FROM accounts WHERE id = $2 AND verified_at IS NOT NULL
            RETURNING id, message, due_at, version, sent_at, created_at"#,
         id,
         account_id,
         message,
-        due_at.to_sqlx() as _
+        due_at as _
     );
-    Ok(created.fetch_optional(connection).await?.map(Into::into))
+    created.fetch_optional(connection).await
 }
 
 /// One page of an account's reminders, the earliest first, from behind `after`.
@@ -80,39 +57,39 @@ pub async fn list(
     after: Option<(Timestamp, Uuid)>,
     limit: i64,
 ) -> sqlx::Result<Vec<Reminder>> {
-    let (due_at, id) = after.unwrap_or((Timestamp::UNIX_EPOCH, Uuid::nil()));
+    let (due_at, id) = after.unwrap_or((jiff::Timestamp::UNIX_EPOCH.into(), Uuid::nil()));
     let rows = sqlx::query_as!(
-        Row,
+        Reminder,
         r#"SELECT id, message, due_at, version, sent_at, created_at FROM reminders
            WHERE account_id = $1 AND (due_at, id) > ($2, $3) ORDER BY due_at, id LIMIT $4"#,
         account_id,
-        due_at.to_sqlx() as _,
+        due_at as _,
         id,
         limit
     );
-    Ok(rows.fetch_all(executor).await?.into_iter().map(Into::into).collect())
+    rows.fetch_all(executor).await
 }
 
 /// An account's reminder; none for another's.
 pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
     let found = sqlx::query_as!(
-        Row,
+        Reminder,
         "SELECT id, message, due_at, version, sent_at, created_at FROM reminders WHERE id = $1 AND account_id = $2",
         id,
         account_id
     );
-    Ok(found.fetch_optional(executor).await?.map(Into::into))
+    found.fetch_optional(executor).await
 }
 
 /// Locks an account's reminder until the end of the transaction, so that what is decided by its state holds.
 pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
     let found = sqlx::query_as!(
-        Row,
+        Reminder,
         "SELECT id, message, due_at, version, sent_at, created_at FROM reminders WHERE id = $1 AND account_id = $2 FOR UPDATE",
         id,
         account_id
     );
-    Ok(found.fetch_optional(connection).await?.map(Into::into))
+    found.fetch_optional(connection).await
 }
 
 /// Changes what is given and leaves the rest. It counts as not sent again, if its time is changed.
@@ -124,7 +101,7 @@ pub async fn change(
     due_at: Option<Timestamp>,
 ) -> sqlx::Result<Option<Reminder>> {
     let changed = sqlx::query_as!(
-        Row,
+        Reminder,
         r#"UPDATE reminders SET message = COALESCE($3, message), due_at = COALESCE($4, due_at), version = version + 1,
                sent_at = CASE WHEN $4::timestamptz IS NULL THEN sent_at END
            WHERE id = $1 AND account_id = $2
@@ -132,9 +109,9 @@ pub async fn change(
         id,
         account_id,
         message,
-        due_at.map(jiff_sqlx::ToSqlx::to_sqlx) as _
+        due_at as _
     );
-    Ok(changed.fetch_optional(connection).await?.map(Into::into))
+    changed.fetch_optional(connection).await
 }
 
 /// Deletes an account's reminder; says whether there was one.

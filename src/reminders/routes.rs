@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use super::jobs::SendReminder;
 use super::reminder::{self, Reminder};
-use crate::http::extract::{no_nul, not_null};
-use crate::http::idempotency::{self, Begun, IdempotencyKey};
-use crate::http::paging::{List, Page};
-use crate::http::problem::{Problem, Result};
-use crate::http::{App, Caller, Id, Json, Query};
+use crate::http::{
+    App, Caller, Id, Json, List, Page, Problem, Query, Result,
+    idempotency::{self, Begun, IdempotencyKey},
+    no_nul, not_null,
+};
 use crate::jobs;
 
 /// The operations of the API.
@@ -57,7 +57,7 @@ async fn create_reminder(State(app): State<App>, caller: Caller, key: Idempotenc
     };
     in_future(&app, input.due_at)?;
     // The reminder and its job commit together, or neither does.
-    let made = reminder::create(&mut transaction, Uuid::now_v7(), caller.account_id, &input.message, input.due_at).await?;
+    let made = reminder::create(&mut transaction, Uuid::now_v7(), caller.account_id, &input.message, input.due_at.into()).await?;
     let reminder = made.ok_or_else(Problem::not_verified)?;
     let enqueued = enqueue(&mut transaction, &reminder).await?;
     idempotency::save(&mut transaction, request, &reminder).await?;
@@ -134,7 +134,7 @@ async fn change_reminder(
         // Nothing to change is no new version, and no new job.
         return tagged(before);
     }
-    let changed = reminder::change(&mut transaction, caller.account_id, id, input.message.as_deref(), input.due_at).await?;
+    let changed = reminder::change(&mut transaction, caller.account_id, id, input.message.as_deref(), input.due_at.map(Into::into)).await?;
     let reminder = changed.ok_or_else(Problem::not_found)?;
     let enqueued = if reminder.sent_at.is_none() { Some(enqueue(&mut transaction, &reminder).await?) } else { None };
     transaction.commit().await?;
@@ -180,5 +180,5 @@ fn in_future(app: &App, due_at: Timestamp) -> Result<()> {
 
 async fn enqueue(connection: &mut sqlx::PgConnection, reminder: &Reminder) -> Result<jobs::Enqueued> {
     let job = SendReminder { id: reminder.id, version: reminder.version };
-    Ok(jobs::enqueue_at(connection, &job, reminder.due_at).await?)
+    Ok(jobs::enqueue_at(connection, &job, reminder.due_at.into()).await?)
 }

@@ -3,14 +3,36 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use jiff_sqlx::ToSqlx;
 use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 use url::Url;
+use utoipa::ToSchema;
 
 use crate::config;
 use crate::lifecycle::Lifecycle;
+
+/// A time as Postgres keeps it, to the microsecond, and as the API writes it (RFC 3339, in UTC).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[serde(from = "jiff::Timestamp", into = "jiff::Timestamp")]
+#[sqlx(transparent)]
+#[schema(value_type = jiff::Timestamp)]
+pub struct Timestamp(jiff_sqlx::Timestamp);
+
+impl From<jiff::Timestamp> for Timestamp {
+    fn from(time: jiff::Timestamp) -> Self {
+        Self(time.to_sqlx())
+    }
+}
+
+impl From<Timestamp> for jiff::Timestamp {
+    fn from(time: Timestamp) -> Self {
+        time.0.to_jiff()
+    }
+}
 
 /// How long a caller waits for a connection: less than a request's time, so that the answer is 503 and not silence.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,9 +43,7 @@ const RESTED: Duration = Duration::from_millis(100);
 /// Attaches Postgres; connects when the first query asks.
 ///
 /// `process` names the connections in `pg_stat_activity`.
-///
-/// # Errors
-/// The URL is none of Postgres's, which the config has ruled out.
+/// Errors: The URL is none of Postgres's, which the config has ruled out.
 pub fn attach(config: &config::Database, process: &str) -> sqlx::Result<PgPool> {
     Ok(PgPoolOptions::new()
         .max_connections(config.database_pool_size.get())
@@ -61,9 +81,7 @@ pub fn for_probes(pool: &PgPool) -> PgPool {
 }
 
 /// How to connect: what the URL says, and nothing from elsewhere.
-///
-/// # Errors
-/// As [`attach`].
+/// Errors: As [`attach`].
 pub fn options(config: &config::Database, process: &str) -> sqlx::Result<PgConnectOptions> {
     let url = Url::parse(config.database_url.0.expose_secret()).map_err(|_| sqlx::Error::Configuration("not a URL".into()))?;
     let mut options: PgConnectOptions = url.as_str().parse()?;
@@ -92,9 +110,7 @@ pub fn migrator() -> Migrator {
 }
 
 /// The versions of the migrations that this code has and the database has not.
-///
-/// # Errors
-/// Postgres does not answer.
+/// Errors: Postgres does not answer.
 pub async fn pending_migrations(pool: &PgPool) -> sqlx::Result<Vec<i64>> {
     // Not a checked query: on a new database there is no such table yet.
     let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool).await;

@@ -47,9 +47,7 @@ struct Slot {
 
 impl Redis {
     /// Attaches Redis; connects when the first command asks.
-    ///
-    /// # Errors
-    /// The URL is none of Redis's, which the config has ruled out.
+    /// Errors: The URL is none of Redis's, which the config has ruled out.
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
         let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
         Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn: AtomicUsize::new(0) })))
@@ -74,9 +72,7 @@ impl Redis {
 
     /// Runs the commands in one round trip, and once more on a new connection where the old one proved broken:
     /// commands must therefore bear being run twice.
-    ///
-    /// # Errors
-    /// Redis is away, too slow, or refuses a command.
+    /// Errors: Redis is away, too slow, or refuses a command.
     pub async fn run<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
         let slot = &self.0.slots[self.0.turn.fetch_add(1, Ordering::Relaxed) % self.0.slots.len()];
         let mut retried = false;

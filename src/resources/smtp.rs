@@ -45,9 +45,7 @@ pub struct Mailer {
 
 impl Mailer {
     /// Attaches the mail server; connects when the first mail goes out. `domain` is the right side of Message-IDs.
-    ///
-    /// # Errors
-    /// The URL is none of SMTP's, which the config has ruled out.
+    /// Errors: The URL is none of SMTP's, which the config has ruled out.
     pub fn attach(config: &config::Smtp, domain: &str) -> anyhow::Result<Self> {
         let transport = Arc::new(RwLock::new(transport(config)?));
         Ok(Self { transport, from: config.mail_from.clone(), domain: domain.to_owned() })
@@ -71,9 +69,7 @@ impl Mailer {
     }
 
     /// Sends a mail, and returns when the server has taken it over.
-    ///
-    /// # Errors
-    /// `Refused` for a 5xx answer or an impossible address, `Delayed` for everything else. Neither holds the address.
+    /// Errors: `Refused` for a 5xx answer or an impossible address, `Delayed` for everything else. Neither holds the address.
     pub async fn send(&self, mail: Mail) -> Result<(), Error> {
         let to = mail.to.parse().map_err(|_| Error::Refused("not an address".to_owned()))?;
         let message = Message::builder()
@@ -98,9 +94,7 @@ impl Mailer {
     }
 
     /// Whether the server answers.
-    ///
-    /// # Errors
-    /// It does not, or refuses the log-in.
+    /// Errors: It does not, or refuses the log-in.
     pub async fn check(&self) -> Result<(), Error> {
         match self.transport().test_connection().await {
             Ok(true) => Ok(()),

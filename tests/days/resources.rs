@@ -115,9 +115,9 @@ async fn on_a_disk_that_cannot_be_written_without_tmp_and_home_all_four_programs
         return;
     }
     let deploy = Deploy::new().await;
-    // A mount namespace of its own, in which everything is read-only and /tmp is empty.
+    // A mount namespace of its own, in which everything is read-only, /tmp too.
     let start = |program: &str| {
-        let script = "set -e; mount --make-rprivate /; mount --bind / /mnt; mount -o remount,bind,ro /mnt; mount -t tmpfs -o ro none /mnt/tmp; \
+        let script = "set -e; mount --make-rprivate /; mount --bind / /mnt; mount -o remount,bind,ro /mnt; ! touch /mnt/tmp/x 2>/dev/null; \
                       exec chroot /mnt /usr/bin/env --ignore-environment $VARIABLES $PROGRAM";
         let variables: Vec<_> =
             deploy.environment.iter().filter(|(name, _)| *name != "MAIL_FROM").map(|(n, v)| format!("{n}={v}")).collect();

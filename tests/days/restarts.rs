@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::balancer::{Balancer, free_port, has};
+use crate::support::balancer::{Balancer, has};
 use crate::support::deploy::Web;
 use crate::support::load::Load;
 use crate::support::person::Person;
-use crate::support::{Deploy, Process};
+use crate::support::{Deploy, Process, free_port};
 
 /// Three processes at ports of their own, and somebody's cookie.
 async fn three(deploy: Deploy) -> (Vec<Deploy>, Vec<Process>, Vec<u16>, String) {

@@ -2,12 +2,12 @@
 //!
 //! Violated by a server that it must be put into, or by a port that it chooses itself.
 
-use crate::support::{Deploy, eventually};
+use crate::support::{Deploy, eventually, free_port};
 
 #[tokio::test]
 async fn it_serves_on_the_port_of_the_environment_and_on_every_interface() {
     let deploy = Deploy::new().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = free_port();
     let deploy = deploy.with("PORT", free);
     let mut web = deploy.web().await;
     assert_eq!(web.port(), free);

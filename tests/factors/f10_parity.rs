@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::support::{Process, eventually};
+use crate::support::{Process, eventually, free_port};
 
 /// `bin/dev` with services and ports of its own, so that it disturbs no other that runs here.
 struct Dev {
@@ -63,10 +63,9 @@ fn bin_dev(arguments: &[&str]) -> Command {
 
 fn two_free_ports() -> u16 {
     loop {
-        let first = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
-        if port < 65535 && std::net::TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-            return port;
+        let (first, second) = (free_port(), free_port());
+        if second == first + 1 {
+            return first;
         }
     }
 }

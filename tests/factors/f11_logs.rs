@@ -6,10 +6,9 @@ use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::balancer::free_port;
 use crate::support::person::{PASSWORD, Person};
 use crate::support::process::programs;
-use crate::support::{Deploy, PATIENCE, eventually};
+use crate::support::{Deploy, PATIENCE, eventually, free_port};
 
 #[tokio::test]
 async fn every_line_is_one_json_object_that_says_what_when_and_who() {
@@ -69,7 +68,7 @@ async fn what_is_secret_or_personal_is_in_no_line() {
 #[tokio::test]
 async fn a_process_whose_stdout_is_closed_serves_on() {
     let deploy = Deploy::new().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = free_port();
     let mut command = tokio::process::Command::new(programs().join("web"));
     command
         .env_clear()

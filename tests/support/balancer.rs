@@ -3,11 +3,10 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use tokio::process::{Child, Command};
 
-use super::eventually;
+use super::{eventually, free_port};
 
 /// Whether a tool is there; a test without it is skipped, but where every check must run it fails.
 pub fn has(tool: &str) -> bool {
@@ -18,18 +17,6 @@ pub fn has(tool: &str) -> bool {
         println!("skipped: needs {tool}");
     }
     found
-}
-
-/// A port that nobody listens on just now, and that the system gives to no connection of its own.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 20_000 + u16::try_from(std::process::id() % 100).expect("below a hundred") * 100;
-    loop {
-        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 pub struct Balancer {

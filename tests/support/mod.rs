@@ -13,6 +13,7 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 pub use deploy::Deploy;
@@ -21,6 +22,19 @@ pub use proxy::Proxy;
 
 /// What never takes this long has failed; on a busy machine much takes longer than it should.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A port that nobody listens on just now, and that the system gives to no connection of its own.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Below the ports that the scripts choose from.
+    let first = 12_000 + u16::try_from(std::process::id() % 80).expect("a small number") * 100;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
 
 /// Asks again and again until there is an answer.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F) -> T {

@@ -25,7 +25,8 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn to(target: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        // It must be free again after each cut.
+        let listener = TcpListener::bind(("127.0.0.1", super::free_port())).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (sender, state) = watch::channel(State::Open);
         let sent = Arc::default();
