@@ -23,7 +23,10 @@ use crate::telemetry::{self, Stream};
 /// `EX_CONFIG` of sysexits.h: the configuration is wrong, and starting again will not help.
 pub const EXIT_CONFIG: u8 = 78;
 
-/// 128 and the number of SIGINT, as shells count it.
+/// A task failed, or did not end in time.
+const EXIT_FAILURE: u8 = 1;
+
+/// 128 and the number of SIGINT, as shells count it: a person at a terminal did not want to wait.
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// After `hard`, tasks get this long to give back what they hold; then the process ends without them.
@@ -95,17 +98,15 @@ pub fn run<C: Section>(
     // Work on blocking threads, such as a password's hash that nobody waits for any more, must not hold the exit.
     runtime.shutdown_background();
     match ended {
-        Ok(Ended::Cleanly) => {
+        Ok(0) => {
             info!(exit_status = 0, "{process} has stopped");
             ExitCode::SUCCESS
         }
-        Ok(Ended::Failed) => {
-            error!(exit_status = 1, "{process} has stopped after a failure");
-            ExitCode::FAILURE
-        }
-        Ok(Ended::Interrupted) => {
-            error!(exit_status = EXIT_INTERRUPTED, "{process} was interrupted twice, so nothing is waited for");
-            ExitCode::from(EXIT_INTERRUPTED)
+        Ok(status) => {
+            let how =
+                if status == EXIT_INTERRUPTED { "was interrupted twice, so nothing is waited for" } else { "has stopped after a failure" };
+            error!(exit_status = status, "{process} {how}");
+            ExitCode::from(status)
         }
         Err(e) => failed(process, &e),
     }
@@ -116,18 +117,9 @@ fn failed(process: &str, e: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// How a process ended.
-enum Ended {
-    Cleanly,
-    /// A task failed, or did not end in time.
-    Failed,
-    /// A person at a terminal did not want to wait.
-    Interrupted,
-}
-
-/// Waits for the end of every task.
-async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Signal, Signal)) -> Ended {
-    let mut ending = Ended::Cleanly;
+/// Waits for the end of every task; returns the exit status.
+async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Signal, Signal)) -> u8 {
+    let mut status = 0;
     let mut interrupts = 0;
     let deadline = tokio::time::sleep(Duration::MAX);
     tokio::pin!(deadline);
@@ -135,10 +127,10 @@ async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Si
         let draining = lifecycle.soft.is_cancelled();
         let begin = tokio::select! {
             task = lifecycle.tasks.join_next() => match task {
-                None => return ending,
+                None => return status,
                 Some(Ok((_, Ok(())))) if draining => false,
                 Some(ended) => {
-                    ending = Ended::Failed;
+                    status = EXIT_FAILURE;
                     report(ended);
                     true
                 }
@@ -147,14 +139,14 @@ async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Si
             _ = interrupt.recv() => {
                 interrupts += 1;
                 if interrupts > 1 {
-                    return Ended::Interrupted;
+                    return EXIT_INTERRUPTED;
                 }
                 true
             }
             () = &mut deadline, if draining => {
                 if lifecycle.hard.is_cancelled() {
                     error!(tasks = lifecycle.tasks.len(), "tasks did not end after the drain's limit and are left behind");
-                    return Ended::Failed;
+                    return EXIT_FAILURE;
                 }
                 lifecycle.hard.cancel();
                 deadline.as_mut().reset(Instant::now() + LAST_WORDS);

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::account;
 use super::audit::{self, Action};
 use super::jobs::EndSessions;
-use crate::http::{App, ClientAddress, List, Page, Problem, Query, Result, Session};
+use crate::http::{App, ClientAddress, List, Page, Problem, Query, Result, Session, session};
 use crate::jobs;
 
 #[derive(Serialize, ToSchema)]
@@ -68,7 +68,7 @@ pub async fn end_before(app: &App, mut transaction: Transaction<'_, Postgres>, a
     let enqueued = jobs::enqueue(&mut transaction, &EndSessions { account_id, epoch }).await?;
     transaction.commit().await?;
     enqueued.fire(&app.notifier);
-    if let Err(e) = app.sessions.end_before(account_id, epoch).await {
+    if let Err(e) = session::end_before(&app.sessions.redis, account_id, epoch).await {
         warn!(error = %e, "sessions of {account_id} end when Redis is back, by a job: {e}");
     }
     Ok(())

@@ -19,47 +19,35 @@ use super::problem::{Problem, Result};
 static HEADER: &str = "idempotency-key";
 
 /// The header of a request, if it has one: 1 to 255 visible ASCII characters.
-pub struct IdempotencyKey(Option<String>);
+pub struct IdempotencyKey {
+    key: Option<String>,
+    body_hash: Vec<u8>,
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let Some(value) = parts.headers.get(HEADER) else { return Ok(Self(None)) };
+        let Some(value) = parts.headers.get(HEADER) else { return Ok(Self { key: None, body_hash: Vec::new() }) };
         let key = value.to_str().ok().filter(|key| (1..=255).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()));
         let key = key.ok_or_else(|| Problem::invalid_field("Idempotency-Key", "must be 1 to 255 visible ASCII characters"))?;
-        Ok(Self(Some(key.to_owned())))
+        Ok(Self { key: Some(key.to_owned()), body_hash: Vec::new() })
     }
 }
 
-/// A request that is to be answered once.
-pub struct Idempotent {
-    account_id: Uuid,
-    route: &'static str,
-    key: String,
-    body_hash: Vec<u8>,
-}
-
-/// What to do with a request.
-pub enum Begun<T> {
-    /// Do it, and [`save`] the answer.
-    New(Option<Idempotent>),
-    /// It was done; this was the answer.
-    Done(T),
-}
-
 impl IdempotencyKey {
-    /// Looks for an earlier answer. Until the transaction's end no other request has the key.
+    /// Looks for an earlier answer; without one the request is to be worked on, and its answer to be [saved](Self::save).
+    /// Until the transaction's end no other request has the key.
     /// Errors: 409 while another request with the key runs, 422 when it came with another body.
-    pub async fn begin<T: DeserializeOwned>(
-        self,
+    pub async fn earlier<T: DeserializeOwned>(
+        &mut self,
         transaction: &mut PgConnection,
         account_id: Uuid,
-        route: &'static str,
+        route: &str,
         body: &impl Serialize,
-    ) -> Result<Begun<T>> {
-        let Some(key) = self.0 else { return Ok(Begun::New(None)) };
-        let body_hash = Sha256::digest(serde_json::to_vec(body).map_err(Problem::internal)?).to_vec();
+    ) -> Result<Option<T>> {
+        let Some(key) = &self.key else { return Ok(None) };
+        self.body_hash = Sha256::digest(serde_json::to_vec(body).map_err(Problem::internal)?).to_vec();
         let name = format!("{account_id} {route} {key}");
         // Without waiting: a transaction that waits for another would hold its connection for as long.
         let locked = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0)) AS "locked!""#, name);
@@ -75,31 +63,31 @@ impl IdempotencyKey {
             key
         );
         match earlier.fetch_optional(transaction).await? {
-            None => Ok(Begun::New(Some(Idempotent { account_id, route, key, body_hash }))),
-            Some(row) if row.body_hash == body_hash => Ok(Begun::Done(serde_json::from_value(row.answer).map_err(Problem::internal)?)),
+            None => Ok(None),
+            Some(row) if row.body_hash == self.body_hash => serde_json::from_value(row.answer).map(Some).map_err(Problem::internal),
             Some(_) => {
                 let detail = "this Idempotency-Key came with another body before; take a new key for a new request";
                 Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", detail))
             }
         }
     }
-}
 
-/// Keeps the answer, in the transaction of what it tells of.
-pub async fn save(transaction: &mut PgConnection, request: Option<Idempotent>, answer: &impl Serialize) -> Result<()> {
-    let Some(Idempotent { account_id, route, key, body_hash }) = request else { return Ok(()) };
-    sqlx::query!(
-        r#"INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer) VALUES ($1, $2, $3, $4, $5)
-           ON CONFLICT (account_id, route, key) DO UPDATE SET body_hash = $4, answer = $5, created_at = now()"#,
-        account_id,
-        route,
-        key,
-        body_hash,
-        serde_json::to_value(answer).map_err(Problem::internal)?
-    )
-    .execute(transaction)
-    .await?;
-    Ok(())
+    /// Keeps the answer, in the transaction of what it tells of.
+    pub async fn save(self, transaction: &mut PgConnection, account_id: Uuid, route: &str, answer: &impl Serialize) -> Result<()> {
+        let Some(key) = self.key else { return Ok(()) };
+        sqlx::query!(
+            r#"INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer) VALUES ($1, $2, $3, $4, $5)
+               ON CONFLICT (account_id, route, key) DO UPDATE SET body_hash = $4, answer = $5, created_at = now()"#,
+            account_id,
+            route,
+            key,
+            self.body_hash,
+            serde_json::to_value(answer).map_err(Problem::internal)?
+        )
+        .execute(transaction)
+        .await?;
+        Ok(())
+    }
 }
 
 /// Deletes answers that are more than a day old; returns how many.

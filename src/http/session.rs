@@ -50,7 +50,7 @@ pub struct SessionId(String);
 /// The store of sessions.
 #[derive(Clone)]
 pub struct Sessions {
-    redis: Redis,
+    pub redis: Redis,
     ttl: Duration,
     max_age: Duration,
     cookie: &'static str,
@@ -153,12 +153,6 @@ impl Sessions {
         let mut commands = pipe();
         commands.zrem(set_key(session.account_id), &hash).ignore();
         self.redis.run(&commands).await
-    }
-
-    /// Ends every session of an account that began before `epoch`.
-    /// Errors: Redis is away; some sessions may have ended.
-    pub async fn end_before(&self, account_id: Uuid, epoch: i32) -> Result<(), redis::Error> {
-        end_before(&self.redis, account_id, epoch).await
     }
 
     /// The `Set-Cookie` value that hands a session to the browser.

@@ -13,11 +13,7 @@ use uuid::Uuid;
 
 use super::jobs::SendReminder;
 use super::reminder::{self, Reminder};
-use crate::http::{
-    App, Caller, Id, Json, List, Page, Problem, Query, Result,
-    idempotency::{self, Begun, IdempotencyKey},
-    no_nul, not_null,
-};
+use crate::http::{App, Caller, Id, Json, List, Page, Problem, Query, Result, idempotency::IdempotencyKey, no_nul, not_null};
 use crate::jobs;
 
 /// The operations of the API.
@@ -37,6 +33,9 @@ pub struct NewReminder {
     due_at: Timestamp,
 }
 
+/// What an `Idempotency-Key` is one's own for.
+const CREATE: &str = "POST /reminders";
+
 /// Make a reminder
 ///
 /// With an `Idempotency-Key` the same request may be sent again, and gives the same answer for a day.
@@ -49,18 +48,22 @@ pub struct NewReminder {
         (status = 409, description = "idempotency-key-in-use: A request with this Idempotency-Key is still running"),
         (status = 422, description = "idempotency-key-reused: This Idempotency-Key came with another body before"),
     ))]
-async fn create_reminder(State(app): State<App>, caller: Caller, key: IdempotencyKey, Json(input): Json<NewReminder>) -> Result<Response> {
+async fn create_reminder(
+    State(app): State<App>,
+    caller: Caller,
+    mut key: IdempotencyKey,
+    Json(input): Json<NewReminder>,
+) -> Result<Response> {
     let mut transaction = app.postgres.begin().await?;
-    let request = match key.begin::<Reminder>(&mut transaction, caller.account_id, "POST /reminders", &input).await? {
-        Begun::Done(earlier) => return created(earlier),
-        Begun::New(request) => request,
-    };
+    if let Some(earlier) = key.earlier(&mut transaction, caller.account_id, CREATE, &input).await? {
+        return created(earlier);
+    }
     in_future(&app, input.due_at)?;
     // The reminder and its job commit together, or neither does.
     let made = reminder::create(&mut transaction, Uuid::now_v7(), caller.account_id, &input.message, input.due_at.into()).await?;
     let reminder = made.ok_or_else(Problem::not_verified)?;
     let enqueued = enqueue(&mut transaction, &reminder).await?;
-    idempotency::save(&mut transaction, request, &reminder).await?;
+    key.save(&mut transaction, caller.account_id, CREATE, &reminder).await?;
     transaction.commit().await?;
     enqueued.fire(&app.notifier);
     created(reminder)
