@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
@@ -28,6 +28,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest head that a request may have, in bytes; a larger one is 431.
 const HEADER_LIMIT: usize = 32 * 1024;
+
+/// How often it is told that connections cannot be accepted.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// How many connections a listener holds at a time; who comes after waits in the system's queue.
 const CONNECTIONS: usize = 4096;
@@ -66,7 +69,7 @@ async fn accept(
     let closing = CancellationToken::new();
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
-    let mut refusing = false;
+    let mut told: Option<Instant> = None;
     let mut closed = pin!(async {
         soft.cancelled().await;
         sleep(delay).await;
@@ -81,7 +84,6 @@ async fn accept(
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             (slot, accepted) = accept => match accepted {
                 Ok((stream, peer)) => {
-                    refusing = false;
                     let connection = connection(stream, Peer(peer), routes.clone(), closing.clone(), hard.clone());
                     connections.spawn(async move {
                         let _slot = slot;
@@ -89,8 +91,9 @@ async fn accept(
                     });
                 }
                 Err(e) => {
-                    // Out of file descriptors, most often, which is told once; accepting again at once would spin.
-                    if !std::mem::replace(&mut refusing, true) {
+                    // Out of file descriptors, most often: accepting again at once would spin, and telling it each time too.
+                    if told.is_none_or(|at| at.elapsed() > TELL_AGAIN) {
+                        told = Some(Instant::now());
                         warn!(error = %e, "connections to {name} wait, they cannot be accepted: {e}");
                     }
                     sleep(Duration::from_millis(100)).await;
