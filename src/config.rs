@@ -177,7 +177,7 @@ impl Variable {
 
     /// The value as it stands in the environment and where it came from, checked.
     /// Errors: What is wrong with it, in words that complete the variable's name.
-    pub fn find(&self, env: &Env) -> Result<Option<(String, Origin)>, String> {
+    pub fn find(&self, env: &Env) -> Result<Option<(String, &'static str)>, String> {
         let found = self.look_up(env)?;
         if let Some((text, _)) = &found {
             (self.check)(text)?;
@@ -185,36 +185,18 @@ impl Variable {
         Ok(found)
     }
 
-    fn look_up(&self, env: &Env) -> Result<Option<(String, Origin)>, String> {
-        let here = env.get(&self.name)?.map(|text| (text, Origin::Environment));
+    fn look_up(&self, env: &Env) -> Result<Option<(String, &'static str)>, String> {
+        let here = env.get(&self.name)?.map(|text| (text, "environment"));
         let file = if self.secret { env.get(&format!("{}_FILE", self.name))? } else { None };
         match (here, file) {
             (Some(_), Some(_)) => Err(format!("is set, and so is {}_FILE: keep one of them", self.name)),
             (None, Some(path)) => match std::fs::read_to_string(path) {
                 Ok(text) if text.trim_end().is_empty() => Err("is an empty file".to_owned()),
-                Ok(text) => Ok(Some((text.trim_end().to_owned(), Origin::File))),
+                Ok(text) => Ok(Some((text.trim_end().to_owned(), "file"))),
                 Err(e) => Err(format!("cannot be read from the file that {}_FILE names: {}", self.name, e.kind())),
             },
-            (here, None) => Ok(here.or_else(|| self.default.map(|text| (text.to_owned(), Origin::Default)))),
+            (here, None) => Ok(here.or_else(|| self.default.map(|text| (text.to_owned(), "default")))),
         }
-    }
-}
-
-/// Where a value came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    Environment,
-    File,
-    Default,
-}
-
-impl Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Environment => "environment",
-            Self::File => "file",
-            Self::Default => "default",
-        })
     }
 }
 

@@ -23,9 +23,6 @@ use crate::telemetry::{self, Stream};
 /// `EX_CONFIG` of sysexits.h: the configuration is wrong, and starting again will not help.
 pub const EXIT_CONFIG: u8 = 78;
 
-/// A task failed, or did not end in time.
-const EXIT_FAILURE: u8 = 1;
-
 /// 128 and the number of SIGINT, as shells count it: a person at a terminal did not want to wait.
 const EXIT_INTERRUPTED: u8 = 130;
 
@@ -130,7 +127,7 @@ async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Si
                 None => return status,
                 Some(Ok((_, Ok(())))) if draining => false,
                 Some(ended) => {
-                    status = EXIT_FAILURE;
+                    status = 1;
                     report(ended);
                     true
                 }
@@ -146,7 +143,7 @@ async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Si
             () = &mut deadline, if draining => {
                 if lifecycle.hard.is_cancelled() {
                     error!(tasks = lifecycle.tasks.len(), "tasks did not end after the drain's limit and are left behind");
-                    return EXIT_FAILURE;
+                    return 1;
                 }
                 lifecycle.hard.cancel();
                 deadline.as_mut().reset(Instant::now() + LAST_WORDS);

@@ -49,9 +49,6 @@ impl io::Write for Stream {
 /// service.
 const WAITING: usize = 4096;
 
-/// How often it is looked whether lines were lost.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// The log of a process, until it is dropped; what waits is written then.
 pub struct Log {
     lost: ErrorCounter,
@@ -65,7 +62,7 @@ impl Log {
         async move {
             let mut told = 0;
             loop {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
                 let lost = counter.dropped_lines();
                 if lost > told {
                     warn!(lost = lost - told, "{} log line(s) were lost, since nobody read them in time", lost - told);

@@ -11,9 +11,7 @@ use super::sessions::end_before;
 use crate::http::{App, Caller, ClientAddress, Id, List, Page, Problem, Query, Result};
 
 /// List all accounts, the oldest first
-#[utoipa::path(get, path = "/admin/accounts", tag = "Administration", params(Page), responses(
-    (status = 200, description = "A page of accounts", body = List<Account>, headers(("Link" = Option<String>, description = "The next page"))),
-))]
+#[utoipa::path(get, path = "/admin/accounts", tag = "Administration", params(Page), responses((status = 200, description = "A page of accounts", body = List<Account>)))]
 pub async fn list_accounts(State(app): State<App>, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
     let after = page.after()?.unwrap_or_else(Uuid::nil);
     let accounts = account::list(&app.postgres, after, page.fetch()).await?;

@@ -47,8 +47,3 @@ pub async fn record(
     .await?;
     Ok(())
 }
-
-/// Deletes what is more than a year old; returns how many lines.
-pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
-    Ok(sqlx::query!("DELETE FROM audit_events WHERE at < now() - interval '1 year'").execute(executor).await?.rows_affected())
-}

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 use uuid::Uuid;
 
+use super::account;
 use super::mailed_token::{self, Purpose};
-use super::{account, audit};
-use crate::http::{idempotency, session, token};
+use crate::http::session;
 use crate::jobs::{Job, JobContext, JobError};
 use crate::resources::smtp::Mail;
 
@@ -155,9 +155,14 @@ impl Job for PurgeExpired {
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let pool = &context.postgres;
-        let tokens = mailed_token::purge(pool).await? + token::purge(pool).await?;
-        let (keys, events) = (idempotency::purge(pool).await?, audit::purge(pool).await?);
-        info!(tokens, keys, events, "purged {tokens} expired token(s), {keys} old idempotency key(s), {events} old audit event(s)");
+        let purged = [
+            sqlx::query!("DELETE FROM mailed_tokens WHERE expires_at <= now()").execute(pool).await?,
+            sqlx::query!("DELETE FROM api_tokens WHERE expires_at <= now()").execute(pool).await?,
+            sqlx::query!("DELETE FROM idempotency_keys WHERE created_at <= now() - interval '24 hours'").execute(pool).await?,
+            sqlx::query!("DELETE FROM audit_events WHERE at < now() - interval '1 year'").execute(pool).await?,
+        ];
+        let rows: u64 = purged.iter().map(sqlx::postgres::PgQueryResult::rows_affected).sum();
+        info!(rows, "purged {rows} expired token(s), old idempotency key(s) and old audit event(s)");
         Ok(())
     }
 }

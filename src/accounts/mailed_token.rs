@@ -6,7 +6,7 @@
 
 use crate::http::secret;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{PgConnection, PgExecutor, PgPool};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 /// What a token is good for.
@@ -52,11 +52,6 @@ pub async fn redeem(connection: &mut PgConnection, purpose: Purpose, token: &Sec
     let Some(found) = found.fetch_optional(&mut *connection).await? else { return Ok(None) };
     sqlx::query!("DELETE FROM mailed_tokens WHERE account_id = $1", found.account_id).execute(connection).await?;
     Ok(Some((found.account_id, found.email)))
-}
-
-/// Deletes tokens that are too old; returns how many.
-pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
-    Ok(sqlx::query!("DELETE FROM mailed_tokens WHERE expires_at <= now()").execute(executor).await?.rows_affected())
 }
 
 fn hash(token: &SecretString) -> Vec<u8> {

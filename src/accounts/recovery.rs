@@ -18,7 +18,7 @@ use super::jobs::{Notice, SendNotice, SendPasswordReset, SendVerification};
 use super::mailed_token::{self, Purpose};
 use super::password::{self, Passwords};
 use super::{account, sessions};
-use crate::http::{App, ClientAddress, Json, Problem, Result, Session, no_nul, page, token};
+use crate::http::{App, ClientAddress, Json, Problem, Result, Session, no_nul, page};
 use crate::jobs;
 
 const USED: &str = "the link is unknown, was used already, or is too old";
@@ -120,7 +120,7 @@ pub async fn redeem_reset(
     account::verify(&mut transaction, account_id, &email).await?;
     let epoch = account::set_password(&mut transaction, account_id, &password_hash).await?.ok_or_else(invalid_token)?;
     // Nor does what somebody else may have made with the old password stay.
-    token::delete_all(&mut *transaction, account_id).await?;
+    sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1", account_id).execute(&mut *transaction).await?;
     audit::record(&mut *transaction, Action::PasswordReset, Some(account_id), Some(address)).await?;
     let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
     sessions::end_before(&app, transaction, account_id, epoch).await?;

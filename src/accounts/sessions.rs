@@ -28,9 +28,7 @@ pub struct MySession {
 }
 
 /// List my sessions, the oldest first
-#[utoipa::path(get, path = "/account/sessions", tag = "Account", params(Page), responses(
-    (status = 200, description = "A page of sessions", body = List<MySession>, headers(("Link" = Option<String>, description = "The next page"))),
-))]
+#[utoipa::path(get, path = "/account/sessions", tag = "Account", params(Page), responses((status = 200, description = "A page of sessions", body = List<MySession>)))]
 pub async fn list_sessions(State(app): State<App>, session: Session, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
     let after: Option<(Timestamp, String)> = page.after()?;
     let all = app.sessions.list(session.account_id).await?.into_iter().map(|(mine, last_used_at)| MySession {

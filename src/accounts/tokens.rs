@@ -73,9 +73,7 @@ pub async fn create_token(
 }
 
 /// List my tokens, the oldest first
-#[utoipa::path(get, path = "/tokens", tag = "Tokens", params(Page), responses(
-    (status = 200, description = "A page of tokens", body = List<Token>, headers(("Link" = Option<String>, description = "The next page"))),
-))]
+#[utoipa::path(get, path = "/tokens", tag = "Tokens", params(Page), responses((status = 200, description = "A page of tokens", body = List<Token>)))]
 pub async fn list_tokens(State(app): State<App>, session: Session, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
     let after = page.after()?.unwrap_or_else(Uuid::nil);
     let tokens = token::list(&app.postgres, session.account_id, after, page.fetch()).await?;

@@ -84,18 +84,12 @@ async fn queue(report: &mut Report, pool: &PgPool) {
     );
     match queue.fetch_one(pool).await {
         Ok(queue) if queue.late > 60 => {
-            report.wrong(
-                "queue",
-                format_args!("a job has been due for {} s", queue.late),
-                "start a worker, or more of them, and read the worker's log",
-            );
+            let what = format!("a job has been due for {} s", queue.late);
+            report.wrong("queue", what, "start a worker, or more of them, and read the worker's log");
         }
         Ok(queue) if queue.dead > 0 => {
-            report.wrong(
-                "queue",
-                format_args!("{} dead job(s)", queue.dead),
-                "read why with `admin jobs list --dead`, then `admin jobs retry` or `discard` them",
-            );
+            let what = format!("{} dead job(s)", queue.dead);
+            report.wrong("queue", what, "read why with `admin jobs list --dead`, then `admin jobs retry` or `discard` them");
         }
         Ok(_) => fine("queue", "no job is late, none is dead"),
         Err(e) => report.wrong("queue", e, "check that the database user may read the table `jobs`"),

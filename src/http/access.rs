@@ -4,8 +4,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use axum::Extension;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -51,7 +51,8 @@ pub enum Rate {
 pub type Rule = (Method, &'static str, Who, Rate);
 
 /// Whose request it is; the guard adds it where a rule asks for more than anyone.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, FromRequestParts)]
+#[from_request(via(Extension))]
 pub struct Caller {
     pub account_id: Uuid,
 }
@@ -226,21 +227,4 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 fn insufficient_scope(detail: &str) -> Problem {
     let challenge = HeaderValue::from_static("Bearer error=\"insufficient_scope\"");
     Problem { headers: vec![(header::WWW_AUTHENTICATE, challenge)], ..Problem::forbidden("insufficient-scope", detail) }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Caller {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        parts.extensions.get().copied().ok_or_else(|| Problem::internal(anyhow::anyhow!("this route's rule lets anyone in")))
-    }
-}
-
-/// The caller's session, where a rule asks for one.
-impl<S: Send + Sync> FromRequestParts<S> for Session {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        parts.extensions.get().cloned().ok_or_else(|| Problem::internal(anyhow::anyhow!("this route's rule asks for no session")))
-    }
 }

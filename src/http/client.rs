@@ -2,11 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use axum::Extension;
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
-use axum::http::request::Parts;
-
-use super::problem::Problem;
 
 static FORWARDED_FOR: &str = "x-forwarded-for";
 
@@ -15,7 +13,8 @@ static FORWARDED_FOR: &str = "x-forwarded-for";
 pub struct Peer(pub SocketAddr);
 
 /// The client's address, which the guard adds to each request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, FromRequestParts)]
+#[from_request(via(Extension))]
 pub struct ClientAddress(pub IpAddr);
 
 impl ClientAddress {
@@ -45,12 +44,4 @@ impl ClientAddress {
 fn address(hop: &str) -> Option<IpAddr> {
     let ip = hop.parse().or_else(|_| hop.parse().map(|socket: SocketAddr| socket.ip()));
     ip.or_else(|_| hop.trim_start_matches('[').trim_end_matches(']').parse()).ok().map(|ip: IpAddr| ip.to_canonical())
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for ClientAddress {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        parts.extensions.get().copied().ok_or_else(|| Problem::internal(anyhow::anyhow!("the guard does not stand before this route")))
-    }
 }

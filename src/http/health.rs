@@ -32,16 +32,7 @@ type Failed = BTreeMap<&'static str, &'static str>;
 type Look = Box<dyn Fn() -> BoxFuture<'static, Result<(), Failure>> + Send + Sync>;
 
 /// Why a check fails: a word for the probe, and the whole for the log.
-pub struct Failure {
-    word: &'static str,
-    why: String,
-}
-
-impl Failure {
-    pub fn new(word: &'static str, why: impl ToString) -> Self {
-        Self { word, why: why.to_string() }
-    }
-}
+type Failure = (&'static str, String);
 
 /// The checks of one process type.
 #[derive(Default)]
@@ -67,10 +58,8 @@ impl Health {
             async move {
                 match postgres::pending_migrations(&probes).await {
                     Ok(pending) if pending.is_empty() => Ok(()),
-                    Ok(pending) => {
-                        Err(Failure::new("migrations pending", format!("{} migration(s) pending: run `admin migrate`", pending.len())))
-                    }
-                    Err(e) => Err(Failure::new("unavailable", e)),
+                    Ok(pending) => Err(("migrations pending", format!("{} migration(s) pending: run `admin migrate`", pending.len()))),
+                    Err(e) => Err(("unavailable", e.to_string())),
                 }
             }
         })
@@ -84,7 +73,7 @@ impl Health {
             async move {
                 let mut ping = pipe();
                 ping.cmd("PING").ignore();
-                redis.run::<()>(&ping).await.map_err(|e| Failure::new("unavailable", e))
+                redis.run::<()>(&ping).await.map_err(|e| ("unavailable", e.to_string()))
             }
         })
     }
@@ -94,7 +83,7 @@ impl Health {
         let pulse = pulse.clone();
         self.check(name, move || {
             let age = pulse.age();
-            async move { if age <= limit { Ok(()) } else { Err(Failure::new("stalled", format!("nothing for {age:.1?}"))) } }
+            async move { if age <= limit { Ok(()) } else { Err(("stalled", format!("nothing for {age:.1?}"))) } }
         })
     }
 
@@ -136,16 +125,16 @@ async fn keep_looking(health: Health, result: watch::Sender<(Instant, Failed)>, 
             _ = tick.tick() => {}
         }
         let looks = health.0.iter().map(|(name, look)| async move {
-            let outcome = timeout(PATIENCE, look()).await.unwrap_or_else(|_| Err(Failure::new("unavailable", "no answer in time")));
+            let outcome = timeout(PATIENCE, look()).await.unwrap_or_else(|_| Err(("unavailable", "no answer in time".to_owned())));
             (*name, outcome)
         });
         let failures: Vec<_> = join_all(looks).await.into_iter().filter_map(|(name, outcome)| Some((name, outcome.err()?))).collect();
-        let failed: Failed = failures.iter().map(|(name, failure)| (*name, failure.word)).collect();
+        let failed: Failed = failures.iter().map(|(name, failure)| (*name, failure.0)).collect();
         result.send_replace((Instant::now(), failed.clone()));
         // Told when it changes, not at each look.
         if before.as_ref() != Some(&failed) {
             for (name, failure) in &failures {
-                warn!(check = name, "not ready: {name}: {}", failure.why);
+                warn!(check = name, "not ready: {name}: {}", failure.1);
             }
             if failed.is_empty() {
                 info!("ready");

@@ -11,7 +11,7 @@ use axum::http::request::Parts;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::problem::{Problem, Result};
@@ -88,10 +88,4 @@ impl IdempotencyKey {
         .await?;
         Ok(())
     }
-}
-
-/// Deletes answers that are more than a day old; returns how many.
-pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
-    let purged = sqlx::query!("DELETE FROM idempotency_keys WHERE created_at <= now() - interval '24 hours'");
-    Ok(purged.execute(executor).await?.rows_affected())
 }

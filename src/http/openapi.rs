@@ -69,6 +69,9 @@ fn describe(operation: &mut Value, safe: bool, who: Who, rate: Rate) {
         _ => true,
     };
     let mut responses = operation["responses"].take();
+    if parameters.iter().any(|parameter| parameter["name"] == "cursor") {
+        responses["200"]["headers"] = json!({ "Link": { "description": "The next page", "schema": { "type": "string" } } });
+    }
     // What the annotation names itself.
     let mut problems: Vec<(String, String, String)> = Vec::new();
     for (status, response) in responses.as_object_mut().into_iter().flatten().filter(|(status, _)| status.as_str() >= "400") {

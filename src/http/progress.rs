@@ -68,22 +68,6 @@ impl Progress {
     }
 }
 
-/// A request from its head to the end of its answer.
-pub(super) struct Answering(Arc<Progress>);
-
-impl Answering {
-    pub(super) fn begin(progress: &Arc<Progress>) -> Self {
-        progress.set(Stage::Receiving);
-        Self(progress.clone())
-    }
-}
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.set(Stage::Idle);
-    }
-}
-
 /// A request's body, which notes its end, and whose rest is read and dropped when nobody asks for it: closing a connection
 /// with unread bytes resets it, and who was refused would never read why (RFC 9112, 9.6).
 pub(super) struct Lingering {
@@ -93,6 +77,7 @@ pub(super) struct Lingering {
 
 impl Lingering {
     pub(super) fn new(body: Incoming, progress: Arc<Progress>) -> Self {
+        progress.set(Stage::Receiving);
         let body = Self { body: Some(body), progress };
         body.note_end();
         body
@@ -144,13 +129,19 @@ impl hyper::body::Body for Lingering {
 pub(super) struct Guarded {
     body: Body,
     rest: Bytes,
-    _answering: Answering,
+    progress: Arc<Progress>,
 }
 
 impl Guarded {
-    pub(super) fn new(body: Body, answering: Answering) -> Self {
-        answering.0.set(Stage::Sending);
-        Self { body, rest: Bytes::new(), _answering: answering }
+    pub(super) fn new(body: Body, progress: Arc<Progress>) -> Self {
+        progress.set(Stage::Sending);
+        Self { body, rest: Bytes::new(), progress }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.progress.set(Stage::Idle);
     }
 }
 

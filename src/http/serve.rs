@@ -20,7 +20,7 @@ use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::client::Peer;
-use super::progress::{Answering, Guarded, Lingering, Progress, Stage};
+use super::progress::{Guarded, Lingering, Progress, Stage};
 use crate::lifecycle::Lifecycle;
 
 /// How long a client may take over the head of a request, and so how long an idle connection lives.
@@ -118,9 +118,9 @@ async fn connection(stream: TcpStream, peer: Peer, routes: Router, closing: Canc
     let progress = Arc::new(Progress::default());
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
-        let (routes, answering) = (routes.clone(), Answering::begin(&progress));
+        let (routes, progress) = (routes.clone(), progress.clone());
         let request = request.map(|body| Lingering::new(body, progress.clone()));
-        async move { routes.oneshot(request).await.map(|response| response.map(|body| Guarded::new(body, answering))) }
+        async move { routes.oneshot(request).await.map(|response| response.map(|body| Guarded::new(body, progress))) }
     });
     let mut connection = pin!(
         hyper::server::conn::http1::Builder::new()

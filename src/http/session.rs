@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use axum::Extension;
+use axum::extract::FromRequestParts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -28,8 +30,9 @@ pub enum Role {
     Admin,
 }
 
-/// What Redis keeps of a session.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What Redis keeps of a session; the guard adds it to a request where a rule asks for one.
+#[derive(Debug, Clone, Serialize, Deserialize, FromRequestParts)]
+#[from_request(via(Extension))]
 pub struct Session {
     pub account_id: Uuid,
     /// The account's epoch at log-in; a session of an older epoch has been ended.

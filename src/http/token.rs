@@ -86,14 +86,3 @@ pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -
     let deleted = sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1 AND id = $2", account_id, id);
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
 }
-
-/// Ends every token of an account.
-pub async fn delete_all(executor: impl PgExecutor<'_>, account_id: Uuid) -> sqlx::Result<()> {
-    sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1", account_id).execute(executor).await?;
-    Ok(())
-}
-
-/// Deletes tokens that have expired; returns how many.
-pub async fn purge(executor: impl PgExecutor<'_>) -> sqlx::Result<u64> {
-    Ok(sqlx::query!("DELETE FROM api_tokens WHERE expires_at <= now()").execute(executor).await?.rows_affected())
-}

@@ -81,9 +81,7 @@ fn tagged(reminder: Reminder) -> Result<Response> {
 }
 
 /// List my reminders, the earliest first
-#[utoipa::path(get, path = "/reminders", tag = "Reminders", params(Page), responses(
-    (status = 200, description = "A page of reminders", body = List<Reminder>, headers(("Link" = Option<String>, description = "The next page"))),
-))]
+#[utoipa::path(get, path = "/reminders", tag = "Reminders", params(Page), responses((status = 200, description = "A page of reminders", body = List<Reminder>)))]
 async fn list_reminders(State(app): State<App>, caller: Caller, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
     let reminders = reminder::list(&app.postgres, caller.account_id, page.after()?, page.fetch()).await?;
     page.answer(&path, reminders, |last| (last.due_at, last.id))

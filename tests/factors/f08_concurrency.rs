@@ -5,6 +5,11 @@
 use crate::support::person::Person;
 use crate::support::{Deploy, Process};
 
+#[test]
+fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
+    assert!(!app::clock::schedule().unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn several_workers_share_the_jobs_and_do_each_once() {
     let deploy = Deploy::new().await;
