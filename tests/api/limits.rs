@@ -120,7 +120,8 @@ async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_p
     let (answers, ()) = tokio::join!(answers, async {
         web.process.logged("the first refusal", |line| line["status"] == 503).await;
         assert_eq!(web.get("/livez").await.status(), 200);
-        assert_eq!(web.get("/readyz").await.status(), 200);
+        // Six hundred requests at once starve a small machine for a moment; none of them can hold a probe up.
+        eventually("readiness", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
         lock.rollback().await.unwrap();
     });
     let mut overloaded = 0;
