@@ -1,6 +1,8 @@
 //! A mail sink for development and tests: takes every mail over SMTP, delivers none, and shows the latest on a page.
 //!
-//!     mail [SMTP-ADDRESS [PAGE-ADDRESS]]      127.0.0.1:1025 and 127.0.0.1:8025 unless told; a free port where one is taken
+//!     mail [SMTP-ADDRESS [PAGE-ADDRESS [KEPT]]]
+//!
+//! The addresses are 127.0.0.1:1025 and 127.0.0.1:8025 unless told; a free port where one is taken. The last 1000 mails are kept unless told.
 //!
 //! `/` is the page, `/mails` the mails as JSON, `/latest?to=ADDRESS` the text of the latest to an address.
 #![allow(clippy::print_stdout, reason = "what it prints is what it is for")]
@@ -22,9 +24,6 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How many mails are kept.
-const KEPT: usize = 1000;
-
 /// The largest mail that is taken, in bytes.
 const SIZE_LIMIT: usize = 10 * 1024 * 1024;
 
@@ -35,11 +34,14 @@ struct Mail {
     subject: String,
     message_id: String,
     text: String,
+    /// What the mail follows from.
+    request_id: Option<String>,
+    traceparent: Option<String>,
 }
 
-/// The mails, the latest first.
-#[derive(Clone, Default)]
-struct Mails(Arc<Mutex<VecDeque<Mail>>>);
+/// The mails, the latest first, and how many are kept.
+#[derive(Clone)]
+struct Mails(Arc<Mutex<VecDeque<Mail>>>, usize);
 
 impl Mails {
     fn keep(&self, mail: Mail) {
@@ -48,7 +50,7 @@ impl Mails {
         let _ = writeln!(std::io::stdout(), "mail to {}: {}\n  {text}", mail.to.join(", "), mail.subject);
         let mut mails = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         mails.push_front(mail);
-        mails.truncate(KEPT);
+        mails.truncate(self.1);
     }
 
     fn all(&self) -> Vec<Mail> {
@@ -58,12 +60,12 @@ impl Mails {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut addresses = std::env::args().skip(1);
-    let smtp = listen(addresses.next().as_deref().unwrap_or("127.0.0.1:1025")).await?;
-    let page = listen(addresses.next().as_deref().unwrap_or("127.0.0.1:8025")).await?;
+    let mut arguments = std::env::args().skip(1);
+    let smtp = listen(arguments.next().as_deref().unwrap_or("127.0.0.1:1025")).await?;
+    let page = listen(arguments.next().as_deref().unwrap_or("127.0.0.1:8025")).await?;
     println!("takes mail at smtp://{}, shows it at http://{}", smtp.local_addr()?, page.local_addr()?);
 
-    let mails = Mails::default();
+    let mails = Mails(Arc::default(), arguments.next().map_or(Ok(1000), |kept| kept.parse())?);
     let routes = Router::new()
         .route("/", get(async |State(mails): State<Mails>| Page { mails: mails.all() }.render().map(Html).map_err(|e| e.to_string())))
         .route("/mails", get(async |State(mails): State<Mails>| Json(mails.all())))
@@ -188,11 +190,14 @@ async fn data(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<Vec<u
 
 fn read(raw: &[u8], from: &str, to: &[String]) -> Mail {
     let message = MessageParser::default().parse(raw).unwrap_or_default();
+    let header = |name: &str| Some(message.header_raw(name)?.trim().to_owned());
     Mail {
         from: from.to_owned(),
         to: to.to_vec(),
         subject: message.subject().unwrap_or_default().to_owned(),
         message_id: message.message_id().unwrap_or_default().to_owned(),
         text: message.body_text(0).unwrap_or_default().replace("\r\n", "\n"),
+        request_id: header("X-Request-Id"),
+        traceparent: header("traceparent"),
     }
 }

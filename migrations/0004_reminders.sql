@@ -13,3 +13,4 @@ CREATE TABLE reminders (
 
 CREATE INDEX reminders_account ON reminders (account_id, due_at, id);
 CREATE INDEX reminders_unsent ON reminders (due_at) WHERE sent_at IS NULL;
+CREATE INDEX reminders_sent ON reminders (sent_at) WHERE sent_at IS NOT NULL;

@@ -9,11 +9,12 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lettre::message::Mailbox;
+use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
 mod settings;
 
-pub use settings::{DatabaseUrl, Lasting, LogFilter, LogFormat, Origins, PublicUrl, RedisUrl, SmtpUrl};
+pub use settings::{CertificateFile, DatabaseUrl, Endpoint, Lasting, LogFilter, LogFormat, Origins, PublicUrl, RedisUrl, Sampler, SmtpUrl};
 
 section! {
     /// What every long-running process type reads.
@@ -28,10 +29,26 @@ section! {
         dyno: Option<String>,
         /// Name of this process in the log where `DYNO` is unset; most platforms set it
         hostname: Option<String>,
-        /// Port of a second listener with `/livez` and `/readyz`; unset opens none
+        /// Port of a second listener with `/metrics`, `/livez` and `/readyz`; unset opens none
         metrics_port: Option<u16>,
+        /// File with the certificates of a private authority, in place of the system's: for TLS to Postgres, Redis and the mail server
+        ssl_cert_file: Option<CertificateFile>,
         /// How long requests and jobs in flight may finish after SIGTERM
         drain_timeout: Duration = "25s",
+        /// OpenTelemetry collector that takes traces over HTTP: `http://collector:4318`; unset sends none
+        otel_exporter_otlp_endpoint: Option<Endpoint>,
+        /// Headers for the collector, such as its key: `name=value,name=value`
+        otel_exporter_otlp_headers: Option<SecretString>,
+        /// Name of the service in traces; unset is the process type
+        otel_service_name: Option<String>,
+        /// More about this deploy in traces: `name=value,name=value`
+        otel_resource_attributes: Option<String>,
+        /// Which traces are sent: `always_on`, `always_off`, `traceidratio`, or one of these after `parentbased_`
+        otel_traces_sampler: Option<Sampler>,
+        /// The share of traces that `traceidratio` sends, from 0 to 1
+        otel_traces_sampler_arg: Option<String>,
+        /// Milliseconds that spans wait to be sent together
+        otel_bsp_schedule_delay: Option<u16>,
     }
 }
 
@@ -68,7 +85,7 @@ section! {
 section! {
     /// How people reach this deploy.
     pub struct Site {
-        /// Canonical address of this deploy, for links, cookies and the origin check; `https` makes cookies `Secure`
+        /// Canonical address of this deploy, for links, cookies and the origin check: `https://example.com`; `https` makes cookies `Secure`
         public_url: PublicUrl,
     }
 }
@@ -131,8 +148,7 @@ group! {
 /// Errors: All problems at once, each with the variable's name and none with its value.
 pub fn read<S: Section>(env: &Env) -> Result<S, Problems> {
     let mut problems = Problems::default();
-    let section = S::read(env, &mut problems);
-    section.filter(|_| problems.0.is_empty()).ok_or(problems)
+    S::read(env, &mut problems).filter(|_| problems.0.is_empty()).ok_or(problems)
 }
 
 /// A set of variables that are read together.
@@ -213,20 +229,21 @@ impl Env {
 
     /// Whether a secret may stand in a file, which can change while the process runs.
     pub fn names_files(&self) -> bool {
-        self.0.keys().any(|name| name.ends_with("_FILE"))
+        self.0.keys().any(|name| name.ends_with("_FILE") && name != "SSL_CERT_FILE")
     }
 
     fn get(&self, name: &str) -> Result<Option<String>, String> {
         match self.0.get(name) {
             Some(None) => Err("is not valid UTF-8".to_owned()),
-            Some(Some(text)) if !text.is_empty() => Ok(Some(text.clone())),
+            // Empty counts as unset, but not to the TLS library, which reads SSL_CERT_FILE itself.
+            Some(Some(text)) if !text.is_empty() || name == "SSL_CERT_FILE" => Ok(Some(text.clone())),
             _ => Ok(None),
         }
     }
 }
 
 /// What is wrong with the configuration, a line for each variable.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Problems(Vec<(String, String)>);
 
 impl Problems {

@@ -18,6 +18,7 @@ use tracing::{error, info};
 
 use crate::config::{self, Env, Section};
 use crate::release::Release;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{self, Stream};
 
 /// `EX_CONFIG` of sysexits.h: the configuration is wrong, and starting again will not help.
@@ -35,6 +36,7 @@ pub struct Lifecycle {
     pub env: Env,
     /// Which code and which release this process runs.
     pub release: Release,
+    pub metrics: Metrics,
     /// Cancelled when a drain begins: take nothing new, finish what is there.
     pub soft: CancellationToken,
     /// Cancelled when the drain's time is over: let go of what is left.
@@ -86,7 +88,8 @@ pub fn run<C: Section>(
         // Before anything else: a signal in mid-start must drain too.
         let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
-        let mut lifecycle = Lifecycle { env, release, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
+        let metrics = Metrics::new(&release);
+        let mut lifecycle = Lifecycle { env, release, metrics, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
         info!("{process} is starting");
         tokio::spawn(log.tell_lost());
         start(common, own, &mut lifecycle).await?;

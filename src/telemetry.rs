@@ -3,6 +3,11 @@
 //! A line has `timestamp`, `level`, `message`, `target`, `process`, `instance`, `release` and `commit`, then the fields
 //! of the spans around the event, then its own. Routing, keeping and searching are the platform's.
 
+pub mod metrics;
+#[cfg(target_os = "linux")]
+mod process;
+pub mod traces;
+
 use std::fmt;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -52,6 +57,7 @@ const WAITING: usize = 4096;
 /// The log of a process, until it is dropped; what waits is written then.
 pub struct Log {
     lost: ErrorCounter,
+    _traces: Option<traces::Export>,
     _writing: WorkerGuard,
 }
 
@@ -78,16 +84,25 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
     let release = Release { commit: COMMIT, release: config.release_version.clone(), process };
     // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
     let filter = EnvFilter::new(format!("sqlx::postgres::notice=warn,{}", config.log_level.0));
-    let registry = tracing_subscriber::registry().with(filter);
     // A thread of its own writes, so that no request waits for whoever reads.
     let (stream, writing) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING).finish(stream);
-    let log = Log { lost: stream.error_counter(), _writing: writing };
-    // `try_init` fails only where a subscriber is set already, and then that one logs.
-    let _ = match config.log_format {
-        LogFormat::Pretty => registry.with(tracing_subscriber::fmt::layer().with_writer(stream).with_target(false)).try_init(),
-        LogFormat::Json => registry.with(JsonLines { release: release.clone(), instance: instance(config), stream }).try_init(),
+    let lost = stream.error_counter();
+    let lines = match config.log_format {
+        LogFormat::Pretty => SpanFields.and_then(tracing_subscriber::fmt::layer().with_writer(stream).with_target(false)).boxed(),
+        LogFormat::Json => SpanFields.and_then(JsonLines { release: release.clone(), instance: instance(config), stream }).boxed(),
     };
-    (release, log)
+    let registry = tracing_subscriber::registry().with(lines.with_filter(filter));
+    let (layer, traces, broken) = match traces::layer(config, &release) {
+        Ok(Some((layer, export))) => (Some(layer), Some(export), None),
+        Ok(None) => (None, None, None),
+        Err(e) => (None, None, Some(e)),
+    };
+    // `try_init` fails only where a subscriber is set already, and then that one logs.
+    let _ = registry.with(layer).try_init();
+    if let Some(e) = broken {
+        warn!(error = format!("{e:#}"), "no traces are sent: {e:#}");
+    }
+    (release, Log { lost, _traces: traces, _writing: writing })
 }
 
 fn instance(config: &config::Process) -> String {
@@ -105,14 +120,10 @@ pub fn current_field(name: &str) -> Option<String> {
         .flatten()
 }
 
-/// The layer that keeps the fields of spans and writes events.
-struct JsonLines {
-    release: Release,
-    instance: String,
-    stream: NonBlocking,
-}
+/// The layer that keeps the fields of spans, for lines and for [`current_field`].
+struct SpanFields;
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanFields {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         if let Some(span) = context.span(id) {
             let mut fields = Fields::default();
@@ -128,7 +139,16 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
             values.record(fields);
         }
     }
+}
 
+/// The layer that writes events as JSON.
+struct JsonLines {
+    release: Release,
+    instance: String,
+    stream: NonBlocking,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
@@ -154,14 +174,21 @@ impl JsonLines {
         let now = Timestamp::now();
         map.serialize_entry("timestamp", &format_args!("{now:.6}"))?;
         map.serialize_entry("level", event.metadata().level().as_str())?;
-        map.serialize_entry("message", fields.get("message").unwrap_or(&Value::Null))?;
+        // Some libraries have fields to tell, and no words.
+        let words = fields.get("message").and_then(Value::as_str).unwrap_or(event.metadata().name());
+        map.serialize_entry("message", words)?;
         map.serialize_entry("target", event.metadata().target())?;
         map.serialize_entry("process", self.release.process)?;
         map.serialize_entry("instance", &self.instance)?;
         map.serialize_entry("release", &self.release.release)?;
         map.serialize_entry("commit", self.release.commit)?;
-        for (name, value) in fields.0.iter().filter(|(name, _)| *name != "message") {
-            map.serialize_entry(name, value)?;
+        for (name, value) in &fields.0 {
+            match *name {
+                "message" => {}
+                // The trace's id is what people search for.
+                "traceparent" => map.serialize_entry("trace_id", value.as_str().and_then(|text| text.get(3..35)).unwrap_or_default())?,
+                name => map.serialize_entry(name, value)?,
+            }
         }
         map.end()?;
         Ok(line)
@@ -178,6 +205,10 @@ impl Fields {
     }
 
     fn set(&mut self, field: &Field, value: impl Into<Value>) {
+        // What is for traces alone.
+        if field.name().starts_with("otel.") {
+            return;
+        }
         self.0.retain(|(known, _)| *known != field.name());
         self.0.push((field.name(), value.into()));
     }

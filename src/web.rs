@@ -17,14 +17,14 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::accounts::password::Passwords;
 use crate::config;
 use crate::http::access::{Guard, guard, scopes};
-use crate::http::health::Health;
+use crate::http::health::{self, Health};
 use crate::http::serve::serve;
 use crate::http::session::Sessions;
 use crate::http::{self, App, openapi};
 use crate::jobs::Notifier;
 use crate::lifecycle::{self, Lifecycle};
 use crate::release::Release;
-use crate::resources::postgres;
+use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 use crate::{accounts, reminders};
 
@@ -35,16 +35,18 @@ pub fn main() -> ExitCode {
 }
 
 async fn start(process: config::Process, config: config::Web, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let postgres = postgres::attach(&config.database, "web")?;
-    postgres::follow(lifecycle, &config.database, &postgres);
+    let postgres = Pool::attach(&config.database, "web")?;
+    postgres.follow(lifecycle, &config.database);
+    postgres.count(&lifecycle.metrics);
     let redis = Redis::attach(&config.redis)?;
     redis.follow(lifecycle, &config.redis);
+    redis.count(&lifecycle.metrics);
     let (http, site) = (config.http, config.site.public_url);
     #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
     let now = Timestamp::now;
     let sessions = Sessions::new(redis.clone(), &http, &site, now);
     let notifier = Notifier::default();
-    lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
+    lifecycle.spawn("notifier", notifier.clone().run((*postgres).clone(), lifecycle.soft.clone()));
     let guard = Guard {
         table: ACCESS,
         postgres: postgres.clone(),
@@ -58,11 +60,11 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
 
     let probes = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
     let routes = routes(app, guard, Passwords::new()?, lifecycle.release.clone())?;
-    let routes = http::finish(routes, &http, &site);
+    let routes = http::finish(routes, &http, &site, lifecycle.metrics.clone());
     let delay = http.drain_delay;
     lifecycle.delay_drain(delay);
     if let Some(port) = process.metrics_port {
-        serve("metrics", port, probes.clone(), delay, lifecycle).await?;
+        serve("metrics", port, health::with_metrics(probes.clone(), &lifecycle.metrics), delay, lifecycle).await?;
     }
     // The probes stand outside every limit.
     serve("web", http.port, probes.fallback_service(routes), delay, lifecycle).await

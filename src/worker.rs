@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::accounts::jobs::{EndSessions, PurgeExpired, SendNotice, SendPasswordReset, SendVerification};
 use crate::config;
-use crate::http::health::Health;
+use crate::http::health::{self, Health};
 use crate::http::serve::serve;
 use crate::jobs::runner::Runner;
 use crate::jobs::{Notifier, Registry, Resources};
 use crate::lifecycle::{self, Lifecycle, Pulse};
 use crate::reminders::{SendDigest, SendDigests, SendReminder};
-use crate::resources::postgres;
+use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
 
@@ -41,25 +41,28 @@ pub fn run(registry: Registry) -> ExitCode {
 }
 
 async fn start(registry: Registry, process: config::Process, config: config::Worker, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let postgres = postgres::attach(&config.database, "worker")?;
-    postgres::follow(lifecycle, &config.database, &postgres);
+    let postgres = Pool::attach(&config.database, "worker")?;
+    postgres.follow(lifecycle, &config.database);
+    postgres.count(&lifecycle.metrics);
     let redis = Redis::attach(&config.redis)?;
     redis.follow(lifecycle, &config.redis);
+    redis.count(&lifecycle.metrics);
     let site = config.site.public_url;
-    let mailer = Mailer::attach(&config.smtp, site.host())?;
+    let mut mailer = Mailer::attach(&config.smtp, site.host())?;
+    mailer.count(&lifecycle.metrics);
     mailer.follow(lifecycle, &config.smtp);
     let notifier = Notifier::default();
-    lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
+    lifecycle.spawn("notifier", notifier.clone().run((*postgres).clone(), lifecycle.soft.clone()));
 
     let claims = Pulse::default();
+    let health = Health::default().postgres(&postgres).redis(&redis).pulse("claims", &claims, CLAIMS_STALL);
+    let probes = health.start(lifecycle);
     if let Some(port) = process.metrics_port {
-        let health = Health::default().postgres(&postgres).redis(&redis).pulse("claims", &claims, CLAIMS_STALL);
-        let probes = health.start(lifecycle);
-        serve("metrics", port, probes, Duration::ZERO, lifecycle).await?;
+        serve("metrics", port, health::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, lifecycle).await?;
     }
     let concurrency = config.jobs.worker_concurrency.get() as usize;
     let resources = Resources { postgres, redis, mailer, site, notifier };
-    let runner = Runner { registry, resources, concurrency, lease: config.jobs.job_lease.0, claims };
+    let runner = Runner { registry, resources, concurrency, lease: config.jobs.job_lease.0, claims, metrics: lifecycle.metrics.clone() };
     lifecycle.spawn("runner", runner.run(lifecycle.soft.clone(), lifecycle.hard.clone()));
     Ok(())
 }

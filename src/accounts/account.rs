@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor};
+use tracing::instrument;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -31,6 +32,7 @@ pub struct Account {
 }
 
 /// Makes an account; none if the address has one already, and then nothing changes.
+#[instrument(name = "postgres accounts create", level = "debug", skip_all)]
 pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, password_hash: &str) -> sqlx::Result<bool> {
     let created = sqlx::query!(
         "INSERT INTO accounts (id, email, password_hash) VALUES ($1, $2, $3) ON CONFLICT (lower(email)) DO NOTHING",
@@ -41,6 +43,7 @@ pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, passwo
     Ok(created.execute(connection).await?.rows_affected() == 1)
 }
 
+#[instrument(name = "postgres accounts find", level = "debug", skip_all)]
 pub async fn find(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Account>> {
     let found = sqlx::query_as!(
         Account,
@@ -52,6 +55,7 @@ pub async fn find(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Optio
     found.fetch_optional(executor).await
 }
 
+#[instrument(name = "postgres accounts find_by_email", level = "debug", skip_all)]
 pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<Account>> {
     let found = sqlx::query_as!(
         Account,
@@ -63,7 +67,16 @@ pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::
     found.fetch_optional(executor).await
 }
 
+/// Finds an account by its id or its address, as an operator names it.
+pub async fn find_by_name(executor: impl PgExecutor<'_>, name: &str) -> sqlx::Result<Option<Account>> {
+    match name.parse() {
+        Ok(id) => find(executor, id).await,
+        Err(_) => find_by_email(executor, name).await,
+    }
+}
+
 /// One page of all accounts, the oldest first, from behind `after`.
+#[instrument(name = "postgres accounts list", level = "debug", skip_all)]
 pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sqlx::Result<Vec<Account>> {
     let rows = sqlx::query_as!(
         Account,
@@ -77,6 +90,7 @@ pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sql
 }
 
 /// The number that tells live sessions from ended ones; none for an account that is gone or suspended.
+#[instrument(name = "postgres accounts session_epoch", level = "debug", skip_all)]
 pub async fn session_epoch(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<i32>> {
     let epoch = sqlx::query_scalar!("SELECT session_epoch FROM accounts WHERE id = $1 AND suspended_at IS NULL", id);
     epoch.fetch_optional(executor).await
@@ -84,6 +98,7 @@ pub async fn session_epoch(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Res
 
 /// Notes that the address is the person's own, and puts it in the place of the one before if it is another. False if it
 /// has an account of its own by now.
+#[instrument(name = "postgres accounts verify", level = "debug", skip_all)]
 pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str) -> sqlx::Result<bool> {
     let verified = sqlx::query!(
         r#"UPDATE accounts SET verified_at = CASE WHEN email = $2 THEN COALESCE(verified_at, now()) ELSE now() END,
@@ -98,6 +113,7 @@ pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str) -> sql
 }
 
 /// Changes what is given and leaves the rest; a new address counts only when it is verified.
+#[instrument(name = "postgres accounts change", level = "debug", skip_all)]
 pub async fn change(
     connection: &mut PgConnection,
     id: Uuid,
@@ -119,6 +135,7 @@ pub async fn change(
 // What follows raises the epoch and returns it: the caller ends the sessions of the one before.
 
 /// Ends every session.
+#[instrument(name = "postgres accounts raise_epoch", level = "debug", skip_all)]
 pub async fn raise_epoch(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i32>> {
     let raised = sqlx::query_scalar!("UPDATE accounts SET session_epoch = session_epoch + 1 WHERE id = $1 RETURNING session_epoch", id);
     raised.fetch_optional(connection).await
@@ -126,6 +143,7 @@ pub async fn raise_epoch(connection: &mut PgConnection, id: Uuid) -> sqlx::Resul
 
 /// Sets another password. Links that were mailed before, and the address that was asked for, count no more: whoever asked
 /// for them knew the old one.
+#[instrument(name = "postgres accounts set_password", level = "debug", skip_all)]
 pub async fn set_password(connection: &mut PgConnection, id: Uuid, password_hash: &str) -> sqlx::Result<Option<i32>> {
     sqlx::query!("DELETE FROM mailed_tokens WHERE account_id = $1", id).execute(&mut *connection).await?;
     sqlx::query_scalar!(
@@ -139,6 +157,7 @@ pub async fn set_password(connection: &mut PgConnection, id: Uuid, password_hash
 }
 
 /// Suspends an account, or lets it in again.
+#[instrument(name = "postgres accounts suspend", level = "debug", skip_all)]
 pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool) -> sqlx::Result<Option<i32>> {
     sqlx::query_scalar!(
         r#"UPDATE accounts SET session_epoch = session_epoch + 1, suspended_at = CASE WHEN $2 THEN COALESCE(suspended_at, now()) END
@@ -151,12 +170,14 @@ pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool) -
 }
 
 /// Deletes an account and all that is its own; its sessions are those of any epoch.
+#[instrument(name = "postgres accounts delete", level = "debug", skip_all)]
 pub async fn delete(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<i32> {
     sqlx::query!("DELETE FROM accounts WHERE id = $1", id).execute(connection).await?;
     Ok(i32::MAX)
 }
 
 /// Gives a role, and raises the epoch if that is a change; returns the account's id and its epoch.
+#[instrument(name = "postgres accounts grant", level = "debug", skip_all)]
 pub async fn grant(connection: &mut PgConnection, email: &str, role: Role) -> sqlx::Result<Option<(Uuid, i32)>> {
     let row = sqlx::query!(
         r#"UPDATE accounts SET session_epoch = session_epoch + (role <> $2)::int, role = $2

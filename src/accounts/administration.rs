@@ -14,7 +14,7 @@ use crate::http::{App, Caller, ClientAddress, Id, List, Page, Problem, Query, Re
 #[utoipa::path(get, path = "/admin/accounts", tag = "Administration", params(Page), responses((status = 200, description = "A page of accounts", body = List<Account>)))]
 pub async fn list_accounts(State(app): State<App>, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
     let after = page.after()?.unwrap_or_else(Uuid::nil);
-    let accounts = account::list(&app.postgres, after, page.fetch()).await?;
+    let accounts = account::list(&mut *app.postgres.acquire().await?, after, page.fetch()).await?;
     page.answer(&path, accounts, |account| account.id)
 }
 

@@ -2,10 +2,13 @@
 //!
 //! Where nothing else is said, an error is Postgres's: it does not answer.
 
+use serde::Serialize;
 use sqlx::PgExecutor;
+use tracing::instrument;
 use uuid::Uuid;
 
 use crate::http::ClientAddress;
+use crate::resources::postgres::{Timestamp, purge};
 use crate::telemetry;
 
 /// What was done.
@@ -26,10 +29,19 @@ pub enum Action {
     Suspended,
     Restored,
     AccountDeleted,
+    // What only an operator does, with a one-off task.
+    AccountCreated,
+    DataExported,
+    DataPurged,
+    JobEnqueued,
+    JobRetried,
+    JobDiscarded,
+    ConsoleOpened,
 }
 
 /// Writes a line of the trail, where there is one in the transaction of what it tells of. The address is none for what
 /// an operator did with a one-off task; the account is none where a log-in named an unknown one.
+#[instrument(name = "postgres audit record", level = "debug", skip_all)]
 pub async fn record(
     executor: impl PgExecutor<'_>,
     action: Action,
@@ -47,3 +59,19 @@ pub async fn record(
     .await?;
     Ok(())
 }
+
+/// A line of the trail, as it is shown to its account.
+#[derive(Debug, Serialize)]
+pub struct Event {
+    pub at: Timestamp,
+    pub action: String,
+    pub address: Option<String>,
+}
+
+/// An account's lines, the oldest first.
+pub async fn of(executor: impl PgExecutor<'_>, account_id: Uuid) -> sqlx::Result<Vec<Event>> {
+    let events = sqlx::query_as!(Event, "SELECT at, action, address FROM audit_events WHERE account_id = $1 ORDER BY at, id", account_id);
+    events.fetch_all(executor).await
+}
+
+purge!(purge, "audit_events", "at");

@@ -25,13 +25,13 @@ impl Job for SendVerification {
     }
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
-        let Some(account) = account::find(&context.postgres, self.account_id).await? else { return Ok(()) };
+        let Some(account) = account::find(&mut *context.postgres.acquire().await?, self.account_id).await? else { return Ok(()) };
         let email = match account.new_email {
             Some(new) => new,
             None if account.verified => return Ok(()),
             None => account.email,
         };
-        let token = mailed_token::mint(&context.postgres, Purpose::Verify, account.id, &email).await?;
+        let token = mailed_token::mint(&mut *context.postgres.acquire().await?, Purpose::Verify, account.id, &email).await?;
         let link = context.site.link(&format!("/verify?token={}", token.expose_secret()));
         let mail = Mail {
             id: format!("verify-{}-{}", account.id, context.id()),
@@ -62,10 +62,12 @@ impl Job for SendPasswordReset {
     }
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
-        let Some(account) = account::find(&context.postgres, self.account_id).await?.filter(|account| !account.suspended) else {
+        let Some(account) =
+            account::find(&mut *context.postgres.acquire().await?, self.account_id).await?.filter(|account| !account.suspended)
+        else {
             return Ok(());
         };
-        let token = mailed_token::mint(&context.postgres, Purpose::Reset, account.id, &account.email).await?;
+        let token = mailed_token::mint(&mut *context.postgres.acquire().await?, Purpose::Reset, account.id, &account.email).await?;
         let link = context.site.link(&format!("/reset?token={}", token.expose_secret()));
         let text = format!(
             "Somebody, hopefully you, forgot the password of this address at {}.\n\nTo set another, open this link within an hour:\n\n{link}\n\n\
@@ -103,7 +105,7 @@ impl Job for SendNotice {
     }
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
-        let Some(account) = account::find(&context.postgres, self.account_id).await? else { return Ok(()) };
+        let Some(account) = account::find(&mut *context.postgres.acquire().await?, self.account_id).await? else { return Ok(()) };
         let (subject, what) = match self.notice {
             Notice::AccountExists => (
                 "You have an account already",
@@ -154,12 +156,12 @@ impl Job for PurgeExpired {
     const KIND: &'static str = "purge_expired";
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
-        let pool = &context.postgres;
+        let connection = &mut *context.postgres.acquire().await?;
         let purged = [
-            sqlx::query!("DELETE FROM mailed_tokens WHERE expires_at <= now()").execute(pool).await?,
-            sqlx::query!("DELETE FROM api_tokens WHERE expires_at <= now()").execute(pool).await?,
-            sqlx::query!("DELETE FROM idempotency_keys WHERE created_at <= now() - interval '24 hours'").execute(pool).await?,
-            sqlx::query!("DELETE FROM audit_events WHERE at < now() - interval '1 year'").execute(pool).await?,
+            sqlx::query!("DELETE FROM mailed_tokens WHERE expires_at <= now()").execute(&mut *connection).await?,
+            sqlx::query!("DELETE FROM api_tokens WHERE expires_at <= now()").execute(&mut *connection).await?,
+            sqlx::query!("DELETE FROM idempotency_keys WHERE created_at <= now() - interval '24 hours'").execute(&mut *connection).await?,
+            sqlx::query!("DELETE FROM audit_events WHERE at < now() - interval '1 year'").execute(&mut *connection).await?,
         ];
         let rows: u64 = purged.iter().map(sqlx::postgres::PgQueryResult::rows_affected).sum();
         info!(rows, "purged {rows} expired token(s), old idempotency key(s) and old audit event(s)");

@@ -80,15 +80,15 @@ pub async fn log_in(
     Json(input): Json<LogIn>,
 ) -> Result<Response> {
     let refused = || Problem::new(StatusCode::UNAUTHORIZED, "wrong-credentials", "no account has this address and this password");
-    let found = account::find_by_email(&app.postgres, &input.email).await?;
+    let found = account::find_by_email(&mut *app.postgres.acquire().await?, &input.email).await?;
     let hash = found.as_ref().map(|account| account.password_hash.clone());
     let right = passwords.verify(input.password, hash).await?;
     let Some(account) = found.as_ref().filter(|account| right && !account.suspended) else {
-        audit::record(&app.postgres, Action::LogInFailed, found.map(|account| account.id), Some(address)).await?;
+        audit::record(&mut *app.postgres.acquire().await?, Action::LogInFailed, found.map(|account| account.id), Some(address)).await?;
         return Err(refused());
     };
     let cookie = start_session(&app, account, account.session_epoch, &headers).await?.ok_or_else(refused)?;
-    audit::record(&app.postgres, Action::LogIn, Some(account.id), Some(address)).await?;
+    audit::record(&mut *app.postgres.acquire().await?, Action::LogIn, Some(account.id), Some(address)).await?;
     tracing::Span::current().record("account_id", tracing::field::display(account.id));
     Ok(([(header::SET_COOKIE, cookie)], axum::Json(account)).into_response())
 }
@@ -106,7 +106,7 @@ pub async fn start_session(app: &App, account: &Account, epoch: i32, headers: &H
     };
     let (id, session) = app.sessions.start(session).await?;
     // Whoever ended the sessions in the meantime has not seen this one: it withdraws itself.
-    if account::session_epoch(&app.postgres, account.id).await? != Some(epoch) {
+    if account::session_epoch(&mut *app.postgres.acquire().await?, account.id).await? != Some(epoch) {
         app.sessions.end(account.id, &session.hash).await?;
         return Ok(None);
     }
@@ -116,7 +116,7 @@ pub async fn start_session(app: &App, account: &Account, epoch: i32, headers: &H
 /// Who am I
 #[utoipa::path(get, path = "/session", tag = "Session", responses((status = 200, description = "My account", body = Account)))]
 pub async fn who_am_i(State(app): State<App>, session: Session) -> Result<Response> {
-    let account = account::find(&app.postgres, session.account_id).await?.ok_or_else(Problem::unauthenticated)?;
+    let account = account::find(&mut *app.postgres.acquire().await?, session.account_id).await?.ok_or_else(Problem::unauthenticated)?;
     Ok(axum::Json(account).into_response())
 }
 

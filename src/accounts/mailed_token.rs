@@ -5,8 +5,10 @@
 //! Where nothing else is said, an error is Postgres's: it does not answer.
 
 use crate::http::secret;
+use crate::resources::postgres::purge;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor};
+use tracing::instrument;
 use uuid::Uuid;
 
 /// What a token is good for.
@@ -21,7 +23,8 @@ pub enum Purpose {
 
 /// Makes a token for an account. It is minted as the mail is written, so that no queue ever holds it.
 /// Errors: Postgres does not answer, or the system has no randomness.
-pub async fn mint(pool: &PgPool, purpose: Purpose, account_id: Uuid, email: &str) -> anyhow::Result<SecretString> {
+#[instrument(name = "postgres mailed_tokens mint", level = "debug", skip_all)]
+pub async fn mint(executor: impl PgExecutor<'_>, purpose: Purpose, account_id: Uuid, email: &str) -> anyhow::Result<SecretString> {
     let token = SecretString::from(secret::mint()?);
     let hours = match purpose {
         Purpose::Verify => 24,
@@ -36,13 +39,14 @@ pub async fn mint(pool: &PgPool, purpose: Purpose, account_id: Uuid, email: &str
         email,
         hours
     )
-    .execute(pool)
+    .execute(executor)
     .await?;
     Ok(token)
 }
 
 /// Takes a token, and with it every other of its account: what they were good for is done. None for a token that is
 /// unknown, used or too old; else the account and the address that it was mailed to.
+#[instrument(name = "postgres mailed_tokens redeem", level = "debug", skip_all)]
 pub async fn redeem(connection: &mut PgConnection, purpose: Purpose, token: &SecretString) -> sqlx::Result<Option<(Uuid, String)>> {
     let found = sqlx::query!(
         "DELETE FROM mailed_tokens WHERE token_hash = $1 AND purpose = $2 AND expires_at > now() RETURNING account_id, email",
@@ -57,3 +61,5 @@ pub async fn redeem(connection: &mut PgConnection, purpose: Purpose, token: &Sec
 fn hash(token: &SecretString) -> Vec<u8> {
     secret::hash(token.expose_secret())
 }
+
+purge!(purge, "mailed_tokens", "expires_at");

@@ -6,10 +6,10 @@ mod administration;
 pub mod audit;
 pub mod jobs;
 mod log_in;
-mod mailed_token;
+pub mod mailed_token;
 pub mod password;
 mod recovery;
-mod sessions;
+pub mod sessions;
 mod settings;
 mod tokens;
 

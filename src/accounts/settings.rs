@@ -86,7 +86,7 @@ pub async fn change_password(
     Json(input): Json<ChangePassword>,
 ) -> Result<Response> {
     let account_id = session.account_id;
-    let account = account::find(&app.postgres, account_id).await?.ok_or_else(Problem::unauthenticated)?;
+    let account = account::find(&mut *app.postgres.acquire().await?, account_id).await?.ok_or_else(Problem::unauthenticated)?;
     if !passwords.verify(input.old, Some(account.password_hash.clone())).await? {
         return Err(Problem::forbidden("wrong-password", "the old password is not the account's"));
     }

@@ -76,7 +76,7 @@ pub async fn create_token(
 #[utoipa::path(get, path = "/tokens", tag = "Tokens", params(Page), responses((status = 200, description = "A page of tokens", body = List<Token>)))]
 pub async fn list_tokens(State(app): State<App>, session: Session, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
     let after = page.after()?.unwrap_or_else(Uuid::nil);
-    let tokens = token::list(&app.postgres, session.account_id, after, page.fetch()).await?;
+    let tokens = token::list(&mut *app.postgres.acquire().await?, session.account_id, after, page.fetch()).await?;
     page.answer(&path, tokens, |token| token.id)
 }
 

@@ -1,31 +1,206 @@
-//! `admin account …`: what an operator does to accounts.
+//! `admin account …`, `session …`, `seed` and `export`: what an operator does to accounts, and for the people behind them.
 
-use crate::accounts::account;
-use crate::accounts::audit::{self, Action};
-use crate::accounts::jobs::EndSessions;
-use crate::config;
-use crate::http::session::{self, Role};
-use crate::jobs;
-use crate::resources::postgres;
-use crate::resources::redis::Redis;
+use std::io::IsTerminal;
 
-use super::say;
+use anyhow::{Context, Result, anyhow};
+use clap::Subcommand;
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sqlx::{PgPool, Postgres, Transaction};
+use uuid::Uuid;
 
-/// Gives an account a role. Its sessions end with that: at once, and if Redis is away by a job of the same transaction.
-pub async fn grant(database: &config::Database, redis: &config::Redis, email: &str, role: Role) -> anyhow::Result<()> {
-    let pool = postgres::attach(database, "admin")?;
-    let mut transaction = pool.begin().await?;
-    let Some((account_id, epoch)) = account::grant(&mut transaction, email, role).await? else {
-        anyhow::bail!("no account has the address {email}");
-    };
-    // A worker finds the job at its next poll; there is no need to wake it.
-    let _ = jobs::enqueue(&mut transaction, &EndSessions { account_id, epoch }).await?;
-    audit::record(&mut *transaction, Action::RoleChanged, Some(account_id), None).await?;
-    transaction.commit().await?;
-    let ended = match session::end_before(&Redis::attach(redis)?, account_id, epoch).await {
-        Ok(()) => "its earlier sessions have ended".to_owned(),
-        Err(e) => format!("its earlier sessions end when a worker and Redis are there: {e}"),
-    };
-    say(format_args!("account {account_id} has the role {role:?} now, and {ended}"));
+use super::Task;
+use super::output::{note, say};
+use crate::accounts::{account, account::Account, audit, audit::Action, password::Passwords, sessions::end_before};
+use crate::http::session::{Role, Sessions};
+use crate::http::{App, Problem, secret, token};
+use crate::resources::{postgres::Pool, redis::Redis};
+use crate::{config, jobs::Notifier, reminders::reminder};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// List accounts, the oldest first
+    List {
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// Show one account, by its address or its id
+    Show { account: String },
+    /// Make an account whose address counts as verified, and print its password, this once
+    Create { email: String },
+    /// Give an account a role; its sessions end
+    Grant { account: String, role: Role },
+    /// Keep an account out: its sessions end, its tokens stop, it cannot log in
+    Suspend {
+        account: String,
+        /// Let it in again
+        #[arg(long)]
+        restore: bool,
+    },
+    /// Delete an account and all that is its own
+    Delete {
+        account: String,
+        /// Do not ask first
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum SessionCommand {
+    /// List where an account is logged in
+    List { account: String },
+    /// End all sessions of an account, or one of them
+    End { account: String, session: Option<String> },
+}
+
+/// Runs `admin account …`.
+pub async fn run(task: &Task, command: Command) -> Result<()> {
+    let app = attach(task)?;
+    let pool = &app.postgres;
+    match command {
+        Command::List { limit } => {
+            let accounts = account::list(&**pool, Uuid::nil(), i64::from(limit)).await?;
+            let rows: Vec<_> = accounts.into_iter().map(|account| json!(account)).collect();
+            task.rows(&["id", "email", "role", "verified", "suspended", "created_at"], &rows);
+        }
+        Command::Show { account } => {
+            let columns = ["id", "email", "new_email", "role", "verified", "digest", "suspended", "created_at"];
+            task.rows(&columns, &[json!(find(pool, &account).await?)]);
+        }
+        Command::Create { email } => {
+            let password = create(pool, &email).await?;
+            let password = password.with_context(|| format!("the address {email} has an account already"))?;
+            task.rows(&["email", "password"], &[json!({ "email": email, "password": password })]);
+        }
+        Command::Grant { account, role } => {
+            let (found, mut change) = (find(pool, &account).await?, pool.begin().await?);
+            let granted = account::grant(&mut change, &found.email, role).await?;
+            finish(&app, change, found.id, granted.map(|(_, epoch)| epoch), Action::RoleChanged).await?;
+        }
+        Command::Suspend { account, restore } => {
+            let (found, mut change) = (find(pool, &account).await?, pool.begin().await?);
+            let epoch = account::suspend(&mut change, found.id, !restore).await?;
+            finish(&app, change, found.id, epoch, if restore { Action::Restored } else { Action::Suspended }).await?;
+        }
+        Command::Delete { account, yes } => {
+            let found = find(pool, &account).await?;
+            if !yes {
+                // Without a terminal there is nobody to ask.
+                anyhow::ensure!(std::io::stdin().is_terminal(), "there is no terminal to ask on: say --yes");
+                note(format_args!("Delete {} ({}) and all that is its own? Type yes:", found.email, found.id));
+                let mut answer = String::new();
+                std::io::stdin().read_line(&mut answer)?;
+                anyhow::ensure!(answer.trim() == "yes", "nothing was changed");
+            }
+            let mut change = pool.begin().await?;
+            let epoch = account::delete(&mut change, found.id).await?;
+            finish(&app, change, found.id, Some(epoch), Action::AccountDeleted).await?;
+        }
+    }
     Ok(())
+}
+
+/// Runs `admin session …`.
+pub async fn sessions(task: &Task, command: SessionCommand) -> Result<()> {
+    let app = attach(task)?;
+    match command {
+        SessionCommand::List { account } => {
+            let rows = list_sessions(&app.sessions, find(&app.postgres, &account).await?.id).await?;
+            task.rows(&["id", "created_at", "last_used_at", "user_agent"], &rows);
+        }
+        SessionCommand::End { account, session: None } => {
+            let (found, mut change) = (find(&app.postgres, &account).await?, app.postgres.begin().await?);
+            let epoch = account::raise_epoch(&mut change, found.id).await?;
+            finish(&app, change, found.id, epoch, Action::SessionsEnded).await?;
+        }
+        SessionCommand::End { account, session: Some(session) } => {
+            let id = find(&app.postgres, &account).await?.id;
+            anyhow::ensure!(app.sessions.end(id, &session).await?, "the account has no such session");
+            audit::record(&*app.postgres, Action::SessionsEnded, Some(id), None).await?;
+            say(format_args!("account {id}: that session has ended"));
+        }
+    }
+    Ok(())
+}
+
+/// Prints all that is kept of one person, as JSON, but for its password and tokens.
+pub async fn export(task: &Task, account: &str) -> Result<()> {
+    let app = attach(task)?;
+    let account = find(&app.postgres, account).await?;
+    let id = account.id;
+    audit::record(&*app.postgres, Action::DataExported, Some(id), None).await?;
+    // The state of one moment, whatever changes meanwhile.
+    let mut snapshot = app.postgres.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let all = json!({
+        "account": account,
+        "reminders": reminder::list(&mut *snapshot, id, None, i64::MAX).await?,
+        "tokens": token::list(&mut *snapshot, id, Uuid::nil(), i64::MAX).await?,
+        "sessions": list_sessions(&app.sessions, id).await?,
+        "audit_events": audit::of(&mut *snapshot, id).await?,
+    });
+    say(serde_json::to_string_pretty(&all)?);
+    Ok(())
+}
+
+/// Makes two demo accounts if they are not there yet, and prints their passwords.
+pub async fn seed(task: &Task) -> Result<()> {
+    let (app, site) = (attach(task)?, config::read::<config::Site>(&task.env)?);
+    anyhow::ensure!(!site.public_url.is_https(), "PUBLIC_URL is https, so this deploy is for real people: demo accounts stay out");
+    for email in ["ada@example.com", "grace@example.com"] {
+        let password = create(&app.postgres, email).await?;
+        let password = password.as_deref().unwrap_or("is there already, with the password it was given then");
+        say(format_args!("{email}  {password}"));
+    }
+    Ok(())
+}
+
+/// Makes a verified account with a random password, and gives that; none if the address has an account.
+async fn create(pool: &PgPool, email: &str) -> Result<Option<String>> {
+    anyhow::ensure!(email.len() <= 254 && email.parse::<lettre::Address>().is_ok(), "{email} is no mail address");
+    let (id, password) = (Uuid::now_v7(), secret::mint()?);
+    let hash = Passwords::new()?.hash(SecretString::from(password.clone())).await.map_err(cause)?;
+    let mut change = pool.begin().await.context("cannot reach Postgres")?;
+    if !account::create(&mut change, id, email, &hash).await? {
+        return Ok(None);
+    }
+    account::verify(&mut change, id, email).await?;
+    audit::record(&mut *change, Action::AccountCreated, Some(id), None).await?;
+    change.commit().await?;
+    Ok(Some(password))
+}
+
+async fn find(pool: &PgPool, name: &str) -> Result<Account> {
+    account::find_by_name(pool, name).await?.with_context(|| format!("no account has the address or the id {name}"))
+}
+
+/// Commits a change, with its line in the trail, and ends the sessions from before its epoch as `web` does.
+async fn finish(app: &App, mut change: Transaction<'_, Postgres>, id: Uuid, epoch: Option<i32>, action: Action) -> Result<()> {
+    let epoch = epoch.context("the account was deleted just now")?;
+    audit::record(&mut *change, action, Some(id), None).await?;
+    end_before(app, change, id, epoch).await.map_err(cause)?;
+    say(format_args!("account {id}: {action:?}; its earlier sessions end"));
+    Ok(())
+}
+
+async fn list_sessions(sessions: &Sessions, account_id: Uuid) -> Result<Vec<Value>> {
+    let sessions = sessions.list(account_id).await?.into_iter().map(|(session, used)| {
+        json!({ "id": session.hash, "created_at": session.created_at, "last_used_at": used, "user_agent": session.user_agent })
+    });
+    Ok(sessions.collect())
+}
+
+fn attach(task: &Task) -> Result<App> {
+    let (database, (redis, (http, site))) = config::read::<(config::Database, (config::Redis, (config::Http, config::Site)))>(&task.env)?;
+    #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
+    let now = Timestamp::now;
+    let sessions = Sessions::new(Redis::attach(&redis)?, &http, &site.public_url, now);
+    // Nobody wakes the workers, who find a job at their next poll.
+    Ok(App { postgres: Pool::attach(&database, "admin")?, sessions, notifier: Notifier::default(), scopes: [].into(), now })
+}
+
+/// What was wrong inside: an operator may know.
+fn cause(problem: Problem) -> anyhow::Error {
+    problem.source.unwrap_or_else(|| anyhow!(problem.detail.unwrap_or_default()))
 }

@@ -1,15 +1,15 @@
-//! `admin jobs`: what waits in the queue, and what to do with jobs that were given up.
+//! `admin jobs …` and `admin schedule`: what waits in the queue, what to do with jobs that were given up, what comes by itself.
 
-use anyhow::Context;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
-use sqlx::PgPool;
+use jiff::tz::TimeZone;
+use serde_json::json;
+use sqlx::{PgConnection, PgPool};
 
-use super::say;
-use crate::config;
-use crate::jobs::Enqueued;
-use crate::resources::postgres;
-use crate::worker;
+use super::Task;
+use super::output::say;
+use crate::accounts::{audit, audit::Action};
+use crate::{clock, jobs::Enqueued, resources::postgres::Timestamp, worker};
 
 #[derive(Subcommand, Default)]
 pub enum Command {
@@ -21,7 +21,6 @@ pub enum Command {
         /// Only those that were given up
         #[arg(long)]
         dead: bool,
-        /// How many
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
@@ -45,68 +44,78 @@ pub struct Which {
 }
 
 /// Runs a command; false if one of several jobs could not be helped.
-pub async fn run(config: &config::Database, command: Command, json: bool) -> anyhow::Result<bool> {
-    let pool = postgres::attach(config, "admin")?;
+pub async fn run(task: &Task, command: Command) -> Result<bool> {
+    let pool = task.postgres()?;
     match command {
-        Command::Count => print(&["kind", "state", "jobs", "oldest_s"], count(&pool).await?, json),
+        Command::Count => {
+            let rows = sqlx::query_scalar!(
+                r#"SELECT jsonb_build_object('kind', kind, 'state', state, 'jobs', count(*),
+                       'oldest_s', EXTRACT(epoch FROM now() - min(created_at))::bigint) AS "row!"
+                   FROM (SELECT kind, created_at, CASE WHEN dead_at IS NOT NULL THEN 'dead' WHEN token IS NOT NULL THEN 'running'
+                             WHEN run_at > now() THEN 'scheduled' ELSE 'ready' END AS state FROM jobs) AS job
+                   GROUP BY kind, state ORDER BY kind, state"#
+            );
+            task.rows(&["kind", "state", "jobs", "oldest_s"], &rows.fetch_all(&*pool).await?);
+        }
         Command::List { dead, limit } => {
-            print(&["id", "kind", "state", "attempt", "max_attempts", "run_at", "last_error"], list(&pool, dead, limit).await?, json);
+            let rows = sqlx::query_scalar!(
+                r#"SELECT jsonb_build_object('id', id, 'kind', kind, 'state', CASE WHEN dead_at IS NOT NULL THEN 'dead'
+                       WHEN token IS NOT NULL THEN 'running' WHEN run_at > now() THEN 'scheduled' ELSE 'ready' END,
+                       'attempt', attempt, 'max_attempts', max_attempts, 'run_at', run_at, 'last_error', last_error) AS "row!"
+                   FROM jobs WHERE dead_at IS NOT NULL OR NOT $1 ORDER BY id LIMIT $2"#,
+                dead,
+                i64::from(limit)
+            );
+            let columns = ["id", "kind", "state", "attempt", "max_attempts", "run_at", "last_error"];
+            task.rows(&columns, &rows.fetch_all(&*pool).await?);
         }
         Command::Show { id } => {
-            let row = sqlx::query_scalar!(r#"SELECT to_jsonb(jobs) AS "job!" FROM jobs WHERE id = $1"#, id).fetch_optional(&pool).await?;
-            let job = row.with_context(|| format!("there is no job {id}; it may be done"))?;
-            say(if json { job.to_string() } else { serde_json::to_string_pretty(&job)? });
+            let row = sqlx::query_scalar!(r#"SELECT to_jsonb(jobs) AS "job!" FROM jobs WHERE id = $1"#, id).fetch_optional(&*pool).await?;
+            say(serde_json::to_string_pretty(&row.with_context(|| format!("there is no job {id}; it may be done"))?)?);
         }
-        Command::Retry(which) => return each(&pool, which, "retried", retry).await,
-        Command::Discard(which) => return each(&pool, which, "discarded", discard).await,
+        Command::Retry(which) => return each(&pool, which, Action::JobRetried).await,
+        Command::Discard(which) => return each(&pool, which, Action::JobDiscarded).await,
         Command::Enqueue { kind, payload } => {
             let payload = serde_json::from_str(&payload).context("the payload is no JSON")?;
-            let mut connection = pool.acquire().await?;
-            match worker::registry().enqueue(&mut connection, &kind, payload).await? {
+            let mut change = pool.begin().await?;
+            match worker::registry().enqueue(&mut change, &kind, payload).await? {
                 // A worker finds it at its next poll.
-                Enqueued::New(_) => say("enqueued"),
+                Enqueued::New(_) => audit::record(&mut *change, Action::JobEnqueued, None, None).await?,
                 Enqueued::Duplicate => anyhow::bail!("not enqueued: a job with its unique key waits or runs already"),
             }
+            change.commit().await?;
+            say("enqueued");
         }
     }
     Ok(true)
 }
 
-async fn count(pool: &PgPool) -> sqlx::Result<Vec<Value>> {
-    sqlx::query_scalar!(
-        r#"SELECT jsonb_build_object('kind', kind, 'state', state, 'jobs', count(*),
-               'oldest_s', EXTRACT(epoch FROM now() - min(created_at))::bigint) AS "row!"
-           FROM (SELECT kind, created_at, CASE WHEN dead_at IS NOT NULL THEN 'dead' WHEN token IS NOT NULL THEN 'running'
-                     WHEN run_at > now() THEN 'scheduled' ELSE 'ready' END AS state FROM jobs) AS job
-           GROUP BY kind, state ORDER BY kind, state"#
-    )
-    .fetch_all(pool)
-    .await
+/// Prints the schedule, in UTC: the last tick that was turned into a job, if a clock has ever run, and the next.
+pub async fn schedule(task: &Task) -> Result<()> {
+    let pool = task.postgres()?;
+    let mut rows = Vec::new();
+    for schedule in clock::schedule()? {
+        let last = sqlx::query_scalar!("SELECT last_tick FROM schedules WHERE name = $1", schedule.name).fetch_optional(&*pool).await?;
+        let now: Timestamp = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&*pool).await?;
+        let next = schedule.cron.find_next_occurrence(&jiff::Timestamp::from(now).to_zoned(TimeZone::UTC), false)?.timestamp();
+        rows.push(json!({ "name": schedule.name, "cron": schedule.cron.as_str(), "last_tick": last, "next_tick": next }));
+    }
+    task.rows(&["name", "cron", "last_tick", "next_tick"], &rows);
+    Ok(())
 }
 
-async fn list(pool: &PgPool, dead: bool, limit: u32) -> sqlx::Result<Vec<Value>> {
-    sqlx::query_scalar!(
-        r#"SELECT jsonb_build_object('id', id, 'kind', kind, 'state', CASE WHEN dead_at IS NOT NULL THEN 'dead'
-               WHEN token IS NOT NULL THEN 'running' WHEN run_at > now() THEN 'scheduled' ELSE 'ready' END,
-               'attempt', attempt, 'max_attempts', max_attempts, 'run_at', run_at, 'last_error', last_error) AS "row!"
-           FROM jobs WHERE dead_at IS NOT NULL OR NOT $1 ORDER BY id LIMIT $2"#,
-        dead,
-        i64::from(limit)
-    )
-    .fetch_all(pool)
-    .await
-}
-
-/// Does something to one job or to every dead one, each by itself, and tells those that it cannot be done to.
-async fn each(pool: &PgPool, which: Which, done: &str, act: impl AsyncFn(&PgPool, i64) -> anyhow::Result<()>) -> anyhow::Result<bool> {
+/// Retries or discards one job or every dead one, each in a transaction of its own, and tells those that it cannot be done to.
+async fn each(pool: &PgPool, which: Which, action: Action) -> Result<bool> {
     let ids = match which.id {
         Some(id) => vec![id],
         None => sqlx::query_scalar!("SELECT id FROM jobs WHERE dead_at IS NOT NULL ORDER BY id").fetch_all(pool).await?,
     };
+    let done = if action == Action::JobRetried { "retried" } else { "discarded" };
     let mut helped = 0;
     for id in &ids {
-        match act(pool, *id).await {
-            Ok(()) => helped += 1,
+        let mut change = pool.begin().await?;
+        match one(&mut change, *id, action).await {
+            Ok(()) => change.commit().await.map(|()| helped += 1)?,
             Err(e) => say(format_args!("job {id} was not {done}: {e:#}")),
         }
     }
@@ -114,40 +123,19 @@ async fn each(pool: &PgPool, which: Which, done: &str, act: impl AsyncFn(&PgPool
     Ok(helped == ids.len())
 }
 
-async fn retry(pool: &PgPool, id: i64) -> anyhow::Result<()> {
-    let retried = sqlx::query!("UPDATE jobs SET dead_at = NULL, attempt = 0, run_at = now() WHERE id = $1 AND dead_at IS NOT NULL", id);
-    match retried.execute(pool).await {
-        Ok(result) => anyhow::ensure!(result.rows_affected() == 1, "it is not dead"),
+async fn one(change: &mut PgConnection, id: i64, action: Action) -> Result<()> {
+    let (result, unless) = if action == Action::JobRetried {
+        let retry = sqlx::query!("UPDATE jobs SET dead_at = NULL, attempt = 0, run_at = now() WHERE id = $1 AND dead_at IS NOT NULL", id);
+        (retry.execute(&mut *change).await, "it is not dead")
+    } else {
+        let discard = sqlx::query!("DELETE FROM jobs WHERE id = $1 AND token IS NULL", id);
+        (discard.execute(&mut *change).await, "it is not there, or a worker runs it")
+    };
+    match result {
         Err(sqlx::Error::Database(e)) if e.constraint() == Some("jobs_unique_key") => {
             anyhow::bail!("another job with its unique key waits or runs; discard this one, or retry it when the other is done");
         }
-        Err(e) => return Err(e.into()),
+        result => anyhow::ensure!(result?.rows_affected() == 1, "{unless}"),
     }
-    Ok(())
-}
-
-async fn discard(pool: &PgPool, id: i64) -> anyhow::Result<()> {
-    let discarded = sqlx::query!("DELETE FROM jobs WHERE id = $1 AND token IS NULL", id).execute(pool).await?;
-    anyhow::ensure!(discarded.rows_affected() == 1, "it is not there, or a worker runs it");
-    Ok(())
-}
-
-/// Prints rows as a table, or each as a line of JSON.
-fn print(columns: &[&str], rows: Vec<Value>, json: bool) {
-    if json {
-        return rows.iter().for_each(say);
-    }
-    let text = |row: &Value, column: &str| match &row[column] {
-        Value::String(text) => text.lines().next().unwrap_or_default().chars().take(60).collect(),
-        Value::Null => String::new(),
-        value => value.to_string(),
-    };
-    let head = json!(columns.iter().map(|column| (*column, column)).collect::<std::collections::BTreeMap<_, _>>());
-    let rows: Vec<_> = std::iter::once(&head).chain(&rows).collect();
-    let width = |column: &str| rows.iter().map(|row| text(row, column).chars().count()).max().unwrap_or_default();
-    let widths: Vec<_> = columns.iter().map(|column| width(column)).collect();
-    for row in &rows {
-        let cells = columns.iter().zip(&widths).map(|(column, width)| format!("{:<width$}", text(row, column)));
-        say(cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
+    Ok(audit::record(change, action, None, None).await?)
 }

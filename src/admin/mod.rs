@@ -3,24 +3,23 @@
 //! Results go to stdout and the log to stderr. A command reads only the config that it needs.
 
 mod account;
-mod config_table;
+mod config;
+mod console;
 mod doctor;
 mod health;
 mod jobs;
 mod migrate;
-mod seed;
+mod output;
+mod purge;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use output::{note, say};
 
-use crate::config::{self, Env, Problems};
-use crate::http::session::Role;
-use crate::lifecycle::EXIT_CONFIG;
-use crate::release::COMMIT;
+use crate::config::{All, Database, Env, Problems, read};
 use crate::telemetry::{self, Stream};
-use crate::web;
+use crate::{lifecycle::EXIT_CONFIG, release::COMMIT, resources::postgres::Pool, web};
 
 /// One-off tasks for this deploy
 #[derive(Parser)]
@@ -28,6 +27,9 @@ use crate::web;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// Tables as one JSON object a line
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -35,83 +37,109 @@ enum Command {
     /// Apply the migrations that are pending
     Migrate {
         /// Change nothing; exit 1 if something is pending
+        #[arg(long, conflicts_with = "plan")]
+        check: bool,
+        /// Change nothing; print the SQL that would run
+        #[arg(long)]
+        plan: bool,
+    },
+    /// Print every variable, what it means and where its value comes from; secrets are redacted
+    Config {
+        /// Print only what is wrong or missing for any program, and then exit 78
         #[arg(long)]
         check: bool,
     },
-    /// Print every variable, what it means and where its value comes from; secrets are redacted
-    Config,
+    /// Print `.env.example`, which explains every variable
+    Env,
     /// Print the document that describes the API, in the format of `OpenAPI` 3.1
     Openapi,
     /// Check this deploy: one line for each check, and what to do; exit 1 if one fails
     Doctor,
     /// Ask the process in this container whether it is ready; exit 1 if it is not
     Health,
+    /// Ask Postgres in SQL, a statement at a time, from a terminal or a pipe
+    Console {
+        /// Allow changes
+        #[arg(long)]
+        write: bool,
+    },
     /// Look after accounts
     #[command(subcommand)]
-    Account(AccountCommand),
+    Account(account::Command),
+    /// See where an account is logged in, and end that
+    #[command(subcommand)]
+    Session(account::SessionCommand),
     /// Look at the queue, and after the jobs that are dead
     Jobs {
         #[command(subcommand)]
         command: Option<jobs::Command>,
-        /// One JSON object a line instead of a table
-        #[arg(long, global = true)]
-        json: bool,
     },
+    /// Print what happens by itself: its last tick and its next
+    Schedule,
     /// Make two verified demo accounts and print their passwords; refused on a deploy with https
     Seed,
+    /// Delete what is old: sent reminders, audit events, expired tokens, idempotency keys, dead jobs
+    Purge(purge::Arguments),
+    /// Print all that is kept of one person, as JSON
+    Export { account: String },
 }
 
-#[derive(Subcommand)]
-enum AccountCommand {
-    /// Give an account a role; its sessions end
-    Grant { email: String, role: Role },
+/// What every command has: the environment, and how its result is wanted.
+struct Task {
+    env: Env,
+    json: bool,
+}
+
+impl Task {
+    fn postgres(&self) -> anyhow::Result<Pool> {
+        Ok(Pool::attach(&read::<Database>(&self.env)?, "admin")?)
+    }
 }
 
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&Env::of_process(), arguments.command) {
+    let Arguments { command, json } = Arguments::parse();
+    match run(&Task { env: Env::of_process(), json }, command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
-            let _ = writeln!(std::io::stderr(), "admin: {e:#}");
+            note(format_args!("admin: {e:#}"));
             if e.is::<Problems>() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
 }
 
 /// Runs a command; false is a check's no.
-fn run(env: &Env, command: Command) -> anyhow::Result<bool> {
-    if let Command::Config = command {
-        // Before anything that needs a config that is right.
-        return Ok(config_table::print(env));
+fn run(task: &Task, command: Command) -> anyhow::Result<bool> {
+    let log = read(&task.env).map(|process| telemetry::start("admin", &process, Stream::Stderr));
+    // These tell what is configured, right or wrong.
+    if !matches!(command, Command::Config { .. } | Command::Env | Command::Openapi | Command::Doctor) {
+        log.as_ref().map_err(Problems::clone)?;
     }
-    if let Command::Openapi = command {
-        say(serde_json::to_string_pretty(&web::document()?)?);
-        return Ok(true);
-    }
-    let (_, _log) = telemetry::start("admin", &config::read(env)?, Stream::Stderr);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let done = |()| true;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         match command {
-            Command::Config | Command::Openapi => Ok(true),
-            Command::Migrate { check: true } => migrate::check(&config::read(env)?).await,
-            Command::Migrate { check: false } => migrate::apply(&config::read(env)?).await.map(|()| true),
-            Command::Doctor => doctor::examine(env).await,
-            Command::Health => health::ask(env).await,
-            Command::Account(AccountCommand::Grant { email, role }) => {
-                let (database, redis) = config::read(env)?;
-                account::grant(&database, &redis, &email, role).await.map(|()| true)
+            Command::Config { check: true } => Ok(read::<All>(&task.env).map(|_| true)?),
+            Command::Config { check: false } => Ok(config::print(task)),
+            Command::Env => {
+                config::example();
+                Ok(true)
             }
-            Command::Jobs { command, json } => jobs::run(&config::read(env)?, command.unwrap_or_default(), json).await,
-            Command::Seed => {
-                let (database, site) = config::read(env)?;
-                seed::plant(&database, &site).await.map(|()| true)
+            Command::Openapi => {
+                say(serde_json::to_string_pretty(&web::document()?)?);
+                Ok(true)
             }
+            Command::Migrate { check, plan } if check || plan => migrate::check(task, plan).await,
+            Command::Migrate { .. } => migrate::apply(task).await.map(done),
+            Command::Doctor => doctor::examine(task).await,
+            Command::Health => health::ask(task).await,
+            Command::Console { write } => console::run(task, write).await,
+            Command::Account(command) => account::run(task, command).await.map(done),
+            Command::Session(command) => account::sessions(task, command).await.map(done),
+            Command::Jobs { command } => jobs::run(task, command.unwrap_or_default()).await,
+            Command::Schedule => jobs::schedule(task).await.map(done),
+            Command::Seed => account::seed(task).await.map(done),
+            Command::Purge(arguments) => purge::run(task, arguments).await.map(done),
+            Command::Export { account } => account::export(task, &account).await.map(done),
         }
     })
-}
-
-/// Prints a line of a result. A reader that has gone away, as in `admin config | head`, is no error.
-fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -23,6 +23,10 @@ pub enum LogFormat {
     Pretty,
 }
 
+/// A file with certificates in PEM, which the TLS library reads.
+#[derive(Debug, Clone)]
+pub struct CertificateFile;
+
 /// A Postgres URL that names host, user and database, so that nothing else decides them.
 #[derive(Debug, Clone)]
 pub struct DatabaseUrl(pub SecretString);
@@ -62,6 +66,14 @@ impl PublicUrl {
 /// A duration that is long enough for something to happen in it.
 #[derive(Debug, Clone, Copy)]
 pub struct Lasting(pub Duration);
+
+/// The address of an OpenTelemetry collector nearby, to which the SDK adds the path.
+#[derive(Debug, Clone)]
+pub struct Endpoint(pub Url);
+
+/// Which traces are sent, as the SDK understands it.
+#[derive(Debug, Clone)]
+pub struct Sampler(pub String);
 
 /// Origins of sites, as browsers send them (RFC 6454): `https://app.example.com`.
 #[derive(Debug, Clone)]
@@ -154,6 +166,16 @@ impl Setting for LogFormat {
     }
 }
 
+impl Setting for CertificateFile {
+    fn parse(text: &str) -> Result<Self, String> {
+        match std::fs::read(text) {
+            Ok(pem) if String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") => Ok(Self),
+            Ok(_) => Err("must be a file with certificates in PEM".to_owned()),
+            Err(e) => Err(format!("must be a file that can be read: {}", e.kind())),
+        }
+    }
+}
+
 impl Setting for PublicUrl {
     fn parse(text: &str) -> Result<Self, String> {
         Url::parse(text)
@@ -163,6 +185,31 @@ impl Setting for PublicUrl {
             .filter(|url| url.username().is_empty() && url.password().is_none())
             .map(Self)
             .ok_or_else(|| "must be an address such as https://example.com, with nothing behind the host".to_owned())
+    }
+}
+
+impl Setting for Endpoint {
+    fn parse(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
+        url.map(Self)
+            .ok_or_else(|| "must be an address such as http://collector:4318; one with https needs a collector in between".to_owned())
+    }
+}
+
+impl Setting for Sampler {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("parentbased_").unwrap_or(text) {
+            "always_on" | "always_off" | "traceidratio" => Ok(Self(text.to_owned())),
+            _ => Err("must be always_on, always_off or traceidratio, or one of these after parentbased_".to_owned()),
+        }
+    }
+}
+
+impl Setting for SecretString {
+    const SECRET: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.into())
     }
 }
 

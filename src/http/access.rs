@@ -10,7 +10,6 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use deadpool_redis::redis::pipe;
-use sqlx::PgPool;
 use tracing::{field, warn};
 use uuid::Uuid;
 
@@ -20,6 +19,7 @@ use super::problem::{Problem, Result};
 use super::session::{Role, Session, Sessions};
 use super::token;
 use crate::config::{self, PublicUrl};
+use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 
 /// Who may ask for an operation.
@@ -60,7 +60,7 @@ pub struct Caller {
 /// What the guard needs.
 pub struct Guard {
     pub table: &'static [Rule],
-    pub postgres: PgPool,
+    pub postgres: Pool,
     pub redis: Redis,
     pub sessions: Sessions,
     pub config: config::Http,
@@ -142,7 +142,7 @@ impl Guard {
 
     /// A token is looked up in Postgres at each use; 403 where it lacks the scope.
     async fn by_token(&self, token: &str, who: Who, bucket: Option<(String, u32)>) -> Result<Option<(Caller, Option<Budget>)>> {
-        let Some(found) = token::find(&self.postgres, token).await? else { return Ok(None) };
+        let Some(found) = token::find(&mut *self.postgres.acquire().await?, token).await? else { return Ok(None) };
         let budget = self.count(bucket.unwrap_or_else(|| (format!("token:{}", found.id), self.config.rate_limit_requests.get()))).await?;
         match who {
             Who::Scope(scope) if found.scopes.iter().any(|has| has == scope) => Ok(Some((Caller { account_id: found.account_id }, budget))),

@@ -3,28 +3,32 @@
 //! Live means that the process runs. Ready means that its resources answer and no drain has begun. A background task
 //! looks often enough that an answer is never older than a second; load on the routes cannot fail a probe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use deadpool_redis::redis::pipe;
 use futures_util::future::{BoxFuture, join_all};
 use serde::Serialize;
-use sqlx::PgPool;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::lifecycle::{Lifecycle, Pulse};
-use crate::resources::{postgres, redis::Redis};
+use crate::resources::postgres::{self, Pool};
+use crate::resources::redis::Redis;
+use crate::telemetry::metrics::Metrics;
 
 /// Two looks and a time-out fit into the second that an answer may be old.
 const EVERY: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why a check fails that nothing else can be said of.
+const NO_ANSWER: &str = "no answer in time";
 
 /// What clients may know: a name and one word, no address and no error's text.
 type Failed = BTreeMap<&'static str, &'static str>;
@@ -36,30 +40,63 @@ type Failure = (&'static str, String);
 
 /// The checks of one process type.
 #[derive(Default)]
-pub struct Health(Vec<(&'static str, Look)>);
+pub struct Health(Vec<Check>);
+
+struct Check {
+    name: &'static str,
+    look: Look,
+    running: Option<JoinHandle<Result<(), Failure>>>,
+}
+
+impl Check {
+    /// What takes longer is not stopped, and its end is the next look's: a connection that is slow to come is there then.
+    async fn outcome(&mut self) -> Result<(), Failure> {
+        let running = self.running.get_or_insert_with(|| tokio::spawn((self.look)()));
+        let Ok(ended) = timeout(PATIENCE, running).await else { return Err(("unavailable", NO_ANSWER.to_owned())) };
+        self.running = None;
+        ended.unwrap_or_else(|panic| Err(("unavailable", panic.to_string())))
+    }
+}
 
 impl Health {
-    /// Adds a check.
+    /// Adds a check, which must end by itself.
     pub fn check<F>(mut self, name: &'static str, look: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        self.0.push((name, Box::new(move || Box::pin(look()))));
+        self.0.push(Check { name, look: Box::new(move || Box::pin(look())), running: None });
         self
     }
 
     /// Postgres answers, and no migration is pending.
-    pub fn postgres(self, pool: &PgPool) -> Self {
-        let (pool, probes) = (pool.clone(), postgres::for_probes(pool));
+    pub fn postgres(self, pool: &Pool) -> Self {
+        let (pool, probes) = (pool.clone(), pool.for_probes());
         self.check("postgres", move || {
-            let probes = probes.clone();
+            let (pool, probes) = (pool.clone(), probes.clone());
             // The password may have changed since.
             probes.set_connect_options(pool.connect_options().as_ref().clone());
             async move {
-                match postgres::pending_migrations(&probes).await {
+                let look = async {
+                    let mut connection = probes.acquire().await?;
+                    let pending = timeout(PATIENCE, postgres::pending_migrations(&mut *connection)).await;
+                    pending.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+                };
+                let mut look = std::pin::pin!(look);
+                // Sooner than callers give up and hand their connections back.
+                let ended = if let Ok(ended) = timeout(PATIENCE, &mut look).await {
+                    ended
+                } else {
+                    pool.doubt();
+                    look.await
+                };
+                match ended {
                     Ok(pending) if pending.is_empty() => Ok(()),
                     Ok(pending) => Err(("migrations pending", format!("{} migration(s) pending: run `admin migrate`", pending.len()))),
-                    Err(e) => Err(("unavailable", e.to_string())),
+                    Err(e) => {
+                        pool.doubt();
+                        let reason = if let sqlx::Error::PoolTimedOut = e { NO_ANSWER.to_owned() } else { e.to_string() };
+                        Err(("unavailable", reason))
+                    }
                 }
             }
         })
@@ -70,11 +107,7 @@ impl Health {
         let redis = redis.clone();
         self.check("redis", move || {
             let redis = redis.clone();
-            async move {
-                let mut ping = pipe();
-                ping.cmd("PING").ignore();
-                redis.run::<()>(&ping).await.map_err(|e| ("unavailable", e.to_string()))
-            }
+            async move { redis.check().await.map_err(|e| ("unavailable", e.to_string())) }
         })
     }
 
@@ -83,19 +116,27 @@ impl Health {
         let pulse = pulse.clone();
         self.check(name, move || {
             let age = pulse.age();
-            async move { if age <= limit { Ok(()) } else { Err(("stalled", format!("nothing for {age:.1?}"))) } }
+            async move { if age <= limit { Ok(()) } else { Err(("stalled", format!("nothing for more than {limit:?}"))) } }
         })
     }
 
     /// Starts the task that looks, and gives the probes' routes.
     pub fn start(self, lifecycle: &mut Lifecycle) -> Router {
         let (result, latest) = watch::channel((Instant::now(), Failed::from([("start", "no look yet")])));
-        lifecycle.spawn("health", keep_looking(self, result, lifecycle.soft.clone()));
+        lifecycle.spawn("health", keep_looking(self, result, lifecycle.metrics.clone(), lifecycle.soft.clone()));
         let soft = lifecycle.soft.clone();
         Router::new()
             .route("/livez", get(|| async { "live\n" }))
             .route("/readyz", get(async move || ready(&latest.borrow(), soft.is_cancelled())))
     }
+}
+
+/// Adds the metrics, which are for the platform alone.
+pub fn with_metrics(probes: Router, metrics: &Metrics) -> Router {
+    let metrics = metrics.clone();
+    let content_type = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
+    let answer = async move || metrics.text().map(|text| (content_type, text)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR);
+    probes.route("/metrics", get(answer))
 }
 
 fn ready((at, failed): &(Instant, Failed), draining: bool) -> Response {
@@ -115,31 +156,38 @@ fn ready((at, failed): &(Instant, Failed), draining: bool) -> Response {
     (status, [(header::CACHE_CONTROL, "no-store")], axum::Json(Body { ready: failed.is_empty(), failed })).into_response()
 }
 
-async fn keep_looking(health: Health, result: watch::Sender<(Instant, Failed)>, soft: CancellationToken) -> anyhow::Result<()> {
+async fn keep_looking(
+    mut health: Health,
+    result: watch::Sender<(Instant, Failed)>,
+    metrics: Metrics,
+    soft: CancellationToken,
+) -> anyhow::Result<()> {
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut before: Option<Failed> = None;
+    let (mut before, mut told) = (None, HashSet::new());
     loop {
         tokio::select! {
-            () = soft.cancelled() => return Ok(()),
+            () = soft.cancelled() => {
+                metrics.ready(false);
+                return Ok(());
+            }
             _ = tick.tick() => {}
         }
-        let looks = health.0.iter().map(|(name, look)| async move {
-            let outcome = timeout(PATIENCE, look()).await.unwrap_or_else(|_| Err(("unavailable", "no answer in time".to_owned())));
-            (*name, outcome)
-        });
+        let looks = health.0.iter_mut().map(async |check| (check.name, check.outcome().await));
         let failures: Vec<_> = join_all(looks).await.into_iter().filter_map(|(name, outcome)| Some((name, outcome.err()?))).collect();
         let failed: Failed = failures.iter().map(|(name, failure)| (*name, failure.0)).collect();
+        metrics.ready(failed.is_empty());
         result.send_replace((Instant::now(), failed.clone()));
-        // Told when it changes, not at each look.
-        if before.as_ref() != Some(&failed) {
-            for (name, failure) in &failures {
-                warn!(check = name, "not ready: {name}: {}", failure.1);
+        // Each reason is told once, not at each look.
+        for (name, (_, reason)) in &failures {
+            if told.insert(format!("{name}: {reason}")) {
+                warn!(check = name, "not ready: {name}: {reason}");
             }
-            if failed.is_empty() {
-                info!("ready");
-            }
-            before = Some(failed);
         }
+        if failed.is_empty() && before != Some(true) {
+            info!("ready");
+            told.clear();
+        }
+        before = Some(failed.is_empty());
     }
 }

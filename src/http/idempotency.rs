@@ -15,6 +15,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::problem::{Problem, Result};
+use crate::resources::postgres::purge;
 
 static HEADER: &str = "idempotency-key";
 
@@ -89,3 +90,5 @@ impl IdempotencyKey {
         Ok(())
     }
 }
+
+purge!(purge, "idempotency_keys", "created_at");

@@ -16,7 +16,7 @@ const SCRIPT: &str = "
     local wait = full + share - minute - now
     if wait > 1 then return { 0, 0, math.ceil(wait / 1000), math.ceil((full - now) / 1000) } end
     full = full + share
-    redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.ceil((full - now) / 1000))
+    redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.max(math.ceil((full - now) / 1000), 1))
     return { 1, math.floor((minute - (full - now)) / share + 0.001), 0, math.ceil((full - now) / 1000) }";
 
 /// What the script answers: whether the request may pass, how many more may, and in how many milliseconds the next may

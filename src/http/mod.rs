@@ -27,7 +27,6 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use sqlx::PgPool;
 use tokio::sync::Semaphore;
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -36,6 +35,8 @@ use tower_http::timeout::TimeoutLayer;
 
 use crate::config::{self, PublicUrl};
 use crate::jobs::Notifier;
+use crate::resources::postgres::Pool;
+use crate::telemetry::metrics::Metrics;
 use session::Sessions;
 
 // What handlers are made of.
@@ -55,7 +56,7 @@ const IN_FLIGHT: usize = 512;
 /// What handlers reach: the attached resources and what is passed in instead of being global.
 #[derive(Clone)]
 pub struct App {
-    pub postgres: PgPool,
+    pub postgres: Pool,
     pub sessions: Sessions,
     /// Wakes the workers after a commit that enqueued something.
     pub notifier: Notifier,
@@ -67,7 +68,7 @@ pub struct App {
 
 /// Puts around the routes what holds for all of them: limits of time, size and number, CORS, problem bodies, the
 /// headers that make browsers careful, the access line.
-pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl) -> Router {
+pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: Metrics) -> Router {
     let free = Arc::new(Semaphore::new(IN_FLIGHT));
     routes
         .fallback(|| async { Problem::not_found() })
@@ -78,7 +79,7 @@ pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl) -> Router
         .layer(CatchPanicLayer::custom(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response()))
         .layer(option_layer(cors(config)))
         .layer(middleware::from_fn_with_state(site.is_https(), harden))
-        .layer(middleware::from_fn(observe::observe))
+        .layer(middleware::from_fn_with_state(metrics, observe::observe))
 }
 
 async fn shed(free: Arc<Semaphore>, request: Request, next: Next) -> Response {

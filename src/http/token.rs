@@ -4,11 +4,12 @@
 
 use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor};
+use tracing::instrument;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::secret;
-use crate::resources::postgres::Timestamp;
+use crate::resources::postgres::{Timestamp, purge};
 
 /// What every token begins with, so that scanners of leaked secrets know it.
 pub const PREFIX: &str = "pat_";
@@ -31,6 +32,7 @@ pub struct Found {
 }
 
 /// Finds a token that has not expired, of an account that is not suspended.
+#[instrument(name = "postgres tokens find", level = "debug", skip_all)]
 pub async fn find(executor: impl PgExecutor<'_>, token: &str) -> sqlx::Result<Option<Found>> {
     sqlx::query_as!(
         Found,
@@ -43,6 +45,7 @@ pub async fn find(executor: impl PgExecutor<'_>, token: &str) -> sqlx::Result<Op
 }
 
 /// Keeps a token that is good for so many days, of an account whose address is verified; none of another.
+#[instrument(name = "postgres tokens create", level = "debug", skip_all)]
 pub async fn create(
     connection: &mut PgConnection,
     account_id: Uuid,
@@ -68,6 +71,7 @@ pub async fn create(
 }
 
 /// One page of an account's tokens, the oldest first, from behind `after`.
+#[instrument(name = "postgres tokens list", level = "debug", skip_all)]
 pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, limit: i64) -> sqlx::Result<Vec<Token>> {
     sqlx::query_as!(
         Token,
@@ -82,7 +86,10 @@ pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, 
 }
 
 /// Ends a token; says whether the account had it.
+#[instrument(name = "postgres tokens delete", level = "debug", skip_all)]
 pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<bool> {
     let deleted = sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1 AND id = $2", account_id, id);
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
 }
+
+purge!(purge, "api_tokens", "expires_at");

@@ -1,22 +1,26 @@
 //! Enqueueing: a job goes into the queue in its caller's transaction, and workers are woken after the commit.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{instrument, warn};
 
-use super::Job;
+use super::{Job, within};
 use crate::resources::postgres;
-use crate::telemetry;
+use crate::telemetry::traces;
 
 /// The channel on which workers hear that there is something new.
 pub const CHANNEL: &str = "jobs";
 
 /// What fits into a payload, in bytes; what is larger belongs into a table, and its id into the payload.
 const PAYLOAD_LIMIT: usize = 64 * 1024;
+
+/// How long a wake may take; the workers find the job sooner than that.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a job was not enqueued.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +75,7 @@ impl Notifier {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = self.0.notified() => {
-                    if let Err(e) = sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&pool).await {
+                    if let Err(e) = within(PATIENCE, sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&pool)).await {
                         warn!(error = %e, "workers were not woken and will find the job at their next poll: {e}");
                     }
                 }
@@ -98,6 +102,7 @@ pub async fn enqueue_many<J: Job>(connection: &mut PgConnection, jobs: &[J]) -> 
     insert(connection, jobs, None).await
 }
 
+#[instrument(name = "postgres jobs enqueue", level = "debug", skip_all)]
 async fn insert<J: Job>(connection: &mut PgConnection, jobs: &[J], run_at: Option<Timestamp>) -> Result<Enqueued, EnqueueError> {
     let kind = J::KIND;
     let payloads =
@@ -106,7 +111,7 @@ async fn insert<J: Job>(connection: &mut PgConnection, jobs: &[J], run_at: Optio
         return Err(EnqueueError::TooLarge { kind, size });
     }
     let keys: Vec<_> = jobs.iter().map(Job::unique_key).collect();
-    let trace_context = telemetry::current_field("request_id").map(|id| serde_json::json!({ "request_id": id }));
+    let trace_context = traces::context();
     let inserted = sqlx::query!(
         r#"INSERT INTO jobs (kind, payload, unique_key, run_at, max_attempts, trace_context)
            SELECT $1, payload, unique_key, COALESCE($4, now()), $5, $6 FROM UNNEST($2::jsonb[], $3::text[]) AS job (payload, unique_key)

@@ -10,12 +10,14 @@ use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, error, error_span, field, info, warn};
 use uuid::Uuid;
 
 use super::lease::{LeaseEnd, Leases};
 use super::queue::{self, Claimed, Failed};
 use super::{JobContext, JobError, Registry, Resources, within};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces;
 
 /// How long a write-back waits before it is tried again while Postgres is away.
 const WRITE_BACK_PAUSE: Duration = Duration::from_millis(250);
@@ -36,6 +38,7 @@ pub(super) struct Execution {
     pub(super) leases: Leases,
     pub(super) completions: mpsc::Sender<Completion>,
     pub(super) hard: CancellationToken,
+    pub(super) metrics: Metrics,
 }
 
 /// How an attempt ended.
@@ -54,30 +57,51 @@ enum Outcome {
 impl Execution {
     /// Runs one job to its written end. The slot is free again when this returns.
     pub(super) async fn run(self: Arc<Self>, job: Claimed, token: Uuid, lease_end: LeaseEnd, _slot: OwnedSemaphorePermit) {
-        let request_id = job.trace_context.as_ref().and_then(|context| context.get("request_id")?.as_str());
-        let span = info_span!("job", job_id = job.id, job_kind = job.kind, request_id);
+        let span = error_span!("job", job_id = job.id, job_kind = job.kind, request_id = field::Empty, traceparent = field::Empty);
+        traces::resume(&span, job.trace_context.as_ref());
         let (id, kind, attempt) = (job.id, job.kind.clone(), job.attempt);
         async {
+            self.metrics.job_begins(&kind, Duration::from_millis(job.wait_ms.try_into().unwrap_or_default()));
             info!(attempt, wait_ms = job.wait_ms, "job {id} {kind} starts");
             let started = Instant::now();
-            let outcome = self.attempt(job, token, lease_end).await;
-            let run_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            match outcome {
-                Outcome::Done => info!(attempt, run_ms, outcome = "done", "job {id} {kind} is done"),
-                Outcome::Lost => warn!(attempt, run_ms, outcome = "lost", "job {id} {kind} is given up here, its lease has ended"),
-                // Still held, so that it is given back with the rest.
-                Outcome::Interrupted => return info!(attempt, run_ms, outcome = "interrupted", "job {id} {kind} is unfinished"),
+            let ended = self.attempt(job, token, lease_end).await;
+            let took = started.elapsed();
+            let run_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            let outcome = match ended {
+                Outcome::Done => {
+                    info!(attempt, run_ms, outcome = "done", "job {id} {kind} is done");
+                    "done"
+                }
+                Outcome::Lost => {
+                    warn!(attempt, run_ms, outcome = "lost", "job {id} {kind} is given up here, its lease has ended");
+                    "lost"
+                }
+                Outcome::Interrupted => {
+                    info!(attempt, run_ms, outcome = "interrupted", "job {id} {kind} is unfinished");
+                    "interrupted"
+                }
                 Outcome::Failed { error, retry } => {
                     match write_back("failure", || queue::fail(&self.resources.postgres, id, token, &error, retry)).await {
-                        Failed::Waits => warn!(attempt, run_ms, outcome = "failed", error, "job {id} {kind} failed: {error}"),
-                        Failed::Dead => error!(attempt, run_ms, outcome = "dead", error, "job {id} {kind} is dead: {error}"),
+                        Failed::Waits => {
+                            warn!(attempt, run_ms, outcome = "failed", error, "job {id} {kind} failed: {error}");
+                            "failed"
+                        }
+                        Failed::Dead => {
+                            error!(attempt, run_ms, outcome = "dead", error, "job {id} {kind} is dead: {error}");
+                            "dead"
+                        }
                         Failed::Lost => {
                             warn!(attempt, run_ms, outcome = "lost", error, "job {id} {kind} failed, and is another worker's: {error}");
+                            "lost"
                         }
                     }
                 }
+            };
+            self.metrics.job_ends(&kind, outcome, took);
+            // What was interrupted is still held, so that it is given back with the rest.
+            if outcome != "interrupted" {
+                self.leases.drop(id);
             }
-            self.leases.drop(id);
         }
         .instrument(span)
         .await;

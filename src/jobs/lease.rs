@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::queue::{self, Expired};
 use super::within;
+use crate::telemetry::metrics::Metrics;
 
 /// The jobs that a worker holds, with their tokens, and whom to tell when a lease is extended.
 type Held = HashMap<i64, (Uuid, watch::Sender<Instant>)>;
@@ -56,7 +57,7 @@ impl Leases {
         self.held().iter().map(|(id, (token, _))| (*id, *token)).collect()
     }
 
-    /// Extends the leases of what runs here, and fails what ran on workers that are gone.
+    /// Extends the leases of what runs here.
     pub(super) async fn keep(self, pool: PgPool) {
         let every = self.length / 3;
         let mut beat = interval(every);
@@ -76,15 +77,26 @@ impl Leases {
                     Err(e) => warn!(error = %e, "leases not extended: {e}"),
                 }
             }
+        }
+    }
+
+    /// Fails what ran on workers that are gone. It is another task: what holds it up must not cost a lease here.
+    pub(super) async fn expire(self, pool: PgPool, metrics: Metrics) {
+        let every = self.length / 3;
+        let mut look = interval(every);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
             match within(every, queue::expire(&pool)).await {
-                Ok(expired) => expired.iter().for_each(report),
+                Ok(expired) => expired.iter().for_each(|job| report(job, &metrics)),
                 Err(e) => warn!(error = %e, "lost jobs not taken back: {e}"),
             }
         }
     }
 }
 
-fn report(Expired { id, kind, attempt, dead }: &Expired) {
+fn report(Expired { id, kind, attempt, dead }: &Expired, metrics: &Metrics) {
+    metrics.job_lost(kind);
     if *dead {
         error!(job_id = id, job_kind = kind, attempt, outcome = "dead", "job {id} {kind} is dead: its worker was lost");
     } else {

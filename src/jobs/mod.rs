@@ -19,9 +19,10 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 
 use crate::config::PublicUrl;
+use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::{self, Mailer};
 
@@ -84,7 +85,7 @@ impl<E: Into<anyhow::Error>> From<E> for JobError {
 /// What jobs reach of the world.
 #[derive(Clone)]
 pub struct Resources {
-    pub postgres: PgPool,
+    pub postgres: Pool,
     pub redis: Redis,
     pub mailer: Mailer,
     pub site: PublicUrl,
@@ -174,7 +175,11 @@ fn enqueue_parsed<J: Job>(connection: &mut PgConnection, payload: serde_json::Va
     .boxed()
 }
 
+/// What a statement gets at least: its connection may have to be made first, and giving up in the midst of that, again and
+/// again, would never have one.
+const CONNECT: Duration = Duration::from_secs(2);
+
 /// An answer of the database that comes within a limit, or an error that says that none came.
 async fn within<T>(limit: Duration, query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    tokio::time::timeout(limit, query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    tokio::time::timeout(limit.max(CONNECT), query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }

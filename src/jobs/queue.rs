@@ -8,10 +8,10 @@
 use std::time::Duration;
 
 use sqlx::postgres::types::PgInterval;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use uuid::Uuid;
 
-use crate::resources::postgres::Timestamp;
+use crate::resources::postgres::{Timestamp, purge};
 
 /// A job in a worker's hands.
 #[derive(Debug)]
@@ -180,6 +180,29 @@ pub async fn expire(pool: &PgPool) -> sqlx::Result<Vec<Expired>> {
     .await
 }
 
+/// How many jobs of a kind are in one state.
+pub struct Count {
+    pub kind: String,
+    /// `ready`, `scheduled` for later, `running` or `dead`.
+    pub state: String,
+    pub jobs: i64,
+    /// For how many seconds the first of them has been due; negative for what is not due yet.
+    pub late_s: i64,
+}
+
+/// The whole queue by kind and state. It reads all of it: seconds for millions of jobs.
+pub async fn count(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Count>> {
+    sqlx::query_as!(
+        Count,
+        r#"SELECT kind, state AS "state!", count(*) AS "jobs!", EXTRACT(epoch FROM now() - min(run_at))::bigint AS "late_s!"
+           FROM (SELECT kind, run_at, CASE WHEN dead_at IS NOT NULL THEN 'dead' WHEN token IS NOT NULL THEN 'running'
+                     WHEN run_at > now() THEN 'scheduled' ELSE 'ready' END AS state FROM jobs) AS job
+           GROUP BY kind, state ORDER BY kind, state"#
+    )
+    .fetch_all(executor)
+    .await
+}
+
 /// The kinds of waiting jobs that are none of these. It hops from kind to kind, so a million jobs of one cost as much as one.
 pub async fn waiting_kinds_but(pool: &PgPool, kinds: &[String]) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
@@ -195,6 +218,8 @@ pub async fn waiting_kinds_but(pool: &PgPool, kinds: &[String]) -> sqlx::Result<
     .fetch_all(pool)
     .await
 }
+
+purge!(purge_dead, "jobs", "dead_at");
 
 fn split(jobs: &[(i64, Uuid)]) -> (Vec<i64>, Vec<Uuid>) {
     jobs.iter().copied().unzip()

@@ -21,6 +21,7 @@ use super::lease::Leases;
 use super::{CHANNEL, Registry, Resources, queue, within};
 use crate::lifecycle::Pulse;
 use crate::resources::postgres::{self, Timestamp};
+use crate::telemetry::metrics::Metrics;
 
 /// How often a worker looks for due jobs when nothing wakes it: half of the second that a due job may wait.
 const POLL: Duration = Duration::from_millis(500);
@@ -30,6 +31,9 @@ const SLOTS_PAUSE: Duration = Duration::from_millis(1);
 
 /// How often a worker looks for jobs that nobody may know: a deploy's order, not an emergency.
 const UNKNOWN: Duration = Duration::from_secs(30);
+
+/// How long the connection that hears of new jobs may be silent.
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// What a worker is made of.
 pub struct Runner {
@@ -41,6 +45,7 @@ pub struct Runner {
     pub lease: Duration,
     /// Beats with each claim that Postgres has answered.
     pub claims: Pulse,
+    pub metrics: Metrics,
 }
 
 impl Runner {
@@ -48,16 +53,24 @@ impl Runner {
     /// Errors: A part of it has panicked. While Postgres is away it waits.
     pub async fn run(self, soft: CancellationToken, hard: CancellationToken) -> anyhow::Result<()> {
         let kinds = self.registry.kinds();
-        let pool = self.resources.postgres.clone();
+        let pool = (*self.resources.postgres).clone();
         let leases = Leases::new(self.lease);
         let (completions, done) = mpsc::channel(COMPLETION_BATCH);
         let resources = Arc::new(self.resources);
-        let execution = Arc::new(Execution { registry: self.registry, resources, leases: leases.clone(), completions, hard });
+        let execution = Arc::new(Execution {
+            registry: self.registry,
+            resources,
+            leases: leases.clone(),
+            completions,
+            hard,
+            metrics: self.metrics.clone(),
+        });
         let wake = Arc::new(Notify::new());
         // They live as long as this function, and it no longer than any of them.
         let mut helpers = JoinSet::new();
         helpers.spawn(listen(pool.clone(), wake.clone()));
         helpers.spawn(leases.clone().keep(pool.clone()));
+        helpers.spawn(leases.clone().expire(pool.clone(), self.metrics));
         helpers.spawn(write_completions(pool.clone(), done));
         helpers.spawn(report_unknown(pool.clone(), kinds.clone()));
 
@@ -167,7 +180,8 @@ async fn listen(pool: PgPool, wake: Arc<Notify>) {
         {
             // What was enqueued while nobody listened.
             wake.notify_one();
-            while let Ok(Some(_)) = listener.try_recv().await {
+            // A connection that says nothing for long may be dead, and nobody would know: the next begins anew.
+            while let Ok(Ok(Some(_))) = timeout(SILENCE, listener.try_recv()).await {
                 wake.notify_one();
             }
         }

@@ -12,13 +12,14 @@ use tracing::info;
 
 use super::{EnqueueError, Enqueued, Job, Wake, enqueue};
 use crate::resources::postgres;
+use crate::telemetry::metrics::Metrics;
 
 type Enqueue = Box<dyn for<'a> Fn(&'a mut PgConnection, Timestamp) -> BoxFuture<'a, Result<Enqueued, EnqueueError>> + Send + Sync>;
 
 /// A line of the schedule.
 pub struct Schedule {
-    name: &'static str,
-    cron: Cron,
+    pub name: &'static str,
+    pub cron: Cron,
     enqueue: Enqueue,
 }
 
@@ -34,15 +35,22 @@ impl Schedule {
     }
 
     /// The latest tick that is not after `now`.
-    fn latest_tick(&self, now: Timestamp) -> anyhow::Result<Timestamp> {
+    /// Errors: There is none, which [`Self::new`] has ruled out.
+    pub fn latest_tick(&self, now: Timestamp) -> anyhow::Result<Timestamp> {
         let tick = self.cron.find_previous_occurrence(&now.to_zoned(TimeZone::UTC), true);
         Ok(tick.map_err(|e| anyhow::anyhow!("schedule {} never ticks: {e}", self.name))?.timestamp())
+    }
+
+    /// How many ticks lie between two, and so were missed; after a long standstill no more than a thousand are counted.
+    fn ticks_between(&self, before: Timestamp, tick: Timestamp) -> u64 {
+        let ticks = self.cron.iter_after(before.to_zoned(TimeZone::UTC)).take(1000);
+        ticks.take_while(|between| between.timestamp() < tick).count() as u64
     }
 
     /// Enqueues the job of the latest tick, unless that was done already. After a standstill only the latest missed
     /// tick fires; a schedule that is seen for the first time fires nothing.
     /// Errors: Postgres does not answer, and nothing has happened.
-    pub async fn tick(&self, pool: &PgPool) -> anyhow::Result<Option<Wake>> {
+    pub async fn tick(&self, pool: &PgPool, metrics: &Metrics) -> anyhow::Result<Option<Wake>> {
         let mut transaction = pool.begin().await?;
         let now: Timestamp = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *transaction).await?.into();
         let tick = self.latest_tick(now)?;
@@ -56,17 +64,18 @@ impl Schedule {
             info!(schedule = self.name, "schedule {} is new, its first tick is the next", self.name);
             return Ok(None);
         }
-        let moved = sqlx::query!(
-            "UPDATE schedules SET last_tick = $2 WHERE name = $1 AND last_tick < $2",
+        let moved = sqlx::query_scalar!(
+            r#"WITH before AS (SELECT last_tick FROM schedules WHERE name = $1 AND last_tick < $2 FOR UPDATE)
+               UPDATE schedules SET last_tick = $2 FROM before WHERE name = $1 RETURNING before.last_tick"#,
             self.name,
             postgres::Timestamp::from(tick) as _
         );
-        if moved.execute(&mut *transaction).await?.rows_affected() == 0 {
-            return Ok(None);
-        }
+        let Some(before) = moved.fetch_optional(&mut *transaction).await? else { return Ok(None) };
         let enqueued = (self.enqueue)(&mut transaction, tick).await?;
         transaction.commit().await?;
-        info!(schedule = self.name, tick = %tick, "schedule {} ticked for {tick}", self.name);
+        let missed = self.ticks_between(before.into(), tick);
+        metrics.tick(self.name, missed);
+        info!(schedule = self.name, tick = %tick, missed, "schedule {} ticked for {tick}", self.name);
         Ok(match enqueued {
             Enqueued::New(wake) => Some(wake),
             Enqueued::Duplicate => None,

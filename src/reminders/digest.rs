@@ -41,8 +41,12 @@ impl Job for SendDigests {
             from as _,
             to as _
         );
-        let digests: Vec<_> =
-            accounts.fetch_all(&context.postgres).await?.into_iter().map(|account_id| SendDigest { account_id, day: self.day }).collect();
+        let digests: Vec<_> = accounts
+            .fetch_all(&mut *context.postgres.acquire().await?)
+            .await?
+            .into_iter()
+            .map(|account_id| SendDigest { account_id, day: self.day })
+            .collect();
         // In one transaction with its own end: either all of them are asked for, once, or this job runs again.
         let mut transaction = context.postgres.begin().await?;
         let mut enqueued = Vec::new();
@@ -82,7 +86,7 @@ impl Job for SendDigest {
             from as _,
             to as _
         );
-        let due = due.fetch_all(&context.postgres).await?;
+        let due = due.fetch_all(&mut *context.postgres.acquire().await?).await?;
         let Some(first) = due.first() else { return Ok(()) };
         let line = |message: &str, at: Timestamp| {
             let start: String = message.lines().next().unwrap_or_default().chars().take(100).collect();

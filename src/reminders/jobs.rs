@@ -28,7 +28,7 @@ impl Job for SendReminder {
             self.version
         );
         // Changed, deleted or sent already.
-        let Some(due) = due.fetch_optional(&context.postgres).await? else { return Ok(()) };
+        let Some(due) = due.fetch_optional(&mut *context.postgres.acquire().await?).await? else { return Ok(()) };
         let mail = Mail {
             id: format!("reminder-{}-{}", self.id, self.version),
             to: due.email,

@@ -4,10 +4,11 @@
 
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgExecutor};
+use tracing::instrument;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::resources::postgres::Timestamp;
+use crate::resources::postgres::{Timestamp, purge};
 
 /// A message for later.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -30,6 +31,7 @@ impl Reminder {
 }
 
 /// Makes a reminder for an account whose address is verified; none for another.
+#[instrument(name = "postgres reminders create", level = "debug", skip_all)]
 pub async fn create(
     connection: &mut PgConnection,
     id: Uuid,
@@ -51,6 +53,7 @@ pub async fn create(
 }
 
 /// One page of an account's reminders, the earliest first, from behind `after`.
+#[instrument(name = "postgres reminders list", level = "debug", skip_all)]
 pub async fn list(
     executor: impl PgExecutor<'_>,
     account_id: Uuid,
@@ -71,6 +74,7 @@ pub async fn list(
 }
 
 /// An account's reminder; none for another's.
+#[instrument(name = "postgres reminders find", level = "debug", skip_all)]
 pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
     let found = sqlx::query_as!(
         Reminder,
@@ -82,6 +86,7 @@ pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> 
 }
 
 /// Locks an account's reminder until the end of the transaction, so that what is decided by its state holds.
+#[instrument(name = "postgres reminders lock", level = "debug", skip_all)]
 pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
     let found = sqlx::query_as!(
         Reminder,
@@ -93,6 +98,7 @@ pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> 
 }
 
 /// Changes what is given and leaves the rest. It counts as not sent again, if its time is changed.
+#[instrument(name = "postgres reminders change", level = "debug", skip_all)]
 pub async fn change(
     connection: &mut PgConnection,
     account_id: Uuid,
@@ -115,7 +121,10 @@ pub async fn change(
 }
 
 /// Deletes an account's reminder; says whether there was one.
+#[instrument(name = "postgres reminders delete", level = "debug", skip_all)]
 pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<bool> {
     let deleted = sqlx::query!("DELETE FROM reminders WHERE id = $1 AND account_id = $2", id, account_id);
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
 }
+
+purge!(purge_sent, "reminders", "sent_at");

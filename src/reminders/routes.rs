@@ -83,7 +83,7 @@ fn tagged(reminder: Reminder) -> Result<Response> {
 /// List my reminders, the earliest first
 #[utoipa::path(get, path = "/reminders", tag = "Reminders", params(Page), responses((status = 200, description = "A page of reminders", body = List<Reminder>)))]
 async fn list_reminders(State(app): State<App>, caller: Caller, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
-    let reminders = reminder::list(&app.postgres, caller.account_id, page.after()?, page.fetch()).await?;
+    let reminders = reminder::list(&mut *app.postgres.acquire().await?, caller.account_id, page.after()?, page.fetch()).await?;
     page.answer(&path, reminders, |last| (last.due_at, last.id))
 }
 
@@ -91,7 +91,7 @@ async fn list_reminders(State(app): State<App>, caller: Caller, path: MatchedPat
 #[utoipa::path(get, path = "/reminders/{id}", tag = "Reminders", params(("id" = Uuid, Path)),
     responses((status = 200, description = "The reminder", body = Reminder, headers(("ETag" = String)))))]
 async fn read_reminder(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Response> {
-    tagged(reminder::find(&app.postgres, caller.account_id, id).await?.ok_or_else(Problem::not_found)?)
+    tagged(reminder::find(&mut *app.postgres.acquire().await?, caller.account_id, id).await?.ok_or_else(Problem::not_found)?)
 }
 
 /// RFC 7396: what is absent stays. Nothing here can be removed, so null is not allowed.

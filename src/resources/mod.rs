@@ -7,6 +7,8 @@ pub mod postgres;
 pub mod redis;
 pub mod smtp;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -16,8 +18,24 @@ use tracing::{info, warn};
 use crate::config::{self, Section};
 use crate::lifecycle::Lifecycle;
 
+/// One of those who wait for a connection, until it is dropped: waiting can end with the waiter.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    fn new(pending: &Arc<AtomicUsize>) -> Self {
+        pending.fetch_add(1, Ordering::Relaxed);
+        Self(pending.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// How often files are read again.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Registers a task that reads a section again, if this deploy has secrets in files: when `secret` has changed, `renew`
 /// gets the section, again and again until it succeeds, since the file and the resource never change at the same moment.

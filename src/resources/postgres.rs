@@ -1,19 +1,26 @@
 //! Postgres: the data and the queue.
 
 use std::collections::HashSet;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jiff_sqlx::ToSqlx;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgExecutor, PgPool, Postgres, Transaction};
+use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 use utoipa::ToSchema;
 
+use super::Waiting;
 use crate::config;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, Pulse};
+use crate::telemetry::metrics::Metrics;
 
 /// A time as Postgres keeps it, to the microsecond, and as the API writes it (RFC 3339, in UTC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type, ToSchema)]
@@ -37,51 +44,151 @@ impl From<Timestamp> for jiff::Timestamp {
 /// How long a caller waits for a connection: less than a request's time, so that the answer is 503 and not silence.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a connection may take to show that it is still one: longer than a busy server takes, and short enough that
+/// who waits for it can still have another.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The same for the probes' connection, on which nothing else waits.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// After how long in the pool a connection is asked whether it is still one: outages are longer.
 const RESTED: Duration = Duration::from_millis(100);
 
-/// Attaches Postgres; connects when the first query asks.
-///
-/// `process` names the connections in `pg_stat_activity`.
-/// Errors: The URL is none of Postgres's, which the config has ruled out.
-pub fn attach(config: &config::Database, process: &str) -> sqlx::Result<PgPool> {
-    Ok(PgPoolOptions::new()
-        .max_connections(config.database_pool_size.get())
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        // A ping at each checkout would double the round trips; one that has rested may be broken, and is asked first.
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| Box::pin(async move { Ok(meta.idle_for < RESTED || connection.ping().await.is_ok()) }))
-        .connect_lazy_with(options(config, process)?))
+/// How long after Postgres was seen not to answer connections are asked as they come back too: longer than any request
+/// or statement may hang on one.
+const DOUBT: Duration = Duration::from_mins(1);
+
+/// The connections that one process holds.
+#[derive(Clone)]
+pub struct Pool {
+    connections: PgPool,
+    /// Connections that are older than this beat are let go.
+    renewed: Pulse,
+    /// When Postgres was last seen not to answer.
+    doubted: Pulse,
+    /// Callers who wait for one.
+    pending: Arc<AtomicUsize>,
 }
 
-/// Follows the URL where it stands in a file.
-pub fn follow(lifecycle: &mut Lifecycle, config: &config::Database, pool: &PgPool) {
-    let pool = pool.clone();
-    super::follow(lifecycle, "DATABASE_URL", config, |config| &config.database_url.0, move |config| renew(pool.clone(), config));
-}
+impl Pool {
+    /// Attaches Postgres; connects when the first query asks. `process` names the connections in `pg_stat_activity`.
+    /// Errors: The URL is none of Postgres's, which the config has ruled out.
+    pub fn attach(config: &config::Database, process: &str) -> sqlx::Result<Self> {
+        let options = options(config, process)?;
+        Ok(Self::new(config.database_pool_size.get(), options, Pulse::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT))
+    }
 
-async fn renew(pool: PgPool, config: config::Database) -> anyhow::Result<()> {
-    let process = pool.connect_options().get_application_name().unwrap_or_default().to_owned();
-    let options = options(&config, &process)?;
-    options.connect().await?.close().await?;
-    pool.set_connect_options(options);
-    // What is in use ends with its lifetime, half an hour at most.
-    for _ in 0..pool.num_idle() {
-        if let Some(old) = pool.try_acquire() {
+    /// A connection for the probes alone: load on the pool must not make a process look ill.
+    pub fn for_probes(&self) -> Self {
+        Self::new(1, self.connect_options().as_ref().clone(), self.renewed.clone(), ACQUIRE_TIMEOUT / 2, PROBE_TIMEOUT)
+    }
+
+    fn new(size: u32, options: PgConnectOptions, renewed: Pulse, acquire: Duration, limit: Duration) -> Self {
+        let (before, after, doubted) = (renewed.clone(), renewed.clone(), Pulse::default());
+        let doubt = doubted.clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(acquire)
+            // A ping at each checkout would double the round trips; one that has rested may be broken, and is asked first.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, meta| {
+                let renewed = before.clone();
+                Box::pin(
+                    async move { Ok(meta.age < renewed.age() && (meta.idle_for < RESTED || lives(connection, &renewed, limit).await)) },
+                )
+            })
+            // The pool's own ping has no limit: behind a dead network it would keep the place for a quarter of an hour. Where
+            // there is reason to doubt, one with a limit comes first; the probes' connection is always doubted.
+            .after_release(move |connection, meta| {
+                let (renewed, doubted) = (after.clone(), limit == PROBE_TIMEOUT || doubt.age() < DOUBT);
+                Box::pin(async move { Ok(meta.age < renewed.age() && (!doubted || lives(connection, &renewed, limit).await)) })
+            });
+        Self { connections: pool.connect_lazy_with(options), renewed, doubted, pending: Arc::default() }
+    }
+
+    /// Notes that Postgres did not answer.
+    pub fn doubt(&self) {
+        self.doubted.beat();
+    }
+
+    /// Has the connections counted whenever the metrics are read.
+    pub fn count(&self, metrics: &Metrics) {
+        let pool = self.clone();
+        metrics.sample(move |metrics| {
+            let (all, idle) = (pool.size() as usize, pool.num_idle());
+            metrics.pool("postgres", all.saturating_sub(idle), idle, pool.pending.load(Ordering::Relaxed));
+        });
+    }
+
+    /// Follows the URL where it stands in a file.
+    pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Database) {
+        let pool = self.clone();
+        super::follow(lifecycle, "DATABASE_URL", config, |config| &config.database_url.0, move |config| pool.clone().renew(config));
+    }
+
+    async fn renew(self, config: config::Database) -> anyhow::Result<()> {
+        let process = self.connect_options().get_application_name().unwrap_or_default().to_owned();
+        let options = options(&config, &process)?;
+        options.connect().await?.close().await?;
+        self.set_connect_options(options);
+        self.renewed.beat();
+        // What is in use is let go when it comes back.
+        while let Some(old) = self.try_acquire() {
             old.close().await?;
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Takes a connection for a request.
+    /// Errors: Postgres is away, or has no connection free.
+    pub async fn acquire(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        self.while_refused(|| self.connections.acquire()).await
+    }
+
+    /// Begins a transaction for a request.
+    /// Errors: As [`Self::acquire`].
+    pub async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
+        self.while_refused(|| self.connections.begin()).await
+    }
+
+    /// Tries again while a password is refused, for as long as a caller waits: the file that holds it may be about to change.
+    async fn while_refused<T, F: Future<Output = sqlx::Result<T>>>(&self, take: impl Fn() -> F) -> sqlx::Result<T> {
+        let _waiting = Waiting::new(&self.pending);
+        let started = Instant::now();
+        loop {
+            match take().await {
+                // Class 28: refused authorization.
+                Err(sqlx::Error::Database(e))
+                    if e.code().is_some_and(|code| code.starts_with("28")) && started.elapsed() < ACQUIRE_TIMEOUT =>
+                {
+                    sleep(Duration::from_millis(100)).await;
+                }
+                taken => return taken,
+            }
+        }
+    }
 }
 
-/// A connection for the probes alone: load on the pool must not make a process look ill.
-pub fn for_probes(pool: &PgPool) -> PgPool {
-    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).test_before_acquire(false);
-    options.connect_lazy_with(pool.connect_options().as_ref().clone())
+impl Deref for Pool {
+    type Target = PgPool;
+
+    fn deref(&self) -> &PgPool {
+        &self.connections
+    }
+}
+
+/// Whether a connection answers. One that says nothing for long is seldom alone: the others of its age are let go too.
+async fn lives(connection: &mut PgConnection, renewed: &Pulse, limit: Duration) -> bool {
+    let answer = timeout(limit, connection.ping()).await;
+    // The probes' own is given up too soon to tell of the others.
+    if answer.is_err() && limit > PROBE_TIMEOUT {
+        renewed.beat();
+    }
+    answer.is_ok_and(|answer| answer.is_ok())
 }
 
 /// How to connect: what the URL says, and nothing from elsewhere.
-/// Errors: As [`attach`].
+/// Errors: As [`Pool::attach`].
 pub fn options(config: &config::Database, process: &str) -> sqlx::Result<PgConnectOptions> {
     let url = Url::parse(config.database_url.0.expose_secret()).map_err(|_| sqlx::Error::Configuration("not a URL".into()))?;
     let mut options: PgConnectOptions = url.as_str().parse()?;
@@ -99,6 +206,37 @@ pub fn options(config: &config::Database, process: &str) -> sqlx::Result<PgConne
     Ok(options.application_name(process))
 }
 
+/// Makes a function that deletes the rows whose column lies before a time, at most so many of them, and says how many there
+/// were; without a limit it only counts them. What is changed by others meanwhile stays.
+macro_rules! purge {
+    ($name:ident, $table:literal, $column:literal) => {
+        #[doc = concat!("Deletes old rows of `", $table, "`, as [`crate::resources::postgres::purge`] says.")]
+        pub fn $name(
+            connection: &mut sqlx::PgConnection,
+            before: $crate::resources::postgres::Timestamp,
+            limit: Option<i64>,
+        ) -> futures_util::future::BoxFuture<'_, sqlx::Result<i64>> {
+            Box::pin(
+                sqlx::query_scalar!(
+                    "WITH old AS MATERIALIZED (SELECT ctid FROM "
+                        + $table
+                        + " WHERE "
+                        + $column
+                        + " < $1 LIMIT $2::bigint), "
+                        + "gone AS (DELETE FROM "
+                        + $table
+                        + " WHERE $2 IS NOT NULL AND ctid = ANY (ARRAY(SELECT ctid FROM old))) "
+                        + "SELECT count(*) AS \"count!\" FROM old",
+                    before as _,
+                    limit
+                )
+                .fetch_one(connection),
+            )
+        }
+    };
+}
+pub(crate) use purge;
+
 /// The schema's migrations, which only `admin migrate` applies.
 ///
 /// Applied migrations that this code does not know are no error: after a rollback the schema is ahead of the code.
@@ -111,9 +249,9 @@ pub fn migrator() -> Migrator {
 
 /// The versions of the migrations that this code has and the database has not.
 /// Errors: Postgres does not answer.
-pub async fn pending_migrations(pool: &PgPool) -> sqlx::Result<Vec<i64>> {
+pub async fn pending_migrations(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<i64>> {
     // Not a checked query: on a new database there is no such table yet.
-    let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(pool).await;
+    let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(executor).await;
     let applied: HashSet<i64> = match applied {
         Ok(versions) => versions.into_iter().collect(),
         Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some(UNDEFINED_TABLE) => HashSet::new(),

@@ -8,16 +8,26 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{AsyncConnectionConfig, FromRedisValue, Pipeline, RedisError};
+use deadpool_redis::redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, Pipeline, RedisError, cmd};
 use deadpool_redis::{Manager, Pool, PoolError, Runtime};
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::instrument;
 
+use super::Waiting;
 use crate::config;
 use crate::lifecycle::Lifecycle;
+use crate::telemetry::metrics::Metrics;
 
-/// How long a connect, and how long an answer, may take.
+/// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a connect may take: who waits for it is to have the time for another.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a connection may take to show that it is still one.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why Redis gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +46,8 @@ struct Shared {
     pool: RwLock<Pool>,
     slots: Vec<Mutex<Slot>>,
     turn: AtomicUsize,
+    /// Callers who wait for a connection.
+    pending: Arc<AtomicUsize>,
 }
 
 /// A shared connection, and how many there were before it.
@@ -50,7 +62,16 @@ impl Redis {
     /// Errors: The URL is none of Redis's, which the config has ruled out.
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
         let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
-        Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn: AtomicUsize::new(0) })))
+        Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn: AtomicUsize::new(0), pending: Arc::default() })))
+    }
+
+    /// Has the connections counted whenever the metrics are read. Requests share them, so one that is there is used.
+    pub fn count(&self, metrics: &Metrics) {
+        let redis = self.clone();
+        metrics.sample(move |metrics| {
+            let status = redis.0.pool.read().unwrap_or_else(PoisonError::into_inner).status();
+            metrics.pool("redis", status.size - status.available, status.available, redis.0.pending.load(Ordering::Relaxed));
+        });
     }
 
     /// Follows the URL where it stands in a file.
@@ -70,11 +91,36 @@ impl Redis {
         Ok(())
     }
 
+    /// Whether Redis answers. A connection on which it does not is seldom alone, so all are made anew then.
+    /// Errors: It does not.
+    pub async fn check(&self) -> Result<(), Error> {
+        let slot = self.next();
+        let (generation, mut connection) = self.connect(slot).await?;
+        let ping = cmd("PING");
+        let Ok(answer) = timeout(PING_TIMEOUT, ping.query_async::<()>(&mut connection)).await else {
+            // Who holds a lock is connecting anew already.
+            for mut slot in self.0.slots.iter().filter_map(|slot| slot.try_lock().ok()) {
+                slot.connection.take().map(deadpool_redis::Connection::take);
+            }
+            return Err(RedisError::from((ErrorKind::Io, "no answer in time")).into());
+        };
+        if answer.as_ref().is_err_and(is_broken) {
+            discard(slot, generation).await;
+        }
+        Ok(answer?)
+    }
+
+    /// Requests take turns.
+    fn next(&self) -> &Mutex<Slot> {
+        &self.0.slots[self.0.turn.fetch_add(1, Ordering::Relaxed) % self.0.slots.len()]
+    }
+
     /// Runs the commands in one round trip, and once more on a new connection where the old one proved broken:
     /// commands must therefore bear being run twice.
     /// Errors: Redis is away, too slow, or refuses a command.
+    #[instrument(name = "redis", level = "debug", skip_all, fields(otel.kind = "client"))]
     pub async fn run<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
-        let slot = &self.0.slots[self.0.turn.fetch_add(1, Ordering::Relaxed) % self.0.slots.len()];
+        let slot = self.next();
         let mut retried = false;
         loop {
             let (generation, mut connection) = self.connect(slot).await?;
@@ -92,12 +138,22 @@ impl Redis {
     }
 
     async fn connect(&self, slot: &Mutex<Slot>) -> Result<(u64, MultiplexedConnection), Error> {
+        let _waiting = Waiting::new(&self.0.pending);
         let mut slot = slot.lock().await;
         if let Some(connection) = &slot.connection {
             return Ok((slot.generation, MultiplexedConnection::clone(connection)));
         }
-        let pool = self.0.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let connection = pool.get().await?;
+        let started = Instant::now();
+        let connection = loop {
+            let pool = self.0.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
+            match pool.get().await {
+                // The file that holds the password may be about to change.
+                Err(PoolError::Backend(e)) if e.kind() == ErrorKind::AuthenticationFailed && started.elapsed() < PATIENCE => {
+                    sleep(Duration::from_millis(100)).await;
+                }
+                taken => break taken?,
+            }
+        };
         let shared = MultiplexedConnection::clone(&connection);
         slot.connection = Some(connection);
         slot.generation += 1;
@@ -106,13 +162,13 @@ impl Redis {
 }
 
 fn pool(config: &config::Redis) -> anyhow::Result<Pool> {
-    let patience = AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
+    let patience = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(PATIENCE));
     let manager = Manager::new_with_config(config.redis_url.0.expose_secret(), patience)?;
     let pool = Pool::builder(manager)
         .max_size(config.redis_pool_size.get() as usize)
         .runtime(Runtime::Tokio1)
         .wait_timeout(Some(PATIENCE))
-        .create_timeout(Some(PATIENCE))
+        .create_timeout(Some(CONNECT_TIMEOUT))
         .recycle_timeout(Some(PATIENCE));
     Ok(pool.build()?)
 }

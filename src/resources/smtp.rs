@@ -6,9 +6,12 @@ use std::time::Duration;
 use lettre::message::{Mailbox, header};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use secrecy::ExposeSecret;
+use tracing::instrument;
 
 use crate::config;
 use crate::lifecycle::Lifecycle;
+use crate::telemetry::current_field;
+use crate::telemetry::metrics::Metrics;
 
 /// How long one step of the conversation with the server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,6 +44,7 @@ pub struct Mailer {
     transport: Arc<RwLock<Transport>>,
     from: Mailbox,
     domain: String,
+    metrics: Option<Metrics>,
 }
 
 impl Mailer {
@@ -48,7 +52,12 @@ impl Mailer {
     /// Errors: The URL is none of SMTP's, which the config has ruled out.
     pub fn attach(config: &config::Smtp, domain: &str) -> anyhow::Result<Self> {
         let transport = Arc::new(RwLock::new(transport(config)?));
-        Ok(Self { transport, from: config.mail_from.clone(), domain: domain.to_owned() })
+        Ok(Self { transport, from: config.mail_from.clone(), domain: domain.to_owned(), metrics: None })
+    }
+
+    /// Has every mail counted.
+    pub fn count(&mut self, metrics: &Metrics) {
+        self.metrics = Some(metrics.clone());
     }
 
     /// Follows the URL where it stands in a file.
@@ -71,17 +80,35 @@ impl Mailer {
     /// Sends a mail, and returns when the server has taken it over.
     /// Errors: `Refused` for a 5xx answer or an impossible address, `Delayed` for everything else. Neither holds the address.
     pub async fn send(&self, mail: Mail) -> Result<(), Error> {
+        let sent = self.hand_over(mail).await;
+        let outcome = match &sent {
+            Ok(()) => "sent",
+            Err(Error::Delayed(_)) => "delayed",
+            Err(Error::Refused(_)) => "refused",
+        };
+        self.metrics.iter().for_each(|metrics| metrics.mail(outcome));
+        sent
+    }
+
+    #[instrument(name = "SMTP", level = "debug", skip_all, fields(otel.kind = "client"))]
+    async fn hand_over(&self, mail: Mail) -> Result<(), Error> {
         let to = mail.to.parse().map_err(|_| Error::Refused("not an address".to_owned()))?;
-        let message = Message::builder()
+        let raw = |name: &'static str, value: String| header::HeaderValue::new(header::HeaderName::new_from_ascii_str(name), value);
+        let mut message = Message::builder()
             .from(self.from.clone())
             .to(Mailbox::new(None, to))
             .subject(mail.subject)
             .message_id(Some(format!("<{}@{}>", mail.id, self.domain)))
             // RFC 3834: answering machines must leave automatic mail alone.
-            .raw_header(header::HeaderValue::new(header::HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned()))
-            .header(header::ContentType::TEXT_PLAIN)
-            .body(mail.text)
-            .map_err(|e| Error::Refused(e.to_string()))?;
+            .raw_header(raw("Auto-Submitted", "auto-generated".to_owned()))
+            .header(header::ContentType::TEXT_PLAIN);
+        // What the mail follows from, for whoever looks into it later.
+        for (name, field) in [("X-Request-Id", "request_id"), ("traceparent", "traceparent")] {
+            if let Some(value) = current_field(field) {
+                message = message.raw_header(raw(name, value));
+            }
+        }
+        let message = message.body(mail.text).map_err(|e| Error::Refused(e.to_string()))?;
         match self.transport().send(message).await {
             Ok(_) => Ok(()),
             // A server may quote the address in its answer, so only the code is told.

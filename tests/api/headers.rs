@@ -94,7 +94,9 @@ async fn a_panic_is_a_500_for_that_request_alone() {
         panic!("a secret of the inside")
     }
     let panics = Router::new().route("/", get(panics)).route("/fine", get(|| async { "fine" }));
-    let routes = app::http::finish(panics, &config, &app::config::PublicUrl::parse("http://localhost").unwrap());
+    let release = app::release::Release { commit: app::release::COMMIT, release: None, process: "web" };
+    let metrics = app::telemetry::metrics::Metrics::new(&release);
+    let routes = app::http::finish(panics, &config, &app::config::PublicUrl::parse("http://localhost").unwrap(), metrics);
     let ask = async |path: &str| {
         let request = axum::http::Request::get(path).body(axum::body::Body::empty()).unwrap();
         let answer = routes.clone().oneshot(request).await.unwrap();

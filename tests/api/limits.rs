@@ -134,6 +134,17 @@ async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_p
 }
 
 #[tokio::test]
+async fn a_limit_that_nobody_reaches_refuses_nobody() {
+    // So high that a request's share of the minute is lost in rounding.
+    let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", u32::MAX);
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    for _ in 0..10 {
+        assert_eq!(ada.get("/session").await.status(), 200);
+    }
+}
+
+#[tokio::test]
 async fn common_passwords_are_refused_and_long_ones_are_not_cut() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;

@@ -8,7 +8,8 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::deploy::Web;
 use crate::support::person::Person;
-use crate::support::{Deploy, PATIENCE, Process};
+use crate::support::process::programs;
+use crate::support::{Deploy, PATIENCE, Process, eventually, free_port};
 
 async fn connect(web: &Web) -> TcpStream {
     TcpStream::connect(("127.0.0.1", web.port())).await.unwrap()
@@ -110,7 +111,7 @@ async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() 
     let after = memory();
     assert!(after < before + 64 * 1024, "{before} kB before, {after} kB with 500 slow clients");
     // A header may take ten seconds, a request too; then they are gone.
-    crate::support::eventually("the slow ones are let go", async || {
+    eventually("the slow ones are let go", async || {
         let files = std::fs::read_dir(format!("/proc/{}/fd", web.process.pid())).unwrap().count();
         (files < 100).then_some(())
     })
@@ -118,23 +119,21 @@ async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() 
     trickle.abort();
 }
 
-#[tokio::test]
-async fn without_file_descriptors_it_waits_says_so_once_and_recovers() {
+async fn without_file_descriptors(program: &str) {
+    let port = free_port();
     let deploy = Deploy::new().await.with("DATABASE_POOL_SIZE", 2).with("RATE_LIMIT_REQUESTS", 1_000_000);
+    let deploy = deploy.with(if program == "web" { "PORT" } else { "METRICS_PORT" }, port);
     let mut command = tokio::process::Command::new("sh");
-    let web = crate::support::process::programs().join("web");
-    command.args(["-c", &format!("ulimit -n 64; exec {}", web.display())]).env_clear().envs(&deploy.environment);
+    command.args(["-c", &format!("ulimit -n 64; exec {}", programs().join(program).display())]).env_clear().envs(&deploy.environment);
     let process = Process::spawn(command);
-    let port = process.logged("web is listening", |line| line["listener"] == "web").await["port"].as_u64().unwrap();
-    let web = Web { url: format!("http://127.0.0.1:{port}"), process };
-    web.process.says("ready").await;
+    process.logged("ready", |line| line["message"] == "ready").await;
     let mut held = Vec::new();
     for _ in 0..100 {
-        held.push(connect(&web).await);
+        held.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
     }
-    web.process.says("cannot be accepted").await;
+    process.says("cannot be accepted").await;
     let cpu = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", web.process.pid())).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
         let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split_whitespace().filter_map(|field| field.parse().ok()).collect();
         // After the name and the state: utime and stime are the eleventh and twelfth numbers.
         fields[10] + fields[11]
@@ -143,10 +142,21 @@ async fn without_file_descriptors_it_waits_says_so_once_and_recovers() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(cpu() - before < 100, "it spins: {} ticks of 10 ms in two seconds", cpu() - before);
     drop(held);
-    crate::support::eventually("an answer", async || {
-        let answer = tokio::time::timeout(Duration::from_secs(2), web.get("/readyz")).await.ok()?;
+    eventually("an answer", async || {
+        let asking = reqwest::get(format!("http://127.0.0.1:{port}/readyz"));
+        let answer = tokio::time::timeout(Duration::from_secs(2), asking).await.ok()?.ok()?;
         (answer.status() == 200).then_some(())
     })
     .await;
-    assert_eq!(web.process.lines().iter().filter(|line| line.contains("cannot be accepted")).count(), 1);
+    assert_eq!(process.lines().iter().filter(|line| line.contains("cannot be accepted")).count(), 1);
+}
+
+#[tokio::test]
+async fn without_file_descriptors_web_waits_says_so_once_and_recovers() {
+    without_file_descriptors("web").await;
+}
+
+#[tokio::test]
+async fn without_file_descriptors_worker_and_clock_do_the_same() {
+    tokio::join!(without_file_descriptors("worker"), without_file_descriptors("clock"));
 }

@@ -9,3 +9,4 @@ mod mail;
 mod resources;
 mod restarts;
 mod secrets;
+mod tls;

@@ -8,7 +8,7 @@ use sqlx::Connection;
 use crate::support::balancer::has;
 use crate::support::person::{Person, problem};
 use crate::support::process::programs;
-use crate::support::{Deploy, Process, Proxy, eventually};
+use crate::support::{Deploy, PATIENCE, Process, Proxy, eventually, free_port};
 
 /// The deploy with a resource behind a proxy.
 async fn behind(deploy: Deploy, variable: &str) -> (Deploy, Proxy) {
@@ -17,53 +17,107 @@ async fn behind(deploy: Deploy, variable: &str) -> (Deploy, Proxy) {
     (deploy.with(variable, url), proxy)
 }
 
-/// How long it takes from now until `/readyz` says yes.
-async fn until_ready(web: &crate::support::deploy::Web) -> Duration {
-    let started = Instant::now();
-    eventually("readiness", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
-    started.elapsed()
+/// Whether a process says at this address that it is ready.
+async fn is_ready(address: &str) -> bool {
+    reqwest::get(format!("{address}/readyz")).await.is_ok_and(|answer| answer.status() == 200)
 }
 
-#[tokio::test]
-async fn a_resource_that_hangs_without_an_answer_is_503_in_time_and_comes_back_without_a_restart() {
-    for variable in ["DATABASE_URL", "REDIS_URL"] {
-        let (deploy, proxy) = behind(Deploy::new().await.with("REQUEST_TIMEOUT", "4s"), variable).await;
-        let web = deploy.web().await;
-        let ada = Person::unverified(&web).await;
-        proxy.stall();
-        let started = Instant::now();
-        problem(ada.get("/session").await, 503, "unavailable").await;
-        assert!(started.elapsed() < Duration::from_secs(6), "{variable}: {:?}", started.elapsed());
-        assert_eq!(web.get("/livez").await.status(), 200);
-        eventually("no readiness", async || (web.get("/readyz").await.status() == 503).then_some(())).await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        proxy.heal();
-        let took = until_ready(&web).await;
-        assert!(took < Duration::from_secs(4), "{variable}: ready only {took:?} after its return");
-        eventually("the session", async || (ada.get("/session").await.status() == 200).then_some(())).await;
+/// Takes a resource away from a deploy, for ten seconds if it must be brought back, and looks at what each process makes of it.
+async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
+    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "4s").with("JOB_LEASE", "6s");
+    let (deploy, proxy) = behind(deploy, variable).await;
+    let web = deploy.web().await;
+    let mut addresses = vec![web.url.clone()];
+    let mut others = Vec::new();
+    for program in ["worker", "clock"] {
+        let port = free_port();
+        others.push(deploy.clone_with("METRICS_PORT", port).start(program));
+        // The clock has no use for Redis.
+        if program == "worker" || variable == "DATABASE_URL" {
+            addresses.push(format!("http://127.0.0.1:{port}"));
+        }
     }
+    for address in &addresses {
+        eventually("readiness", async || is_ready(address).await.then_some(())).await;
+    }
+    let ada = Person::unverified(&web).await;
+
+    strike(&proxy);
+    let struck = Instant::now();
+    if let Some(heal) = heal {
+        problem(ada.get("/session").await, 503, "unavailable").await;
+        assert!(struck.elapsed() < Duration::from_secs(6), "{variable}: 503 only after {:?}", struck.elapsed());
+        assert_eq!(web.get("/livez").await.status(), 200);
+        for address in &addresses {
+            eventually("no readiness", async || (!is_ready(address).await).then_some(())).await;
+        }
+        tokio::time::sleep(Duration::from_secs(10).saturating_sub(struck.elapsed())).await;
+        heal(&proxy);
+    } else {
+        // So that every process has looked.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let healed = Instant::now();
+    for (number, address) in addresses.iter().enumerate() {
+        let ready = async {
+            while !is_ready(address).await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+            let log = if number == 0 { web.process.lines() } else { others[number - 1].lines() };
+            panic!("{variable}: {address} is not ready: {log:#?}");
+        }
+        assert!(healed.elapsed() < Duration::from_secs(2), "{variable}: {address} is ready only after {:?}", healed.elapsed());
+    }
+    for process in &others {
+        let told = process.lines().iter().filter(|line| line.contains("nothing for more than")).count();
+        assert!(told <= 1, "a stall is told once: {:#?}", process.lines());
+    }
+    eventually("the session", async || (ada.get("/session").await.status() == 200).then_some(())).await;
+    let grace = Person::stranger(&web);
+    assert_eq!(grace.sign_up().await.status(), 202, "{:#?}", web.process.lines());
+    deploy.mail.to(&grace.email, "Is this your address?").await;
 }
 
 #[tokio::test]
-async fn a_resource_that_comes_back_at_another_address_behind_the_same_name_is_found() {
-    let deploy = Deploy::new().await;
-    let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
-    let url = deploy.through("DATABASE_URL", &proxy);
-    let deploy = deploy.with("DATABASE_URL", url);
-    let (web, worker, clock) = (deploy.web().await, deploy.start("worker"), deploy.start("clock"));
-    let ada = Person::unverified(&web).await;
-    clock.says("is new").await;
-    proxy.cut();
-    problem(ada.get("/session").await, 503, "unavailable").await;
-    worker.says("Postgres is away").await;
-    clock.says("waits for Postgres").await;
-    proxy.heal();
-    let took = until_ready(&web).await;
-    assert!(took < Duration::from_secs(4), "ready only {took:?} after its return");
-    let grace = Person::stranger(&web);
-    let answer = grace.sign_up().await;
-    assert_eq!(answer.status(), 202, "{:#?}", web.process.lines());
-    deploy.mail.to(&grace.email, "Is this your address?").await;
+async fn postgres_stops_for_ten_seconds() {
+    strike("DATABASE_URL", Proxy::cut, Some(Proxy::heal)).await;
+}
+
+#[tokio::test]
+async fn postgres_hangs_for_ten_seconds() {
+    strike("DATABASE_URL", Proxy::stall, Some(Proxy::heal)).await;
+}
+
+#[tokio::test]
+async fn postgres_moves_to_another_machine_while_it_hangs() {
+    strike("DATABASE_URL", Proxy::stall, Some(Proxy::fail_over)).await;
+}
+
+#[tokio::test]
+async fn postgres_moves_to_another_machine() {
+    strike("DATABASE_URL", Proxy::fail_over, None).await;
+}
+
+#[tokio::test]
+async fn redis_stops_for_ten_seconds() {
+    strike("REDIS_URL", Proxy::cut, Some(Proxy::heal)).await;
+}
+
+#[tokio::test]
+async fn redis_hangs_for_ten_seconds() {
+    strike("REDIS_URL", Proxy::stall, Some(Proxy::heal)).await;
+}
+
+#[tokio::test]
+async fn redis_moves_to_another_machine_while_it_hangs() {
+    strike("REDIS_URL", Proxy::stall, Some(Proxy::fail_over)).await;
+}
+
+#[tokio::test]
+async fn redis_moves_to_another_machine() {
+    strike("REDIS_URL", Proxy::fail_over, None).await;
 }
 
 #[tokio::test]

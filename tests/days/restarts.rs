@@ -75,11 +75,17 @@ async fn a_process_that_is_killed_takes_only_its_requests_in_flight_with_it() {
 #[tokio::test]
 async fn five_sigterms_are_one_drain() {
     let deploy = Deploy::new().await.with("DRAIN_DELAY", "1s");
-    let mut web = deploy.web().await;
-    for _ in 0..5 {
-        web.process.signal(Signal::SIGTERM);
-        web.process.says("draining").await;
+    let web = deploy.web().await.process;
+    let (worker, clock) = (deploy.start("worker"), deploy.start("clock"));
+    worker.says("worker is starting").await;
+    clock.says("is new").await;
+    for mut process in [web, worker, clock] {
+        for _ in 0..5 {
+            // The later ones may find it gone.
+            let _ = nix::sys::signal::kill(process.pid(), Signal::SIGTERM);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(process.exit().await.code(), Some(0));
+        assert_eq!(process.lines().iter().filter(|line| line.contains("draining")).count(), 1);
     }
-    assert_eq!(web.process.exit().await.code(), Some(0));
-    assert_eq!(web.process.lines().iter().filter(|line| line.contains("draining")).count(), 1);
 }

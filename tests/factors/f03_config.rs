@@ -83,6 +83,17 @@ async fn what_the_database_url_leaves_out_is_a_problem_and_not_a_guess() {
 }
 
 #[tokio::test]
+async fn a_file_of_certificates_that_vouches_for_nobody_is_a_problem_even_where_it_is_empty() {
+    for file in ["", "/nowhere/sekret", "src", "Cargo.toml"] {
+        let output = run("clock", &[("DATABASE_URL", "postgres://user@host/name"), ("SSL_CERT_FILE", file)]).await;
+        assert_eq!(output.status.code(), Some(78), "{file}");
+        let told = stderr(&output);
+        assert!(told.contains("SSL_CERT_FILE must be a file") && !told.contains("sekret"), "{told}");
+        assert_eq!(told.lines().count(), 2, "{told}");
+    }
+}
+
+#[tokio::test]
 async fn a_secret_may_come_from_a_file_but_not_from_two_places() {
     let deploy = Deploy::new().await;
     let folder = tempfile();

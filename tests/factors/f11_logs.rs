@@ -49,7 +49,8 @@ async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
 
 #[tokio::test]
 async fn what_is_secret_or_personal_is_in_no_line() {
-    let deploy = Deploy::new().await;
+    // Whatever is asked of the log, libraries included.
+    let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     let token = deploy.mail.to(&ada.email, "Is this your address?").await.token();
@@ -57,10 +58,19 @@ async fn what_is_secret_or_personal_is_in_no_line() {
     ada.remind("a private message", 1).await;
     deploy.mail.to(&ada.email, "A reminder").await;
     let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split([';', '=']).nth(1).unwrap().to_owned();
+    let minted =
+        ada.post("/tokens", serde_json::json!({ "name": "a marked name", "scopes": ["reminders:read"], "expires_in_days": 1 })).await;
+    let minted: serde_json::Value = minted.json().await.unwrap();
+    let bearer = minted["secret"].as_str().unwrap_or_else(|| panic!("{minted}")).to_owned();
+    let asked =
+        crate::support::deploy::client().get(format!("{}/api/v1/reminders?limit=5&marker=of-a-query", web.url)).bearer_auth(&bearer);
+    asked.header("user-agent", "marker-of-a-header").send().await.unwrap();
+    ada.patch("/account", serde_json::json!({ "email": format!("new-{}", ada.email) })).await;
+    ada.post("/account/password", serde_json::json!({ "old": "marker-of-a-wrong-password", "new": "marker-of-a-new-password" })).await;
     worker.logged("the job's end", |line| line["job_kind"] == "send_reminder" && line["outcome"] == "done").await;
     let lines = [web.process.lines(), worker.lines()].concat().join("\n");
     assert!(lines.contains("/verify"), "the route is there, the query is not");
-    for secret in [PASSWORD, &ada.email, &token, &cookie, "a private message"] {
+    for secret in [PASSWORD, &ada.email, &token, &cookie, &bearer, "a private message", "a marked name", "marker-of-"] {
         assert!(!lines.contains(secret), "{secret}: {lines}");
     }
 }

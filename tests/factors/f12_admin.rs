@@ -86,7 +86,7 @@ async fn the_doctor_tells_what_is_wrong_and_what_to_do() {
     let deploy = Deploy::new().await;
     let well = deploy.admin(&["doctor"]).await;
     assert_eq!(well.status.code(), Some(0), "{well:?}");
-    assert_eq!(stdout(&well).lines().filter(|line| line.starts_with("ok ")).count(), 6, "{}", stdout(&well));
+    assert_eq!(stdout(&well).lines().filter(|line| line.starts_with("ok ")).count(), 8, "{}", stdout(&well));
 
     for (deploy, check) in [
         (Deploy::unmigrated().await, "schema"),

@@ -13,3 +13,4 @@ mod f09_disposability;
 mod f10_parity;
 mod f11_logs;
 mod f12_admin;
+mod f14_telemetry;

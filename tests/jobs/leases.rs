@@ -87,10 +87,10 @@ async fn a_worker_that_is_cut_off_stops_its_jobs_before_another_may_take_them() 
 
 #[tokio::test]
 async fn a_job_that_locks_its_own_row_does_not_lapse_its_neighbours_leases() {
-    let deploy = Deploy::new().await.with("JOB_LEASE", "2s");
+    let deploy = Deploy::new().await.with("JOB_LEASE", "4s");
     let mut database = deploy.database().await;
-    let holder = insert(&mut database, "hold_row", json!({ "millis": 8000 }), 10).await;
-    let neighbour = insert(&mut database, "sleep", json!({ "millis": 5000 }), 10).await;
+    let holder = insert(&mut database, "hold_row", json!({ "millis": 12_000 }), 10).await;
+    let neighbour = insert(&mut database, "sleep", json!({ "millis": 9000 }), 10).await;
     let worker = deploy.rough_worker();
     started(&worker, holder).await;
     let ended = worker.logged("its end", |line| line["job_id"] == neighbour && line["outcome"].is_string()).await;

@@ -10,11 +10,15 @@ use super::{eventually, free_port};
 
 /// Whether a tool is there; a test without it is skipped, but where every check must run it fails.
 pub fn has(tool: &str) -> bool {
-    let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).exists()))
-        || PathBuf::from("/usr/sbin").join(tool).exists();
-    assert!(found || std::env::var("CI").as_deref() != Ok("true"), "{tool} is missing");
+    let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).exists()));
+    found_or_skipped(found || PathBuf::from("/usr/sbin").join(tool).exists(), tool)
+}
+
+/// The same for what is looked for elsewhere.
+pub fn found_or_skipped(found: bool, what: &str) -> bool {
+    assert!(found || std::env::var("CI").as_deref() != Ok("true"), "{what} is missing");
     if !found {
-        println!("skipped: needs {tool}");
+        println!("skipped: needs {what}");
     }
     found
 }

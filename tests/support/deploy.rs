@@ -18,6 +18,7 @@ use super::{PATIENCE, Process};
 /// The database that every test's own is copied from.
 const TEMPLATE: &str = "migrated";
 
+#[derive(Clone)]
 pub struct Deploy {
     pub environment: BTreeMap<String, String>,
     pub mail: Arc<Sink>,
@@ -81,7 +82,7 @@ impl Deploy {
 
     /// The same deploy with another value in its environment.
     pub fn clone_with(&self, name: &str, value: impl ToString) -> Self {
-        Self { environment: self.environment.clone(), mail: self.mail.clone() }.with(name, value)
+        self.clone().with(name, value)
     }
 
     /// Starts a process type.

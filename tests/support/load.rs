@@ -4,7 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use reqwest::Client;
+use jiff::Timestamp;
+use reqwest::{Client, RequestBuilder};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::deploy::client;
+use super::journal::now;
+use super::person::{Person, in_seconds};
 
 /// Clients that ask one thing after the other until they are told to stop.
 pub struct Load {
@@ -33,7 +40,7 @@ impl Load {
                         Err(e) => failures.push(format!("{e:?}")),
                     }
                     // Many connections, not much work: the machine is the tests' all together.
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    tokio::time::sleep(Duration::from_millis(500)).await;
                 }
                 failures
             })
@@ -51,4 +58,139 @@ impl Load {
         }
         (self.answered.load(Ordering::Relaxed), failures)
     }
+}
+
+/// Somebody with a session who asks any of several webs, and goes on when one does not answer.
+#[derive(Clone)]
+pub struct Customer {
+    email: String,
+    cookie: String,
+    /// Names and addresses.
+    webs: Vec<(&'static str, String)>,
+    random: fastrand::Rng,
+}
+
+/// A connection that broke, and in which time.
+#[derive(Debug)]
+pub struct Broken {
+    pub web: &'static str,
+    pub from: Timestamp,
+    pub to: Timestamp,
+    pub error: String,
+}
+
+/// What customers saw.
+#[derive(Default)]
+pub struct Seen {
+    pub answered: usize,
+    /// Answered with 503.
+    pub refused: usize,
+    pub broken: Vec<Broken>,
+    /// Reminders that were promised: id and message.
+    pub accepted: Vec<(Uuid, String)>,
+    /// What no client should ever see.
+    pub wrong: Vec<String>,
+}
+
+impl Seen {
+    pub fn add(&mut self, other: Self) {
+        self.answered += other.answered;
+        self.refused += other.refused;
+        self.broken.extend(other.broken);
+        self.accepted.extend(other.accepted);
+        self.wrong.extend(other.wrong);
+    }
+}
+
+impl Customer {
+    /// Somebody new, whose address is still to be verified.
+    pub async fn sign_up(webs: &[(&'static str, String)], random: fastrand::Rng) -> Self {
+        let person = Person { client: client(), email: format!("{}@example.com", Uuid::new_v4().simple()), url: webs[0].1.clone() };
+        let cookie = person.cookie().await;
+        Self { email: person.email, cookie, webs: webs.to_vec(), random }
+    }
+
+    /// Still signed in at every web.
+    pub async fn is_known_everywhere(&self) {
+        for (web, url) in &self.webs {
+            let request = client().get(format!("{url}/api/v1/session")).header("cookie", &self.cookie);
+            assert_eq!(request.send().await.expect("web answers").status(), 200, "{} has lost the session at {web}", self.email);
+        }
+    }
+
+    /// Asks who they are, again and again.
+    pub async fn look(mut self, stop: Arc<AtomicBool>) -> Seen {
+        let mut seen = Seen::default();
+        let client = patient_client();
+        while !stop.load(Ordering::Relaxed) {
+            match self.ask(&mut seen, |web| client.get(format!("{web}/api/v1/session"))).await {
+                // Another's session would be worse than none.
+                Some((200, body)) if body["email"] == self.email => {}
+                Some(other) => seen.wrong.push(format!("{} who asks for the session: {other:?}", now())),
+                None => {}
+            }
+            self.pause().await;
+        }
+        seen
+    }
+
+    /// Makes reminders, each until it is promised or too late.
+    pub async fn remind(mut self, stop: Arc<AtomicBool>) -> Seen {
+        let mut seen = Seen::default();
+        let client = patient_client();
+        while !stop.load(Ordering::Relaxed) {
+            let (key, due_at) = (Uuid::new_v4().to_string(), in_seconds(self.random.i64(1..=5)));
+            let body = json!({ "message": key, "due_at": due_at });
+            loop {
+                let request = |web: &str| client.post(format!("{web}/api/v1/reminders")).header("idempotency-key", &key).json(&body);
+                match self.ask(&mut seen, request).await {
+                    Some((201, made)) if made["message"] == key => {
+                        seen.accepted.push((made["id"].as_str().and_then(|id| id.parse().ok()).expect("an id"), key));
+                        break;
+                    }
+                    Some((422, problem)) if problem["errors"][0]["field"] == "due_at" && now().to_string() > due_at => break,
+                    // The web that was killed with the first request is not yet missed by Postgres.
+                    Some((409, problem)) if problem["type"] == "/problems/idempotency-key-in-use" => {}
+                    Some(other) => {
+                        seen.wrong.push(format!("{} for a reminder: {other:?}", now()));
+                        break;
+                    }
+                    None => {}
+                }
+                self.pause().await;
+            }
+            self.pause().await;
+        }
+        seen
+    }
+
+    /// The status and the body, or nothing if there is no use of it.
+    async fn ask(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) -> Option<(u16, Value)> {
+        let (web, url) = self.random.choice(&self.webs).expect("a web");
+        let from = now();
+        let asking = async {
+            let answer = request(url).header("cookie", &self.cookie).header("sec-fetch-site", "same-origin").send().await?;
+            Ok::<_, reqwest::Error>((answer.status().as_u16(), answer.json().await?))
+        };
+        match asking.await {
+            Ok((503, _)) => seen.refused += 1,
+            Ok(answer) => {
+                seen.answered += 1;
+                return Some(answer);
+            }
+            Err(e) if e.is_timeout() => seen.wrong.push(format!("{} of {web}: no answer since {from}", now())),
+            Err(e) => seen.broken.push(Broken { web, from, to: now(), error: format!("{e:?}") }),
+        }
+        None
+    }
+
+    async fn pause(&mut self) {
+        tokio::time::sleep(Duration::from_millis(self.random.u64(50..250))).await;
+    }
+}
+
+/// A connection for each request, so that none can break for being old.
+fn patient_client() -> Client {
+    let client = Client::builder().pool_max_idle_per_host(0).retry(reqwest::retry::never());
+    client.timeout(super::PATIENCE).build().expect("a client")
 }

@@ -12,6 +12,8 @@ pub struct Mail {
     pub subject: String,
     pub message_id: String,
     pub text: String,
+    pub request_id: Option<String>,
+    pub traceparent: Option<String>,
 }
 
 impl Mail {
@@ -31,7 +33,8 @@ pub struct Sink {
 impl Sink {
     pub async fn start() -> Self {
         let mut command = Command::new(programs().join("examples/mail"));
-        command.args(["127.0.0.1:0", "127.0.0.1:0"]);
+        // As many as the longest soak sends.
+        command.args(["127.0.0.1:0", "127.0.0.1:0", "1000000"]);
         let process = Process::spawn(command);
         let line = process.line("takes mail", |line| line.starts_with("takes mail at ")).await;
         let mut addresses = line.split([' ', ',']).filter(|word| word.contains("://")).map(str::to_owned);

@@ -5,13 +5,19 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod balancer;
+pub mod collector;
 pub mod deploy;
+pub mod formation;
+pub mod journal;
 pub mod load;
+pub mod log_schema;
 pub mod mail;
 pub mod person;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
+pub mod tls;
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;

@@ -5,6 +5,8 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::balancer::found_or_skipped;
+
 /// Starts a server with the functions that the scripts use, prints its address, and restarts it for each line it reads.
 /// SIGQUIT is Postgres's immediate shutdown: connections break, and the next start recovers as after a crash.
 const SCRIPT: &str = r#"
@@ -12,14 +14,18 @@ set -euo pipefail
 . bin/services.sh
 . .local/services
 [ "$POSTGRES" != docker ] || { echo none; exit 0; }
+# Its key must be its own, and where this is root it runs as another user.
+for option in "$@"; do
+    case $option in ssl_key_file=*) chown -R "$(service_user)" "$(dirname "${option#*=}")" ;; esac
+done
 begin ".local/postgres-$$.throwaway"
 trap finish EXIT
-start_postgres -c fsync=off
+start_postgres -c fsync=off "$@"
 echo "$postgres_url"
 while read -r _; do
     kill -s QUIT "$launched"
     wait_for_end "$launched"
-    start_postgres -c fsync=off
+    start_postgres -c fsync=off "$@"
     echo restarted
 done
 "#;
@@ -35,16 +41,19 @@ pub struct Postgres {
 impl Postgres {
     /// None where there are no programs of Postgres on this machine.
     pub async fn start() -> Option<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with options of the server's.
+    pub async fn start_with(options: &[&str]) -> Option<Self> {
         let mut command = Command::new("bash");
-        let mut script = command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("bash runs");
+        let mut script =
+            command.args(["-c", SCRIPT, "bash"]).args(options).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("bash runs");
         let (commands, answers) = (script.stdin.take().expect("piped"), script.stdout.take().expect("piped"));
         let mut answers = BufReader::new(answers).lines();
         let url = answers.next_line().await.expect("an answer").expect("an address");
-        if url == "none" {
-            println!("skipped: needs Postgres's programs on this machine");
-            return None;
-        }
-        Some(Self { url, commands, answers, _script: script })
+        let found = found_or_skipped(url != "none", "Postgres's own program");
+        found.then_some(Self { url, commands, answers, _script: script })
     }
 
     /// Strikes it down at once and starts it again.

@@ -66,6 +66,11 @@ impl Process {
         kill(self.pid(), signal).expect("the process is there");
     }
 
+    /// Its exit status, if it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("its status")
+    }
+
     /// Waits for the exit; what was logged until then stays readable.
     pub async fn exit(&mut self) -> ExitStatus {
         self.exit_within(PATIENCE).await
@@ -125,6 +130,22 @@ impl Process {
             }
         };
         timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never logged `{what}`: {:#?}", self.lines()))
+    }
+}
+
+/// Whatever a test made a program say, it must have said it in the form that was promised.
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        for line in self.lines().iter().filter(|line| line.starts_with("{\"timestamp\"")) {
+            // One that was killed may have been in the midst of a line.
+            let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
+            if let Some(fault) = super::log_schema::fault(&line) {
+                panic!("{fault}: {line}");
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A network that breaks: a TCP proxy that can be cut, stalled and healed.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -16,22 +17,42 @@ enum State {
     Cut,
 }
 
+/// How connections fare, and how often the resource has moved away from them.
+type Fate = (State, usize);
+
+/// Sees each piece that a client sends.
+type Watch = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
 /// Forwards to an address for as long as nobody interferes. It is reached at the same port all its life.
 pub struct Proxy {
     pub address: SocketAddr,
-    state: Arc<watch::Sender<State>>,
+    state: Arc<watch::Sender<Fate>>,
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Proxy {
     pub async fn to(target: String) -> Self {
+        let sent = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let keep = sent.clone();
+        let proxy = Self::watched(target, move |piece| keep.lock().expect("no panic while locked").push(piece.to_vec())).await;
+        Self { sent, ..proxy }
+    }
+
+    /// Keeps nothing of what clients send, and shows it instead.
+    pub async fn watched(target: String, watch: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
         // It must be free again after each cut.
         let listener = TcpListener::bind(("127.0.0.1", super::free_port())).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let (sender, state) = watch::channel(State::Open);
-        let sent = Arc::default();
-        tokio::spawn(forward(listener, address, target, state, Arc::clone(&sent)));
-        Self { address, state: Arc::new(sender), sent }
+        let (sender, state) = watch::channel((State::Open, 0));
+        let connections = Arc::default();
+        tokio::spawn(forward(listener, address, target, state, Arc::new(watch), Arc::clone(&connections)));
+        Self { address, state: Arc::new(sender), sent: Arc::default(), connections }
+    }
+
+    /// How many connections go through it now.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// What clients have sent so far, as it came in: who waits for an answer before the next question sends two pieces.
@@ -42,16 +63,26 @@ impl Proxy {
 
     /// Breaks every connection and refuses new ones.
     pub fn cut(&self) {
-        self.state.send_replace(State::Cut);
+        self.set(State::Cut);
     }
 
     /// Lets nothing through any more, as a network does that drops packets.
     pub fn stall(&self) {
-        self.state.send_replace(State::Stalled);
+        self.set(State::Stalled);
     }
 
     pub fn heal(&self) {
-        self.state.send_replace(State::Open);
+        self.set(State::Open);
+    }
+
+    /// As if the resource had moved to another machine and the old one were off: new connections work, and on those that
+    /// there are nothing passes ever again, nor are they told so.
+    pub fn fail_over(&self) {
+        self.state.send_modify(|(state, moves)| (*state, *moves) = (State::Open, *moves + 1));
+    }
+
+    fn set(&self, new: State) {
+        self.state.send_modify(|(state, _)| *state = new);
     }
 }
 
@@ -59,12 +90,13 @@ async fn forward(
     listener: TcpListener,
     address: SocketAddr,
     target: String,
-    mut state: watch::Receiver<State>,
-    sent: Arc<Mutex<Vec<Vec<u8>>>>,
+    mut state: watch::Receiver<Fate>,
+    watch: Watch,
+    connections: Arc<AtomicUsize>,
 ) {
     let mut listener = Some(listener);
     loop {
-        if *state.borrow_and_update() == State::Cut {
+        if state.borrow_and_update().0 == State::Cut {
             listener = None;
             if state.changed().await.is_err() {
                 return;
@@ -75,7 +107,12 @@ async fn forward(
         tokio::select! {
             accepted = listening.accept() => {
                 if let Ok((stream, _)) = accepted {
-                    tokio::spawn(pass(stream, target.clone(), state.clone(), sent.clone()));
+                    let (passing, connections) = (pass(stream, target.clone(), state.clone(), watch.clone()), connections.clone());
+                    tokio::spawn(async move {
+                        connections.fetch_add(1, Ordering::Relaxed);
+                        passing.await;
+                        connections.fetch_sub(1, Ordering::Relaxed);
+                    });
                 }
             }
             changed = state.changed() => if changed.is_err() { return },
@@ -89,22 +126,24 @@ fn bind(address: SocketAddr) -> TcpListener {
     socket.bind(address).and_then(|()| socket.listen(128)).expect("the port is still ours")
 }
 
-async fn pass(from: TcpStream, target: String, mut state: watch::Receiver<State>, sent: Arc<Mutex<Vec<Vec<u8>>>>) {
+async fn pass(from: TcpStream, target: String, mut state: watch::Receiver<Fate>, watch: Watch) {
     let Ok(to) = TcpStream::connect(&target).await else { return };
     let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
     tokio::select! {
-        () = pump(from_read, to_write, state.clone(), |piece| sent.lock().expect("no panic while locked").push(piece.to_vec())) => {}
+        () = pump(from_read, to_write, state.clone(), &*watch) => {}
         () = pump(to_read, from_write, state.clone(), |_| {}) => {}
-        _ = state.wait_for(|state| *state == State::Cut) => {}
+        _ = state.wait_for(|(state, _)| *state == State::Cut) => {}
     }
 }
 
-async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut state: watch::Receiver<State>, see: impl Fn(&[u8])) {
+async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut state: watch::Receiver<Fate>, see: impl Fn(&[u8])) {
     let mut buffer = vec![0; 16 * 1024];
+    let here = state.borrow().1;
     loop {
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
         see(&buffer[..count]);
-        if state.wait_for(|state| *state != State::Stalled).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
+        let passes = |(state, moves): &Fate| *state != State::Stalled && *moves == here;
+        if state.wait_for(passes).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
     }

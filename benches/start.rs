@@ -1,0 +1,86 @@
+//! `bin/bench start`: how long a process takes from its exec until it is ready, and from SIGTERM until it is gone, beside
+//! what it takes to start and end a program of that size which does nothing.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "it prints figures and fails by panicking"
+)]
+
+mod report;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use report::{Bars, figure, median, spread};
+
+const ROUNDS: usize = 30;
+
+fn main() {
+    let programs = PathBuf::from(std::env::var("PROGRAMS").expect("run it with bin/bench"));
+    let mut bars = Bars::default();
+    let mut nothing = Vec::new();
+    let mut times = [("web", Vec::new(), Vec::new()), ("worker", Vec::new(), Vec::new()), ("clock", Vec::new(), Vec::new())];
+    for _ in 0..ROUNDS {
+        nothing.push(milliseconds(|| drop(Command::new(programs.join("admin")).arg("--version").output().unwrap())));
+        for (program, ready, gone) in &mut times {
+            let (to_ready, to_exit) = live_and_die(&programs, program);
+            ready.push(to_ready);
+            gone.push(to_exit);
+        }
+    }
+    figure("admin --version, exec to exit, ms, median", format!("{:.1}", median(&nothing)));
+    for (program, ready, gone) in &times {
+        bars.reach(&format!("{program}, exec to ready, ms, median"), median(ready), median(ready) < 50.0, "50");
+        figure("   of thirty starts", spread(ready, 1));
+        bars.reach(&format!("{program}, idle, SIGTERM to exit, ms, median"), median(gone), median(gone) < 50.0, "50");
+        figure("   of thirty ends", spread(gone, 1));
+    }
+    bars.finish();
+}
+
+fn milliseconds(work: impl FnOnce()) -> f64 {
+    let started = Instant::now();
+    work();
+    started.elapsed().as_secs_f64() * 1000.0
+}
+
+/// One life of a process: until it is ready, and from SIGTERM until it is gone.
+fn live_and_die(programs: &std::path::Path, program: &str) -> (f64, f64) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let variable = if program == "web" { "PORT" } else { "METRICS_PORT" };
+    let mut command = Command::new(programs.join(program));
+    command.env(variable, port.to_string()).stdout(Stdio::null());
+    let started = Instant::now();
+    let mut child = command.spawn().unwrap();
+    while !is_ready(port) {
+        assert!(started.elapsed() < Duration::from_secs(10), "{program} does not become ready");
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    let to_ready = started.elapsed().as_secs_f64() * 1000.0;
+    // What a start leaves to do is done by then.
+    std::thread::sleep(Duration::from_millis(200));
+    let to_exit = milliseconds(|| {
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+        assert!(child.wait().unwrap().success());
+    });
+    (to_ready, to_exit)
+}
+
+fn is_ready(port: u16) -> bool {
+    let asking = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        std::io::Result::Ok(answer.starts_with("HTTP/1.1 200"))
+    };
+    asking().unwrap_or(false)
+}

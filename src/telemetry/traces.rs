@@ -1,0 +1,171 @@
+//! Traces: every request and every job is part of one, whose id stands on its log lines and goes on into the jobs and
+//! mails that follow from it (W3C Trace Context). With the feature `otel` and `OTEL_EXPORTER_OTLP_ENDPOINT`, spans go
+//! to a collector; nothing ever waits for that, and what the collector does not take is lost.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+use tracing::Span;
+use uuid::Uuid;
+
+use super::current_field;
+
+/// Where in a trace something is: what the header `traceparent` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    trace: u128,
+    span: u64,
+    flags: u8,
+}
+
+impl Place {
+    /// Version 00, or a later one, whose beginning is the same (W3C Trace Context, 3.2).
+    fn parse(traceparent: &str) -> Option<Self> {
+        let mut parts = traceparent.split('-');
+        let mut hex = |length: usize| {
+            let part = parts.next().filter(|part| part.len() == length)?;
+            let lower = part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            lower.then(|| u128::from_str_radix(part, 16).ok()).flatten()
+        };
+        let (version, trace, span, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+        let place = Self { trace, span: span.try_into().ok()?, flags: flags.try_into().ok()? };
+        (version != 0xff && place.trace != 0 && place.span != 0 && (version != 0 || parts.next().is_none())).then_some(place)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags)
+    }
+}
+
+/// Makes a span part of the trace that a `traceparent` names, or of a new one; the span's own is in its field
+/// `traceparent` then.
+pub fn join(span: &Span, traceparent: Option<&str>) {
+    let parent = traceparent.and_then(Place::parse);
+    let own = exported(span, parent).unwrap_or_else(|| {
+        let (trace, random) = (Uuid::new_v4(), Uuid::new_v4().as_u64_pair().1);
+        Place { trace: parent.map_or(trace.as_u128(), |parent| parent.trace), span: random, flags: parent.map_or(0, |parent| parent.flags) }
+    });
+    span.record("traceparent", tracing::field::display(own));
+}
+
+/// What of the request or job around the caller goes on into the jobs that it enqueues.
+pub fn context() -> Option<Value> {
+    let request_id = current_field("request_id")?;
+    Some(json!({ "request_id": request_id, "traceparent": current_field("traceparent") }))
+}
+
+/// Makes a job's span the continuation of what [`context`] noted.
+pub fn resume(span: &Span, context: Option<&Value>) {
+    let text = |name| context.and_then(|context: &Value| context.get(name)?.as_str());
+    if let Some(id) = text("request_id") {
+        span.record("request_id", id);
+    }
+    join(span, text("traceparent"));
+}
+
+#[cfg(feature = "otel")]
+pub use otel::*;
+
+#[cfg(feature = "otel")]
+mod otel {
+    use std::time::Duration;
+
+    use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider};
+    use opentelemetry::{Context, KeyValue};
+    use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+    use opentelemetry_sdk::Resource;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use secrecy::ExposeSecret;
+    use tracing::{Level, Span, Subscriber};
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::filter::filter_fn;
+    use tracing_subscriber::registry::LookupSpan;
+
+    use super::Place;
+    use crate::config;
+    use crate::release::Release;
+
+    /// How long the end of a process waits for the collector.
+    const LAST_EXPORT: Duration = Duration::from_secs(1);
+
+    /// Sends what is left when it is dropped.
+    pub struct Export(SdkTracerProvider);
+
+    impl Drop for Export {
+        fn drop(&mut self) {
+            // A collector that is away loses its spans, and holds no exit.
+            let _ = self.0.shutdown_with_timeout(LAST_EXPORT);
+        }
+    }
+
+    /// The layer that sends the spans of this crate, if the config names a collector. The SDK reads the other variables
+    /// (`OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_EXPORTER_OTLP_HEADERS` …) by itself, as its specification says.
+    /// Errors: The exporter cannot be built.
+    pub fn layer<S>(config: &config::Process, release: &Release) -> anyhow::Result<Option<(impl Layer<S>, Export)>>
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        if config.otel_exporter_otlp_endpoint.is_none() {
+            return Ok(None);
+        }
+        let headers = config.otel_exporter_otlp_headers.iter().flat_map(|headers| headers.expose_secret().split(','));
+        let headers = headers.filter_map(|header| header.split_once('=')).map(|(name, value)| (name.trim().to_owned(), value.to_owned()));
+        let exporter = SpanExporter::builder().with_http().with_headers(headers.collect()).build()?;
+        let resource = Resource::builder()
+            .with_attribute(KeyValue::new("service.version", release.commit))
+            .with_attribute(KeyValue::new("process.type", release.process));
+        // The variable's own word counts, and without it the process type is better than `unknown_service`.
+        let resource = match config.otel_service_name {
+            Some(_) => resource,
+            None => resource.with_service_name(release.process),
+        };
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+        let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("app") && *metadata.level() <= Level::DEBUG);
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("app")).with_location(false).with_threads(false);
+        Ok(Some((layer.with_filter(ours), Export(provider))))
+    }
+
+    /// Puts a span under its parent, and says where it is if it is sent at all.
+    pub(super) fn exported(span: &Span, parent: Option<Place>) -> Option<Place> {
+        if let Some(Place { trace, span: parent, flags }) = parent {
+            let (trace, parent) = (TraceId::from(trace), SpanId::from(parent));
+            let remote = SpanContext::new(trace, parent, TraceFlags::new(flags), true, TraceState::default());
+            span.set_parent(Context::new().with_remote_span_context(remote)).ok()?;
+        }
+        let context = span.context();
+        let own = context.span().span_context().clone();
+        own.is_valid().then(|| Place {
+            trace: u128::from_be_bytes(own.trace_id().to_bytes()),
+            span: u64::from_be_bytes(own.span_id().to_bytes()),
+            flags: own.trace_flags().to_u8(),
+        })
+    }
+}
+
+#[cfg(not(feature = "otel"))]
+pub use without::*;
+
+/// Without the feature nothing is sent, and a variable that asks for it is told so.
+#[cfg(not(feature = "otel"))]
+mod without {
+    use tracing::Span;
+    use tracing_subscriber::layer::Identity;
+
+    use super::Place;
+    use crate::config;
+    use crate::release::Release;
+
+    pub struct Export;
+
+    pub fn layer(config: &config::Process, _: &Release) -> anyhow::Result<Option<(Identity, Export)>> {
+        anyhow::ensure!(config.otel_exporter_otlp_endpoint.is_none(), "this program was built without the feature otel");
+        Ok(None)
+    }
+
+    pub(super) fn exported(_: &Span, _: Option<Place>) -> Option<Place> {
+        None
+    }
+}

@@ -1,0 +1,251 @@
+//! Everything is disturbed at once and at random while clients work, and then it is proven that nothing was lost.
+//!
+//! A binary of its own, so that it alone has the machine. The seed decides what is done to whom, in which order and for how long; the timing of the system cannot be had again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use sqlx::PgPool;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use uuid::Uuid;
+
+use crate::support::formation::{self, Links, PLACES, Place};
+use crate::support::journal::{Journal, Kind};
+use crate::support::load::{Customer, Seen};
+use crate::support::postgres::Postgres;
+use crate::support::{Deploy, PATIENCE, Proxy, eventually};
+
+/// Short, so that processes are stopped for longer.
+const LEASE: Duration = Duration::from_secs(3);
+
+/// Half of them make reminders, half ask for their session.
+const CUSTOMERS: usize = 16;
+
+const POSTGRES_POOL: usize = 4;
+const REDIS_POOL: usize = 2;
+
+/// A process at rest has its connections, its listeners, its log, and the runtime's own few.
+const DESCRIPTORS: usize = 40;
+
+/// What a process may grow in all the time after its first ten seconds. A debug build's allocator keeps some of what a
+/// burst took; a leak of a kilobyte in each request or job would be more within minutes.
+const GROWTH_KIB: usize = 16 * 1024;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_whatever_happens_to_whom() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let variable = |name| std::env::var(name).ok();
+    let minutes: f64 = variable("CHAOS_MINUTES").map_or(1.0, |minutes| minutes.parse().expect("a number of minutes"));
+    let seed: u64 = variable("CHAOS_SEED").map_or_else(|| fastrand::u64(..1_000_000), |seed| seed.parse().expect("a seed is a number"));
+    println!("seed {seed}, to be had again with: bin/chaos {minutes} {seed}");
+    let mut random = Rng::with_seed(seed);
+
+    let deploy = Deploy::unmigrated().await.with("DATABASE_URL", format!("{}/postgres", postgres.url));
+    let deploy = deploy.with("DATABASE_POOL_SIZE", POSTGRES_POOL).with("REDIS_POOL_SIZE", REDIS_POOL);
+    let deploy = deploy.with("JOB_LEASE", format!("{}s", LEASE.as_secs())).with("RATE_LIMIT_REQUESTS", 10_000_000);
+    assert!(deploy.admin(&["migrate"]).await.status.success());
+    let journal = Journal::default();
+    let _teller = journal.teller();
+    let links = formation::links(&deploy, &journal).await;
+    let mut places = Vec::new();
+    for name in PLACES {
+        places.push(Place::fill(name, &deploy, &links, &journal).await);
+    }
+    for place in &places {
+        place.ready().await;
+    }
+    let webs: Vec<_> = places.iter().filter(|place| place.name.starts_with("web")).map(|web| (web.name, web.url.clone())).collect();
+    let database = PgPool::connect(&deploy.environment["DATABASE_URL"]).await.unwrap();
+    let mut customers = Vec::new();
+    for _ in 0..CUSTOMERS {
+        customers.push(Customer::sign_up(&webs, random.fork()).await);
+    }
+    sqlx::query("UPDATE accounts SET verified_at = now()").execute(&database).await.unwrap();
+    settle(&database).await;
+    journal.note_jobs(&database).await;
+
+    let until = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (making, looking) = customers.split_at(CUSTOMERS / 2);
+    let making = making.iter().map(|customer| tokio::spawn(customer.clone().remind(stop.clone())));
+    let looking = looking.iter().map(|customer| tokio::spawn(customer.clone().look(stop.clone())));
+    let load: Vec<_> = making.chain(looking).collect();
+    let mut networks = Vec::new();
+    for variable in ["DATABASE_URL", "REDIS_URL", "SMTP_URL"] {
+        networks.push(tokio::spawn(disturb_network(variable, links.clone(), journal.clone(), random.fork(), until)));
+    }
+    let crashes = tokio::spawn(crash(postgres, journal.clone(), random.fork(), until));
+    let troubled: Vec<_> = places.into_iter().map(|place| tokio::spawn(trouble(place, random.fork(), until))).collect();
+
+    for network in networks {
+        network.await.unwrap();
+    }
+    let _postgres = crashes.await.unwrap();
+    let mut places = Vec::new();
+    for place in troubled {
+        places.push(place.await.unwrap());
+    }
+    for place in &places {
+        place.ready().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut seen = Seen::default();
+    for customer in load {
+        let at_rest = timeout(PATIENCE, customer).await;
+        seen.add(at_rest.expect("nothing is disturbed any more, so nobody is refused").unwrap());
+    }
+    settle(&database).await;
+
+    for place in &mut places {
+        place.look();
+        place.read_log();
+    }
+    assert!(seen.wrong.is_empty(), "{} wrong answers: {:#?}", seen.wrong.len(), &seen.wrong[..seen.wrong.len().min(20)]);
+    let accepted = u32::try_from(seen.accepted.len()).unwrap();
+    assert!(f64::from(accepted) > minutes * 50.0, "too little load to tell: {accepted} reminders");
+    let unexpected: Vec<_> = seen.broken.iter().filter(|broken| !journal.was_away(broken.web, broken.from, broken.to)).collect();
+    assert!(unexpected.is_empty(), "connections broke to webs that nobody took away: {unexpected:#?}");
+    for customer in &customers {
+        customer.is_known_everywhere().await;
+    }
+    let (mailed, twice) = mails(&deploy, &database, &journal, &seen).await;
+    let at_rest = at_rest(&places).await;
+    let count = |kind| journal.count(kind);
+    println!(
+        "| | |\n|---|---|\n| minutes, seed | {minutes}, {seed} |\n| `kill -9`, SIGTERM, SIGSTOP | {}, {}, {} |\n\
+         | ways to resources cut, stalled | {}, {} |\n| crashes of Postgres | {} |\n\
+         | requests answered, refused with 503, broken with their process | {}, {}, {} |\n\
+         | reminders accepted, lost | {accepted}, 0 |\n| reminders mailed; twice, each explained | {mailed}; {twice} |\n\
+         | sessions kept, lost | {CUSTOMERS}, 0 |\n{at_rest}",
+        count(Kind::Kill),
+        count(Kind::Terminate),
+        count(Kind::Stop),
+        count(Kind::Cut),
+        count(Kind::Stall),
+        count(Kind::Crash),
+        seen.answered,
+        seen.refused,
+        seen.broken.len(),
+    );
+}
+
+/// Kills, terminates and stops the process at one place.
+async fn trouble(mut place: Place, mut random: Rng, until: Instant) -> Place {
+    while pause(&mut random, 500..6000, until).await {
+        place.look();
+        match random.u8(..10) {
+            0..4 if !place.is_lasting() => place.kill().await,
+            4..7 if !place.is_lasting() => place.terminate().await,
+            // Often for longer than the lease.
+            _ => place.stop(Duration::from_millis(random.u64(200..6000))).await,
+        }
+    }
+    place
+}
+
+/// Cuts and stalls the ways to one resource, of one process or of all.
+async fn disturb_network(variable: &'static str, links: Arc<Links>, journal: Journal, mut random: Rng, until: Instant) {
+    let all: Vec<_> = links.iter().filter(|((_, to), _)| *to == variable).map(|((name, _), link)| (*name, link)).collect();
+    while pause(&mut random, 500..4000, until).await {
+        let some = if random.u8(..4) == 0 { &all[..] } else { std::slice::from_ref(&all[random.usize(..all.len())]) };
+        let names: Vec<_> = some.iter().map(|(name, _)| *name).collect();
+        let (kind, disturb): (_, fn(&Proxy)) = if random.bool() { (Kind::Cut, Proxy::cut) } else { (Kind::Stall, Proxy::stall) };
+        let lasting = Duration::from_millis(random.u64(50..5000));
+        let disturbing = async {
+            for (_, link) in some {
+                disturb(link);
+            }
+            sleep(lasting).await;
+            for (_, link) in some {
+                link.heal();
+            }
+        };
+        journal.during(kind, &names, variable, disturbing).await;
+    }
+}
+
+async fn crash(mut postgres: Postgres, journal: Journal, mut random: Rng, until: Instant) -> Postgres {
+    while pause(&mut random, 5_000..20_000, until).await {
+        journal.during(Kind::Crash, &PLACES, "DATABASE_URL", postgres.crash()).await;
+    }
+    postgres
+}
+
+/// Waits for some milliseconds; says whether there is time left.
+async fn pause(random: &mut Rng, millis: std::ops::Range<u64>, until: Instant) -> bool {
+    let next = Instant::now() + Duration::from_millis(random.u64(millis));
+    sleep_until(next.min(until)).await;
+    next < until
+}
+
+/// Waits for an empty queue. What has failed need not sit out its backoff, which may be minutes.
+async fn settle(database: &PgPool) {
+    eventually("an empty queue", async || {
+        let hurry = "UPDATE jobs SET run_at = now() WHERE token IS NULL AND dead_at IS NULL AND attempt > 0 AND run_at > now()";
+        sqlx::query(hurry).execute(database).await.unwrap();
+        let left = "SELECT count(*), count(dead_at) FROM jobs";
+        let (left, dead): (i64, i64) = sqlx::query_as(left).fetch_one(database).await.unwrap();
+        assert_eq!(dead, 0, "jobs are dead");
+        (left == 0).then_some(())
+    })
+    .await;
+}
+
+/// Every promised reminder was mailed and is marked so, none was made twice, and every copy is explained.
+/// The number of reminders that were mailed, and of those that were mailed more than once.
+async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &Seen) -> (usize, usize) {
+    let mut mailed: HashMap<String, (String, usize)> = HashMap::new();
+    for mail in deploy.mail.all().await.into_iter().filter(|mail| mail.message_id.starts_with("reminder-")) {
+        mailed.entry(mail.message_id).or_insert((mail.text, 0)).1 += 1;
+    }
+    let sent: Vec<(Uuid, bool)> = sqlx::query_as("SELECT id, sent_at IS NOT NULL FROM reminders").fetch_all(database).await.unwrap();
+    let sent: HashMap<_, _> = sent.into_iter().collect();
+    let is_kept = |(id, message): &&(Uuid, String)| {
+        let mail = mailed.get(&format!("reminder-{id}-1@localhost"));
+        sent.get(id) == Some(&true) && mail.is_some_and(|(text, _)| text.trim_end() == message)
+    };
+    let lost: Vec<_> = seen.accepted.iter().filter(|promised| !is_kept(promised)).collect();
+    assert!(lost.is_empty(), "{} promised reminders were lost: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
+    let doubled = "SELECT message FROM reminders GROUP BY message HAVING count(*) > 1";
+    let doubled: Vec<String> = sqlx::query_scalar(doubled).fetch_all(database).await.unwrap();
+    assert!(doubled.is_empty(), "made twice in spite of their key: {doubled:?}");
+
+    let unexplained = journal.unexplained(database).await;
+    assert!(unexplained.is_empty(), "{} mails were sent again without a reason: {unexplained:#?}", unexplained.len());
+    // What the sink has taken beyond what the proxies saw, they could not explain.
+    let copies = journal.copies();
+    let unseen: Vec<_> = mailed.iter().filter(|(id, (_, count))| copies.get(*id) < Some(count)).collect();
+    assert!(unseen.is_empty(), "the sink has mails of unknown senders: {unseen:?}");
+    (mailed.len(), mailed.values().filter(|(_, count)| *count > 1).count())
+}
+
+/// No process has grown much, or holds more connections than its pools and one for its probes: a line for the table.
+async fn at_rest(places: &[Place]) -> String {
+    for place in places {
+        assert!(place.growth_kib() < GROWTH_KIB, "{} has grown by {} KiB", place.name, place.growth_kib());
+        eventually(&format!("{} holds no more connections than it may", place.name), async || {
+            let (postgres, redis) = (place.connections("DATABASE_URL"), place.connections("REDIS_URL"));
+            (postgres <= POSTGRES_POOL + 1 && redis <= REDIS_POOL && place.descriptors() <= DESCRIPTORS).then_some(())
+        })
+        .await;
+    }
+    let most = |number: fn(&Place) -> usize| places.iter().map(number).max().unwrap_or_default();
+    let all = |variable| places.iter().map(|place| place.connections(variable)).sum::<usize>();
+    format!(
+        "| peak memory of a process; growth, at most | {} MiB; {} KiB |\n| connections at rest to Postgres, to Redis | {}, {} |\n\
+         | file descriptors at rest, at most | {} |",
+        most(|place| place.peak_kib) / 1024,
+        most(Place::growth_kib),
+        all("DATABASE_URL"),
+        all("REDIS_URL"),
+        most(Place::descriptors),
+    )
+}

@@ -1,0 +1,130 @@
+//! TLS to the attached resources, with a private authority.
+
+use sqlx::{Connection, PgConnection};
+
+use crate::support::balancer::has;
+use crate::support::person::Person;
+use crate::support::postgres::Postgres;
+use crate::support::tls::Authority;
+use crate::support::{Deploy, Process, eventually};
+
+/// What no log line may hold.
+const SECRET: &str = "sekret";
+
+/// A Postgres and a Redis with certificates, and a deploy that wants to see them.
+struct Encrypted {
+    deploy: Deploy,
+    postgres: Postgres,
+    authority: Authority,
+    _redis: Process,
+}
+
+impl Encrypted {
+    /// None where this machine has no programs of theirs.
+    async fn start() -> Option<Self> {
+        if !has("redis-server") {
+            return None;
+        }
+        let authority = Authority::new();
+        let postgres = authority.postgres().await?;
+        let (redis, redis_url) = authority.redis(SECRET).await;
+        let url = format!("{}/postgres?sslmode=verify-full", postgres.url.replace("127.0.0.1", "localhost"));
+        let deploy = Deploy::new().await.with("DATABASE_URL", url).with("REDIS_URL", redis_url).with("SSL_CERT_FILE", authority.file());
+        let migrated = deploy.admin(&["migrate"]).await;
+        assert!(migrated.status.success(), "{migrated:?}");
+        Some(Self { deploy, postgres, authority, _redis: redis })
+    }
+}
+
+#[tokio::test]
+async fn with_the_certificates_of_a_private_authority_all_three_are_spoken_to_over_tls() {
+    let Some(servers) = Encrypted::start().await else { return };
+    let Encrypted { deploy, postgres, authority, .. } = &servers;
+    let web = deploy.web().await;
+    eventually("readiness", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
+    let wrapped = format!("smtps://localhost:{}", authority.mail(&deploy.mail, false).await);
+    let upgraded = format!("smtp://localhost:{}?tls=required", authority.mail(&deploy.mail, true).await);
+    for url in [wrapped, upgraded] {
+        let mut worker = deploy.clone_with("SMTP_URL", url).start("worker");
+        // Signs up and logs in.
+        let ada = Person::unverified(&web).await;
+        deploy.mail.to(&ada.email, "Is this your address?").await;
+        let mut connection = PgConnection::connect(&format!("{}/postgres", postgres.url)).await.unwrap();
+        let encrypted = "SELECT application_name, bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+            WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() GROUP BY 1 ORDER BY 1";
+        let encrypted: Vec<(String, bool)> = sqlx::query_as(encrypted).fetch_all(&mut connection).await.unwrap();
+        assert_eq!(encrypted, [("web".to_owned(), true), ("worker".to_owned(), true)]);
+        assert_eq!(worker.terminate().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_web_attaches_to_no_server_that_it_cannot_verify_and_says_once_why() {
+    let Some(servers) = Encrypted::start().await else { return };
+    let deploy = &servers.deploy;
+    let number = |variable: &str| deploy.environment[variable].replace("localhost", "127.0.0.1");
+    let by_number = deploy.clone_with("DATABASE_URL", number("DATABASE_URL")).with("REDIS_URL", number("REDIS_URL"));
+    let without_tls = format!("{}?sslmode=verify-full", Deploy::new().await.environment["DATABASE_URL"]);
+    let other = Authority::new();
+    let unknown = deploy.clone_with("SSL_CERT_FILE", other.file());
+    let mut refused = Vec::new();
+    for (deploy, postgres, redis) in [
+        (unknown.clone_with("DATABASE_URL", without_tls), "server does not support TLS", "UnknownIssuer"),
+        (unknown, "UnknownIssuer", "UnknownIssuer"),
+        (deploy.clone().without("SSL_CERT_FILE"), "UnknownIssuer", "UnknownIssuer"),
+        (by_number, "not valid for name", "not valid for name"),
+    ] {
+        let web = eventually("a first look that is in time, even on a starved machine", async || {
+            let web = deploy.web_unready().await;
+            let (first, second) = (web.process.says("not ready: postgres").await, web.process.says("not ready: redis").await);
+            let told = format!("{} {}", first["message"], second["message"]);
+            if told.contains("no answer in time") {
+                return None;
+            }
+            assert!(first["message"].as_str()?.contains(postgres) && second["message"].as_str()?.contains(redis), "{told}");
+            Some(web)
+        });
+        refused.push(web.await);
+    }
+    let password = servers.postgres.url.split([':', '@']).nth(2).unwrap();
+    for web in &mut refused {
+        assert_eq!(web.get("/readyz").await.status(), 503);
+        assert_eq!(web.process.terminate().await, Some(0));
+        let lines = web.process.lines();
+        assert_eq!(lines.iter().filter(|line| line.contains("not ready")).count(), 2, "one for each: {lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains(SECRET) || line.contains(password)), "{lines:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mail_is_given_to_no_server_that_cannot_be_verified_and_is_tried_again() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let deploy = Deploy::new().await;
+    let ada = Person::unverified(&deploy.web().await).await;
+    let worker = |file: &Authority, url: String| deploy.clone_with("SSL_CERT_FILE", file.file()).with("SMTP_URL", url).start("worker");
+    let (wrapped, upgraded) = (authority.mail(&deploy.mail, false).await, authority.mail(&deploy.mail, true).await);
+    let without_tls = deploy.address_of("SMTP_URL").replace("127.0.0.1", "localhost");
+    let cases = [
+        (&other, format!("smtps://user:{SECRET}@localhost:{wrapped}"), "UnknownIssuer"),
+        (&other, format!("smtp://user:{SECRET}@localhost:{upgraded}?tls=required"), "UnknownIssuer"),
+        (&authority, format!("smtps://user:{SECRET}@127.0.0.1:{wrapped}"), "not valid for name"),
+        (&authority, format!("smtp://user:{SECRET}@127.0.0.1:{upgraded}?tls=required"), "not valid for name"),
+        (&authority, format!("smtps://user:{SECRET}@{without_tls}"), "corrupt message"),
+        (&authority, format!("smtp://user:{SECRET}@{without_tls}?tls=required"), "STARTTLS is not supported"),
+    ];
+    // At once, and not after a backoff that doubles.
+    let again = async || sqlx::query("UPDATE jobs SET run_at = now()").execute(&mut deploy.database().await).await.unwrap();
+    for (number, (file, url, reason)) in (0..).zip(cases) {
+        again().await;
+        let mut worker = worker(file, url);
+        let line = worker.logged("failed", |line| line["outcome"] == "failed").await;
+        assert!(line["attempt"].as_u64() > Some(number), "{line}");
+        assert!(line["error"].as_str().unwrap().contains(reason), "{line}");
+        assert_eq!(worker.terminate().await, Some(0));
+        assert!(!worker.lines().iter().any(|line| line.contains(SECRET)), "{:#?}", worker.lines());
+    }
+    assert!(deploy.mail.all().await.is_empty());
+    again().await;
+    let _worker = worker(&authority, format!("smtps://localhost:{wrapped}"));
+    deploy.mail.to(&ada.email, "Is this your address?").await;
+}

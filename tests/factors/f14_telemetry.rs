@@ -1,0 +1,266 @@
+//! XIV. Telemetry: what happens inside is measured and can be followed from outside.
+//!
+//! Violated by a number that only a log holds, a label that a client chooses, a trace that ends at the queue, a collector
+//! that holds up a request.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::support::balancer::has;
+use crate::support::collector::Collector;
+use crate::support::deploy::{Web, client};
+use crate::support::person::{PASSWORD, Person};
+use crate::support::prometheus::Prometheus;
+use crate::support::{Deploy, Process, Proxy, eventually, free_port};
+
+/// A web, a worker and a clock that can be measured, with the ports where.
+async fn formation(deploy: &Deploy) -> (Web, Process, Process, [u16; 3]) {
+    let ports = [free_port(), free_port(), free_port()];
+    let at = |port: u16| deploy.clone_with("METRICS_PORT", port);
+    (at(ports[0]).web().await, at(ports[1]).start("worker"), at(ports[2]).start("clock"), ports)
+}
+
+async fn metrics(port: u16) -> String {
+    let answer = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await.unwrap();
+    assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    answer.text().await.unwrap()
+}
+
+/// The value of a series, by the beginning of its line.
+fn value(text: &str, series: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+}
+
+/// Names of metrics, as they stand in a text or an expression.
+fn names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.contains('_') || *word == "ready").map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 4).with("RELEASE_VERSION", "v17");
+    let (web, _worker, _clock, [of_web, of_worker, of_clock]) = formation(&deploy).await;
+    let ada = Person::verified(&deploy, &web).await;
+    ada.remind("water the plants", 600).await;
+    while ada.log_in().await.status() != 429 {}
+    reqwest::get(format!("{}/readyz", web.url)).await.unwrap();
+
+    let text = metrics(of_web).await;
+    let posts = "http_server_request_duration_seconds_count{http_request_method=\"POST\",http_route=\"/api/v1/accounts\",http_response_status_code=\"202\"}";
+    assert_eq!(value(&text, posts), Some(1.0), "{text}");
+    assert!(value(&text, "http_server_rate_limited_total").unwrap() >= 1.0);
+    assert_eq!(value(&text, "http_server_active_requests"), Some(0.0));
+    assert_eq!(value(&text, "ready"), Some(1.0));
+    for pool in ["postgres", "redis"] {
+        let count = |state: &str| value(&text, &format!("db_client_connection_count{{pool=\"{pool}\",state=\"{state}\"}}")).unwrap();
+        assert!((1.0..=4.0).contains(&(count("used") + count("idle"))), "{text}");
+        assert_eq!(value(&text, &format!("db_client_connection_pending_requests{{pool=\"{pool}\"}}")), Some(0.0));
+    }
+    assert!(text.contains("release=\"v17\",process=\"web\"} 1"), "{text}");
+    for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds"] {
+        assert!(value(&text, name).is_some_and(|value| value > 0.0), "{name}: {text}");
+    }
+
+    let text = metrics(of_worker).await;
+    assert_eq!(value(&text, "jobs_run_seconds_count{kind=\"send_verification\",outcome=\"done\"}"), Some(1.0), "{text}");
+    assert_eq!(value(&text, "jobs_wait_seconds_count{kind=\"send_verification\"}"), Some(1.0));
+    assert_eq!(value(&text, "mails_total{outcome=\"sent\"}"), Some(1.0));
+
+    let counted = eventually("the queue is counted", async || {
+        let text = metrics(of_clock).await;
+        text.contains("jobs_queued{kind=\"send_reminder\",state=\"scheduled\"} 1").then_some(text)
+    });
+    let text = counted.await;
+    assert!(value(&text, "schedule_last_look_timestamp_seconds").unwrap() > 1.7e9, "{text}");
+    assert!(!reqwest::get(format!("{}/metrics", web.url)).await.unwrap().status().is_success(), "they are the platform's alone");
+}
+
+#[tokio::test]
+async fn ticks_that_no_clock_saw_are_counted() {
+    let deploy = Deploy::new().await;
+    let (_web, _worker, clock, [_, _, port]) = formation(&deploy).await;
+    clock.says("schedule purge-expired is new").await;
+    let back = "UPDATE schedules SET last_tick = last_tick - interval '5 hours' WHERE name = 'purge-expired'";
+    sqlx::query(back).execute(&mut deploy.database().await).await.unwrap();
+    clock.says("schedule purge-expired ticked").await;
+    let text = metrics(port).await;
+    assert_eq!(value(&text, "schedule_ticks_total{schedule=\"purge-expired\"}"), Some(1.0), "{text}");
+    assert_eq!(value(&text, "schedule_ticks_missed_total{schedule=\"purge-expired\"}"), Some(4.0), "{text}");
+}
+
+#[tokio::test]
+async fn no_label_takes_a_value_from_outside() {
+    let deploy = Deploy::new().await;
+    let (web, _worker, _clock, [port, ..]) = formation(&deploy).await;
+    let odd = reqwest::Method::from_bytes(b"MARKER").unwrap();
+    let ask = client().request(odd, format!("{}/marker/path?marker=query", web.url)).header("user-agent", "marker");
+    assert_eq!(ask.send().await.unwrap().status(), 404);
+    web.get("/api/v1/reminders/marker").await;
+    let text = metrics(port).await;
+    assert!(text.contains("http_request_method=\"_OTHER\",http_route=\"none\"") && !text.to_lowercase().contains("marker"), "{text}");
+}
+
+#[tokio::test]
+async fn every_metric_that_the_dashboard_and_the_alerts_name_exists() {
+    let deploy = Deploy::new().await;
+    let deploy = deploy.with("JOB_LEASE", "3s");
+    let (web, worker, clock, ports) = formation(&deploy).await;
+    Person::verified(&deploy, &web).await;
+    // One that waits, of a kind that no worker takes.
+    sqlx::query("INSERT INTO jobs (kind, payload, max_attempts) VALUES ('unknown', '{}', 1)")
+        .execute(&mut deploy.database().await)
+        .await
+        .unwrap();
+    clock.says("schedule daily-digest is new").await;
+    // What has no series until it has happened: a tick, and a job whose worker was lost.
+    for statement in [
+        "UPDATE schedules SET last_tick = last_tick - interval '2 days'",
+        "INSERT INTO jobs (kind, payload, max_attempts, token, run_at) VALUES ('end_sessions', '{}', 1, gen_random_uuid(), now() - interval '1 hour')",
+    ] {
+        sqlx::query(statement).execute(&mut deploy.database().await).await.unwrap();
+    }
+    worker.says("its worker was lost").await;
+    clock.says("ticked for").await;
+    eventually("the queue is counted", async || metrics(ports[2]).await.contains("state=\"ready\"").then_some(())).await;
+    let mut known = BTreeSet::new();
+    for port in ports {
+        for line in metrics(port).await.lines().filter_map(|line| line.strip_prefix("# TYPE ").map(str::to_owned)) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            let endings: &[&str] = match kind {
+                "counter" => &["_total"],
+                "histogram" => &["_bucket", "_count", "_sum"],
+                "info" => &["_info"],
+                _ => &[""],
+            };
+            known.extend(endings.iter().map(|ending| format!("{name}{ending}")));
+        }
+    }
+    let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string("deploy/grafana/dashboard.json").unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let mut texts: Vec<_> =
+        panels.flat_map(|panel| panel["targets"].as_array().unwrap()).map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    let alerts = std::fs::read_to_string("deploy/prometheus/alerts.yml").unwrap();
+    texts.extend(
+        alerts.split("expr:").skip(1).map(|rest| rest.split("\n        for:").next().unwrap().split("labels:").next().unwrap().to_owned()),
+    );
+    let labels = ["http_response_status_code", "http_route", "histogram_quantile", "__rate_interval"].map(str::to_owned);
+    let named: BTreeSet<_> = texts.iter().flat_map(|text| names(text)).filter(|name| !labels.contains(name)).collect();
+    assert!(named.len() > 15, "{named:?}");
+    assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new());
+    let docs = std::fs::read_to_string("docs/metrics.md").unwrap();
+    let undocumented: Vec<_> = known
+        .iter()
+        .filter(|name| !docs.contains(name.trim_end_matches("_bucket").trim_end_matches("_sum").trim_end_matches("_count")))
+        .collect();
+    assert_eq!(undocumented, Vec::<&String>::new(), "docs/metrics.md names every metric");
+}
+
+#[tokio::test]
+async fn alerts_fire_when_the_worker_and_the_clock_stop() {
+    if !has("prometheus") || !has("promtool") {
+        return;
+    }
+    let deploy = Deploy::new().await;
+    let (web, mut worker, mut clock, ports) = formation(&deploy).await;
+    let prometheus = Prometheus::start(&ports).await;
+    prometheus.until("all are asked", async || prometheus.value("count(ready == 1)").await == Some(3.0)).await;
+    worker.terminate().await;
+    Person::unverified(&web).await;
+    // As if nobody had looked for ten minutes.
+    let age = "UPDATE jobs SET run_at = now() - interval '10 minutes'";
+    sqlx::query(age).execute(&mut deploy.database().await).await.unwrap();
+    prometheus.until("QueueTooOld fires", async || prometheus.firing().await.contains("QueueTooOld")).await;
+    assert!(!prometheus.firing().await.contains("NoTick"));
+    sqlx::query("UPDATE jobs SET dead_at = now()").execute(&mut deploy.database().await).await.unwrap();
+    prometheus.until("DeadJobs fires", async || prometheus.firing().await.contains("DeadJobs")).await;
+    clock.terminate().await;
+    prometheus.until("NoTick fires", async || prometheus.firing().await.contains("NoTick")).await;
+}
+
+#[tokio::test]
+async fn one_trace_goes_through_request_queue_job_and_mail() {
+    let collector = Collector::start().await;
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 100);
+    let deploy = deploy.with("OTEL_EXPORTER_OTLP_HEADERS", "x-key=marker-of-the-collector");
+    let web = deploy.web().await;
+    let ada = Person::stranger(&web);
+    let (trace, parent) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    let sign_up = ada.request(reqwest::Method::POST, "/accounts").header("traceparent", format!("00-{trace}-{parent}-01"));
+    let sign_up = sign_up.json(&serde_json::json!({ "email": ada.email, "password": PASSWORD })).send().await.unwrap();
+    let id = sign_up.headers()["x-request-id"].to_str().unwrap().to_owned();
+
+    // The log of web, the row, the log of the worker, the mail, the trace: one id in all five.
+    let line = web.process.logged("the access line", |line| line["request_id"] == id.as_str() && line["status"] == 202).await;
+    assert_eq!(line["trace_id"], trace);
+    let row: serde_json::Value =
+        sqlx::query_scalar("SELECT trace_context FROM jobs").fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(row["request_id"], id.as_str());
+    assert!(row["traceparent"].as_str().unwrap().starts_with(&format!("00-{trace}-")), "{row}");
+    let worker = deploy.start("worker");
+    let done = worker.logged("the job's end", |line| line["outcome"] == "done").await;
+    assert_eq!((&done["request_id"], &done["trace_id"]), (&id.as_str().into(), &trace.into()));
+    let mail = deploy.mail.to(&ada.email, "Is this your address?").await;
+    assert_eq!(mail.request_id.as_deref(), Some(id.as_str()));
+    assert!(mail.traceparent.unwrap().starts_with(&format!("00-{trace}-")));
+
+    let expected = ["/api/v1/accounts", "postgres accounts create", "postgres jobs enqueue", "job", "postgres mailed_tokens mint", "SMTP"];
+    let spans = eventually("every span", async || {
+        let spans: BTreeMap<_, _> =
+            collector.spans().into_iter().filter(|span| span.trace == trace).map(|span| (span.name.clone(), span)).collect();
+        expected.iter().all(|name| spans.contains_key(*name)).then_some(spans)
+    })
+    .await;
+    let request = &spans["/api/v1/accounts"];
+    assert_eq!((request.parent.as_str(), request.service.as_str()), (parent, "web"));
+    assert_eq!(spans["postgres accounts create"].parent, request.id);
+    assert_eq!((&spans["job"].parent, spans["job"].service.as_str()), (&request.id, "worker"));
+    assert_eq!(spans["SMTP"].parent, spans["job"].id);
+    assert_eq!(collector.header("x-key").as_deref(), Some("marker-of-the-collector"));
+
+    // A signed-in read asks Redis once.
+    ada.log_in().await;
+    let line = web.process.logged("the log-in", |line| line["route"] == "/api/v1/session" && line["status"] == 200).await;
+    let trace = line["trace_id"].as_str().unwrap().to_owned();
+    eventually("a span of Redis", async || collector.spans().iter().any(|span| span.trace == trace && span.name == "redis").then_some(()))
+        .await;
+    for process in [&web.process, &worker] {
+        assert!(!process.lines().join("\n").contains("marker-of-the-collector"));
+    }
+}
+
+#[tokio::test]
+async fn traces_that_the_sampler_leaves_out_are_not_sent() {
+    let collector = Collector::start().await;
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
+    let mut web = deploy.with("OTEL_TRACES_SAMPLER", "always_off").web().await;
+    let answer = web.get("/version").await;
+    assert_eq!(answer.status(), 200);
+    web.process.terminate().await;
+    assert!(collector.spans().is_empty());
+    assert!(
+        web.process.log().iter().any(|line| line["route"] == "/version" && line["trace_id"].is_string()),
+        "the log has it all the same"
+    );
+}
+
+#[tokio::test]
+async fn a_collector_that_hangs_or_is_away_holds_up_no_request_and_no_exit() {
+    let collector = Collector::start().await;
+    let proxy = Proxy::to(collector.url.trim_start_matches("http://").to_owned()).await;
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", proxy.address));
+    let deploy = deploy.with("OTEL_BSP_SCHEDULE_DELAY", 50);
+    for strike in [Proxy::stall, Proxy::cut] {
+        let mut web = deploy.web().await;
+        strike(&proxy);
+        let started = Instant::now();
+        for _ in 0..200 {
+            assert_eq!(web.get("/version").await.status(), 200);
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        let started = Instant::now();
+        assert_eq!(web.process.terminate().await, Some(0));
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        proxy.heal();
+    }
+}

@@ -1,0 +1,71 @@
+//! A backup with Postgres's own programs, as `docs/operations.md` describes it, is a whole deploy again.
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::support::deploy::connect;
+use crate::support::person::Person;
+use crate::support::{Deploy, eventually};
+use crate::{count, done, rows, sql};
+
+/// The folder of Postgres's programs, as `bin/setup` has found it; none where Postgres runs in Docker.
+fn programs() -> Option<String> {
+    let services = std::fs::read_to_string(".local/services").expect("bin/setup has run");
+    let folder = services.lines().find_map(|line| line.strip_prefix("POSTGRES=")).filter(|folder| !["docker", "''"].contains(folder));
+    if folder.is_none() {
+        println!("skipped: needs Postgres's programs on this machine");
+    }
+    folder.map(str::to_owned)
+}
+
+async fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().await.unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_restored_backup_has_the_account_the_reminder_and_its_job_which_runs_once() {
+    let Some(programs) = programs() else { return };
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    assert_eq!(ada.remind("water the plants", 3600).await.status(), 201);
+
+    let file = std::env::temp_dir().join(format!("{}.dump", uuid::Uuid::new_v4()));
+    let file = file.to_str().unwrap();
+    let dump = ["--format=custom", "--no-owner", "--no-privileges", "--file", file, &deploy.environment["DATABASE_URL"]];
+    run(&format!("{programs}/pg_dump"), &dump).await;
+    // What comes after it is not in it.
+    ada.remind("mow the lawn", 3600).await;
+    drop(web);
+
+    // Another server's Postgres, Redis and mail; a session is in no backup.
+    let restored = format!("restored_{}", uuid::Uuid::new_v4().simple());
+    sql(&mut connect("postgres").await, &format!("CREATE DATABASE {restored}")).await;
+    let mut url = url::Url::parse(&deploy.environment["DATABASE_URL"]).unwrap();
+    url.set_path(&restored);
+    run(&format!("{programs}/pg_restore"), &["--exit-on-error", "--no-owner", "--no-privileges", "--dbname", url.as_str(), file]).await;
+    std::fs::remove_file(file).unwrap();
+    let deploy = Deploy::new().await.with("DATABASE_URL", url.as_str());
+
+    assert_eq!(done(&deploy, &["migrate"]).await, "0 migration(s) applied, the schema is current\n");
+    done(&deploy, &["doctor"]).await;
+    let web = deploy.web().await;
+    let ada = Person { email: ada.email, ..Person::stranger(&web) };
+    assert_eq!(ada.log_in().await.status(), 200, "with the password from before");
+    let reminders: Value = ada.get("/reminders").await.json().await.unwrap();
+    assert_eq!(reminders["items"].as_array().map(Vec::len), Some(1), "{reminders}");
+    assert_eq!(reminders["items"][0]["message"], "water the plants");
+    let jobs = rows(&deploy, &["jobs", "list"]).await;
+    assert_eq!(jobs.iter().filter(|job| job["kind"] == "send_reminder").count(), 1, "{jobs:?}");
+
+    let mut database = deploy.database().await;
+    sql(&mut database, "UPDATE jobs SET run_at = now() WHERE kind = 'send_reminder'").await;
+    let workers = [deploy.start("worker"), deploy.start("worker")];
+    deploy.mail.to(&ada.email, "A reminder").await;
+    eventually("an empty queue", async || (count(&mut deploy.database().await, "jobs").await == 0).then_some(())).await;
+    drop(workers);
+    let mails = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "A reminder").count();
+    assert_eq!(mails, 1);
+    assert_eq!(count(&mut database, "reminders WHERE sent_at IS NOT NULL").await, 1);
+}

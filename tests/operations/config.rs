@@ -1,0 +1,86 @@
+//! What a deploy is configured to be, what its schema lacks, what happens by itself.
+
+use tokio::process::Command;
+
+use crate::support::Deploy;
+use crate::support::process::programs;
+use crate::{done, rows, stderr, stdout};
+
+#[tokio::test]
+async fn the_example_in_the_repository_is_what_the_code_prints() {
+    let output = Command::new(programs().join("admin")).arg("env").env_clear().output().await.unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(stdout(&output), std::fs::read_to_string(".env.example").unwrap(), "run `cargo run --bin admin env >.env.example`");
+    // Each line that sets something works as it stands.
+    let lines = stdout(&output);
+    let lines = lines.lines().filter_map(|line| line.strip_prefix('#')?.split_once('=')).filter(|(_, value)| !value.is_empty());
+    let lines: Vec<_> = lines.filter(|(name, _)| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')).collect();
+    assert!(lines.len() > 15, "{lines:?}");
+    let output = Command::new(programs().join("admin")).args(["config", "--check"]).env_clear().envs(lines).output().await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test]
+async fn config_is_checked_and_printed_for_programs_without_a_secret() {
+    let deploy = Deploy::new().await;
+    assert_eq!(done(&deploy, &["config", "--check"]).await, "");
+    let rows = rows(&deploy, &["config"]).await;
+    let row = |name: &str| rows.iter().find(|row| row["name"] == name).unwrap().clone();
+    assert_eq!((row("REDIS_URL")["value"].as_str(), row("REDIS_URL")["origin"].as_str()), (Some("[redacted]"), Some("environment")));
+    assert_eq!((row("JOB_LEASE")["value"].as_str(), row("JOB_LEASE")["origin"].as_str()), (Some("30s"), Some("default")));
+
+    let wrong = deploy.with("PORT", "sekret").without("MAIL_FROM").admin(&["config", "--check"]).await;
+    assert_eq!(wrong.status.code(), Some(78));
+    assert_eq!(stderr(&wrong).lines().count(), 3, "the problems only: {wrong:?}");
+    assert!(stderr(&wrong).contains("PORT must be") && stderr(&wrong).contains("MAIL_FROM is missing"), "{wrong:?}");
+    assert!(!stderr(&wrong).contains("sekret"));
+}
+
+#[tokio::test]
+async fn a_plan_is_the_sql_that_migrate_would_run_and_changes_nothing() {
+    let deploy = Deploy::unmigrated().await;
+    let plan = done(&deploy, &["migrate", "--plan"]).await;
+    let mut files: Vec<_> = std::fs::read_dir("migrations").unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    let mut rest = plan.as_str();
+    for file in &files {
+        let head = format!("-- {}\n{}", file.file_name().unwrap().to_str().unwrap(), std::fs::read_to_string(file).unwrap());
+        rest = rest.split_once(&head).unwrap_or_else(|| panic!("{head} is not in order in {plan}")).1;
+    }
+    assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(1), "nothing was applied");
+    assert_eq!(deploy.admin(&["migrate", "--check", "--plan"]).await.status.code(), Some(2));
+
+    // By hand, as it may have to be where another program owns the schema's changes, it makes the same schema.
+    crate::sql(&mut deploy.database().await, &plan).await;
+    done(&Deploy::new().await, &["migrate", "--plan"]).await;
+    assert_eq!(done(&Deploy::new().await, &["migrate", "--plan"]).await, "");
+}
+
+#[tokio::test]
+async fn the_schedule_is_printed_with_its_ticks() {
+    let deploy = Deploy::new().await;
+    let before = rows(&deploy, &["schedule"]).await;
+    assert!(before.iter().all(|row| row["last_tick"].is_null()), "no clock has run: {before:?}");
+    let digest = before.iter().find(|row| row["name"] == "daily-digest").unwrap();
+    assert_eq!(digest["cron"], "0 6 * * *");
+    assert!(digest["next_tick"].as_str().unwrap().ends_with("T06:00:00Z"), "{digest}");
+
+    let clock = deploy.start("clock");
+    clock.says("schedule purge-expired is new").await;
+    let after = rows(&deploy, &["schedule"]).await;
+    assert!(after.iter().all(|row| row["last_tick"].as_str() < row["next_tick"].as_str()), "{after:?}");
+    assert!(after.iter().all(|row| row["last_tick"].is_string()), "{after:?}");
+}
+
+#[tokio::test]
+async fn the_handbook_has_a_line_for_every_command() {
+    let deploy = Deploy::new().await;
+    let handbook = std::fs::read_to_string("docs/operations.md").unwrap();
+    let help = done(&deploy, &["--help"]).await;
+    let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands: Vec<_> = commands.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect();
+    assert!(commands.len() > 10, "{help}");
+    for command in commands {
+        assert!(handbook.lines().any(|line| line.starts_with(&format!("| `{command}"))), "docs/operations.md lacks {command}");
+    }
+}

@@ -1,0 +1,127 @@
+//! Old data and dead jobs.
+
+use nix::sys::signal::Signal;
+use tokio::process::Command;
+
+use crate::support::person::Person;
+use crate::support::process::programs;
+use crate::support::{Deploy, Process, eventually};
+use crate::{count, done, sql, stderr, trail};
+
+/// A person with something old and something new of every kind.
+async fn plant(deploy: &Deploy) {
+    let web = deploy.web().await;
+    let ada = Person::known(deploy, &web).await;
+    for message in ["old", "new", "unsent"] {
+        ada.remind(message, 3600).await;
+    }
+    let old = "now() - interval '100 days'";
+    let mut database = deploy.database().await;
+    for statement in [
+        format!("UPDATE reminders SET sent_at = {old} WHERE message = 'old'"),
+        "UPDATE reminders SET sent_at = now() WHERE message = 'new'".to_owned(),
+        format!("INSERT INTO audit_events (action, at) SELECT 'log_in', {old} FROM generate_series(1, 2500)"),
+        format!("INSERT INTO mailed_tokens SELECT 'x', id, 'verify', email, {old} FROM accounts"),
+        format!(
+            "INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at) SELECT gen_random_uuid(), 'x', id, 'x', '{{}}', {old} FROM accounts"
+        ),
+        format!(
+            "INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer, created_at) SELECT id, 'x', 'x', '', '1', {old} FROM accounts"
+        ),
+        format!("INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, {old}), ('x', '1', 1, now())"),
+    ] {
+        sql(&mut database, &statement).await;
+    }
+}
+
+const TABLES: [&str; 6] = ["reminders", "audit_events", "mailed_tokens", "api_tokens", "idempotency_keys", "jobs"];
+
+async fn counts(deploy: &Deploy) -> Vec<i64> {
+    let mut database = deploy.database().await;
+    let mut counts = Vec::new();
+    for table in TABLES {
+        counts.push(count(&mut database, table).await);
+    }
+    counts
+}
+
+#[tokio::test]
+async fn purge_deletes_what_is_old_counts_it_first_and_may_be_run_again() {
+    let deploy = Deploy::new().await;
+    plant(&deploy).await;
+    let before = counts(&deploy).await;
+    let told = done(&deploy, &["purge", "--before", "90d", "--dry-run"]).await;
+    assert_eq!(counts(&deploy).await, before, "a dry run changes nothing, nor leaves a line in the trail");
+    for (number, what) in [
+        (1, "sent reminders"),
+        (2500, "audit events"),
+        (1, "expired mailed tokens"),
+        (1, "expired API tokens"),
+        (1, "idempotency keys"),
+        (1, "dead jobs"),
+    ] {
+        assert!(told.contains(&format!("{number} {what} would be deleted")), "{told}");
+    }
+    assert_eq!(done(&deploy, &["purge", "--before", "90d"]).await, told.replace("would be deleted", "deleted"));
+    let left: Vec<_> = before.iter().zip([1, 2499, 1, 1, 1, 1]).map(|(count, gone)| count - gone).collect();
+    assert_eq!(counts(&deploy).await, left);
+    assert!(done(&deploy, &["purge", "--before", "90d"]).await.lines().all(|line| line.starts_with("0 ")), "a second time");
+    assert_eq!(trail(&deploy).await.iter().filter(|action| *action == "data_purged").count(), 2);
+    for wrong in ["1h", "ninety", "0s"] {
+        assert_ne!(deploy.admin(&["purge", "--before", wrong]).await.status.code(), Some(0), "{wrong}");
+    }
+    assert_eq!(deploy.admin(&["purge"]).await.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_purge_that_is_stopped_has_deleted_whole_batches_and_the_next_does_the_rest() {
+    let deploy = Deploy::new().await;
+    let mut database = deploy.database().await;
+    sql(&mut database, "INSERT INTO audit_events (action, at) SELECT 'log_in', now() - interval '100 days' FROM generate_series(1, 3500)")
+        .await;
+    // The last row of all is held, so the purge stands before its last batch.
+    let mut holder = deploy.database().await;
+    sql(&mut holder, "BEGIN; SELECT FROM audit_events WHERE id = (SELECT max(id) FROM audit_events) FOR UPDATE").await;
+    let mut command = Command::new(programs().join("admin"));
+    command.args(["purge", "--before", "90d"]).env_clear().envs(&deploy.environment);
+    let mut purge = Process::spawn(command);
+    eventually("three batches", async || (count(&mut deploy.database().await, "audit_events").await <= 501).then_some(())).await;
+    purge.signal(Signal::SIGINT);
+    assert_eq!(purge.exit().await.code(), None, "by the signal");
+    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '90 days'").await, 500);
+    sql(&mut holder, "ROLLBACK").await;
+    assert_eq!(trail(&deploy).await.last().map(String::as_str), Some("data_purged"), "it has left its line");
+    done(&deploy, &["purge", "--before", "90d"]).await;
+    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '90 days'").await, 0);
+}
+
+#[tokio::test]
+async fn what_an_operator_does_to_jobs_is_in_the_trail_if_it_was_done() {
+    let deploy = Deploy::new().await;
+    let mut database = deploy.database().await;
+    sql(&mut database, "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now()), ('x', '1', 1, now())").await;
+    let id: i64 = sqlx::query_scalar("SELECT min(id) FROM jobs").fetch_one(&mut database).await.unwrap();
+    sql(&mut database, "UPDATE jobs SET last_error = E'\\x1b[2Jgone'").await;
+    let listed = done(&deploy, &["jobs", "list"]).await;
+    assert!(listed.contains("[2Jgone") && !listed.contains('\x1b'), "what was written commands no terminal: {listed:?}");
+    done(&deploy, &["jobs", "retry", &id.to_string()]).await;
+    assert_eq!(deploy.admin(&["jobs", "retry", &id.to_string()]).await.status.code(), Some(1), "it is dead no more");
+    done(&deploy, &["jobs", "discard", "--dead"]).await;
+    done(&deploy, &["jobs", "enqueue", "purge_expired", "{}"]).await;
+    assert_eq!(trail(&deploy).await, ["job_retried", "job_discarded", "job_enqueued"]);
+    assert_eq!(count(&mut database, "jobs").await, 2);
+}
+
+#[tokio::test]
+async fn without_postgres_every_command_fails_in_good_time_and_says_so_on_stderr() {
+    let deploy = Deploy::new().await.with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d");
+    for arguments in [["schedule"].as_slice(), &["account", "list"], &["purge", "--before", "90d"], &["export", "a@example.com"], &["jobs"]]
+    {
+        let output = deploy.admin(arguments).await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(output.stdout.is_empty() && stderr(&output).lines().any(|line| line.starts_with("admin: ")), "{output:?}");
+    }
+    let nothing = Deploy::new().await.without("DATABASE_URL").without("REDIS_URL").admin(&["account", "list"]).await;
+    assert_eq!(nothing.status.code(), Some(78));
+    assert!(stderr(&nothing).contains("DATABASE_URL is missing") && stderr(&nothing).contains("REDIS_URL is missing"), "{nothing:?}");
+}

@@ -1,0 +1,126 @@
+//! The doctor, and the faults that it must name: each is put into a deploy on purpose.
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+
+use crate::support::Deploy;
+use crate::{sql, stdout};
+
+/// A Redis that answers what a test tells it to: its clock and its policy cannot be set otherwise without disturbing others.
+async fn redis(seconds_behind: i64, policy: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (read, mut write) = stream.split();
+                let mut lines = BufReader::new(read).lines();
+                // A command is an array of strings, each behind a line with its length.
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let length: usize = line.trim_start_matches('*').parse().unwrap();
+                    let mut words = Vec::new();
+                    for _ in 0..length {
+                        lines.next_line().await.unwrap();
+                        words.push(lines.next_line().await.unwrap().unwrap().to_uppercase());
+                    }
+                    let answer = match words[0].as_str() {
+                        "INFO" => {
+                            let info = format!("redis_version:8.0.0\r\nmaxmemory:1000000\r\nmaxmemory_policy:{policy}\r\n");
+                            format!("${}\r\n{info}\r\n", info.len())
+                        }
+                        "TIME" => {
+                            #[expect(clippy::disallowed_methods, reason = "what a clock says")]
+                            let now = (jiff::Timestamp::now().as_second() - seconds_behind).to_string();
+                            format!("*2\r\n${}\r\n{now}\r\n$1\r\n0\r\n", now.len())
+                        }
+                        "PING" => "+PONG\r\n".to_owned(),
+                        _ => "+OK\r\n".to_owned(),
+                    };
+                    if write.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    format!("redis://{address}")
+}
+
+/// What the doctor says of a check; the whole if it says nothing of it.
+async fn line(deploy: &Deploy, check: &str) -> String {
+    let output = stdout(&deploy.admin(&["doctor"]).await);
+    output.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(&format!("{check} ")))).unwrap_or(&output).to_owned()
+}
+
+#[tokio::test]
+async fn each_of_twelve_faults_is_named_alone_with_what_to_do() {
+    let late = "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('unheard_of', '1', 1, now() - interval '5 minutes')";
+    let dead = "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now())";
+    let missed =
+        "INSERT INTO schedules SELECT name, now() - interval '2 days' FROM (VALUES ('daily-digest'), ('purge-expired')) AS seen (name)";
+    let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$";
+    let with = async |statement: &str| {
+        let deploy = Deploy::new().await;
+        sql(&mut deploy.database().await, statement).await;
+        deploy
+    };
+    let wrong_password = Deploy::new().await;
+    let url = wrong_password.environment["DATABASE_URL"].replacen("postgres://postgres:", "postgres://postgres:sekret", 1);
+    for (deploy, check, told, remedy) in [
+        (Deploy::new().await.without("MAIL_FROM"), "config", "MAIL_FROM is missing", "set them in this deploy's environment"),
+        (Deploy::new().await.with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d"), "postgres", "refused", "check DATABASE_URL"),
+        (wrong_password.with("DATABASE_URL", url), "postgres", "password authentication failed", "check DATABASE_URL"),
+        (with(read_only).await, "postgres", "takes no changes", "lets you write"),
+        (Deploy::unmigrated().await, "schema", " migration(s) pending", "run `admin migrate`"),
+        (with(late).await, "late jobs", "a job unheard_of has been due for 30", "start a worker"),
+        (with(dead).await, "dead jobs", "1 dead job(s)", "admin jobs list --dead"),
+        (with(missed).await, "schedule", "the tick of daily-digest at ", "start a clock"),
+        (Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1"), "redis", "no connection to Redis", "check REDIS_URL"),
+        (Deploy::new().await.with("REDIS_URL", redis(3600, "noeviction").await), "redis", "1h", "NTP"),
+        (Deploy::new().await.with("REDIS_URL", redis(0, "allkeys-lru").await), "redis", "allkeys-lru", "drops nothing"),
+        (Deploy::new().await.with("SMTP_URL", "smtp://127.0.0.1:1"), "smtp", "refused", "check SMTP_URL"),
+    ] {
+        let output = deploy.admin(&["doctor"]).await;
+        let printed = stdout(&output);
+        assert_eq!(output.status.code(), Some(1), "{check}: {output:?}");
+        let failures: Vec<_> = printed.split("\nok ").filter_map(|part| part.split_once("FAIL  ")).map(|(_, failure)| failure).collect();
+        assert_eq!(failures.len(), 1, "{check}: {printed}");
+        let (what, to_do) = failures[0].split_once("\n                 do: ").unwrap_or_else(|| panic!("no remedy: {printed}"));
+        assert!(what.starts_with(check) && what.contains(told), "{check} {told}: {printed}");
+        assert!(to_do.contains(remedy) || what.contains(remedy), "{remedy}: {printed}");
+        assert!(!printed.contains("sekret"), "{printed}");
+    }
+}
+
+#[tokio::test]
+async fn a_deploy_that_is_well_is_measured() {
+    let deploy = Deploy::new().await.with("REDIS_URL", redis(0, "noeviction").await);
+    assert!(line(&deploy, "schedule").await.contains("no clock has seen"), "{}", line(&deploy, "schedule").await);
+    let clock = deploy.start("clock");
+    clock.says("schedule purge-expired is new").await;
+    for (check, told) in [
+        ("config", ["every variable", ""]),
+        ("postgres", ["answers in ", ", no TLS, "]),
+        ("schema", ["current", ""]),
+        ("late jobs", ["none", ""]),
+        ("dead jobs", ["none", ""]),
+        ("schedule", ["no tick is missing", ""]),
+        ("redis", ["answers in ", ", no TLS"]),
+        ("smtp", ["answers in ", ", no TLS"]),
+    ] {
+        let line = line(&deploy, check).await;
+        assert!(line.starts_with("ok ") && told.iter().all(|told| line.contains(told)), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn the_doctor_compares_with_the_versions_that_are_pinned() {
+    let deploy = Deploy::new().await;
+    let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
+    for name in ["postgres", "redis"] {
+        let pinned = compose.lines().find_map(|line| line.trim().strip_prefix(&format!("image: {name}:"))).unwrap();
+        let major = pinned.split(['.', '-']).next().unwrap();
+        let line = line(&deploy, name).await;
+        assert!(line.contains(&format!("({major} is pinned)")), "{line}");
+    }
+}

@@ -1,0 +1,54 @@
+//! What an operator does, without a shell on a server: every `admin` command through the built program, and a restore.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod accounts;
+mod backup;
+mod config;
+mod console;
+mod data;
+mod doctor;
+
+use std::process::Output;
+
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use crate::support::Deploy;
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs `admin`, which must succeed, and gives what it printed.
+async fn done(deploy: &Deploy, arguments: &[&str]) -> String {
+    let output = deploy.admin(arguments).await;
+    assert!(output.status.success(), "admin {arguments:?}: {output:?}");
+    stdout(&output)
+}
+
+/// Runs `admin … --json`, which must succeed, and gives the rows.
+async fn rows(deploy: &Deploy, arguments: &[&str]) -> Vec<Value> {
+    let printed = done(deploy, &[arguments, &["--json"]].concat()).await;
+    printed.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+/// Runs a statement of the test's own.
+async fn sql(database: &mut PgConnection, statement: &str) {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(database).await.unwrap();
+}
+
+async fn count(database: &mut PgConnection, from: &str) -> i64 {
+    sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {from}"))).fetch_one(database).await.unwrap()
+}
+
+/// The actions of the audit trail, the oldest first.
+async fn trail(deploy: &Deploy) -> Vec<String> {
+    sqlx::query_scalar("SELECT action FROM audit_events ORDER BY id").fetch_all(&mut deploy.database().await).await.unwrap()
+}
