@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use garde::Validate;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -14,7 +15,7 @@ use uuid::Uuid;
 use super::jobs::SendReminder;
 use super::reminder::{self, Reminder};
 use crate::http::{App, Caller, Id, Json, List, Page, Problem, Query, Result, idempotency::IdempotencyKey, no_nul, not_null};
-use crate::jobs;
+use crate::jobs::{self, Enqueued};
 
 /// The operations of the API.
 pub fn api() -> OpenApiRouter<App> {
@@ -48,25 +49,40 @@ const CREATE: &str = "POST /reminders";
         (status = 409, description = "idempotency-key-in-use: A request with this Idempotency-Key is still running"),
         (status = 422, description = "idempotency-key-reused: This Idempotency-Key came with another body before"),
     ))]
-async fn create_reminder(
-    State(app): State<App>,
-    caller: Caller,
-    mut key: IdempotencyKey,
-    Json(input): Json<NewReminder>,
-) -> Result<Response> {
+async fn create_reminder(State(app): State<App>, caller: Caller, key: IdempotencyKey, Json(input): Json<NewReminder>) -> Result<Response> {
     let mut transaction = app.postgres.begin().await?;
-    if let Some(earlier) = key.earlier(&mut transaction, caller.account_id, CREATE, &input).await? {
-        return created(earlier);
+    let made = create_once(&app, &mut transaction, caller.account_id, key, &input).await;
+    // Ended before the answer leaves, whatever it is: who has heard it may use the key again at once.
+    let (reminder, enqueued) = match made {
+        Ok(made) => transaction.commit().await.map(|()| made)?,
+        Err(problem) => {
+            transaction.rollback().await?;
+            return Err(problem);
+        }
+    };
+    if let Some(enqueued) = enqueued {
+        enqueued.fire(&app.notifier);
     }
-    in_future(&app, input.due_at)?;
-    // The reminder and its job commit together, or neither does.
-    let made = reminder::create(&mut transaction, Uuid::now_v7(), caller.account_id, &input.message, input.due_at.into()).await?;
-    let reminder = made.ok_or_else(Problem::not_verified)?;
-    let enqueued = enqueue(&mut transaction, &reminder).await?;
-    key.save(&mut transaction, caller.account_id, CREATE, &reminder).await?;
-    transaction.commit().await?;
-    enqueued.fire(&app.notifier);
     created(reminder)
+}
+
+/// The reminder and its job, which commit together or not at all; or what was created with the key before.
+async fn create_once(
+    app: &App,
+    transaction: &mut PgConnection,
+    account_id: Uuid,
+    mut key: IdempotencyKey,
+    input: &NewReminder,
+) -> Result<(Reminder, Option<Enqueued>)> {
+    if let Some(earlier) = key.earlier(transaction, account_id, CREATE, input).await? {
+        return Ok((earlier, None));
+    }
+    in_future(app, input.due_at)?;
+    let made = reminder::create(transaction, Uuid::now_v7(), account_id, &input.message, input.due_at.into()).await?;
+    let reminder = made.ok_or_else(Problem::not_verified)?;
+    let enqueued = enqueue(transaction, &reminder).await?;
+    key.save(transaction, account_id, CREATE, &reminder).await?;
+    Ok((reminder, Some(enqueued)))
 }
 
 fn created(reminder: Reminder) -> Result<Response> {
@@ -179,7 +195,7 @@ fn in_future(app: &App, due_at: Timestamp) -> Result<()> {
     if due_at > (app.now)() { Ok(()) } else { Err(Problem::invalid_field("due_at", "must be in the future")) }
 }
 
-async fn enqueue(connection: &mut sqlx::PgConnection, reminder: &Reminder) -> Result<jobs::Enqueued> {
+async fn enqueue(connection: &mut PgConnection, reminder: &Reminder) -> Result<Enqueued> {
     let job = SendReminder { id: reminder.id, version: reminder.version };
     Ok(jobs::enqueue_at(connection, &job, reminder.due_at.into()).await?)
 }

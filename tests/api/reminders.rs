@@ -1,11 +1,13 @@
 //! The sample feature.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::person::{Person, in_seconds, problem};
-use crate::support::{Deploy, eventually};
+use crate::support::{Deploy, Proxy, eventually};
 
 #[tokio::test]
 async fn a_reminder_arrives_by_mail_once_and_not_before_it_is_due() {
@@ -177,6 +179,13 @@ async fn the_same_key_and_body_create_once_and_answer_alike() {
         assert_eq!(first.headers()[header], again.headers()[header]);
     }
     assert_eq!(first.text().await.unwrap(), again.text().await.unwrap());
+    // Who has heard an answer may ask again at once, elsewhere too: nobody holds the key any more.
+    let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
+    let far = deploy.clone_with("DATABASE_URL", deploy.through("DATABASE_URL", &proxy)).web().await;
+    proxy.delay(Duration::from_millis(50));
+    for web in [&far, &one, &far, &two] {
+        assert_eq!(create(&ada.at(web), "a-key", &body).await.status(), 201);
+    }
     problem(create(&ada, "a-key", &json!({ "message": "twice", "due_at": in_seconds(3600) })).await, 422, "idempotency-key-reused").await;
     for odd in [" ", &"x".repeat(256)] {
         problem(create(&ada, odd, &body).await, 422, "invalid-input").await;

@@ -1,8 +1,9 @@
-//! A network that breaks: a TCP proxy that can be cut, stalled and healed.
+//! A network that breaks: a TCP proxy that can be slowed, cut, stalled and healed.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -11,6 +12,8 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
+    /// Everything arrives so much later.
+    Slow(Duration),
     /// Connections are taken and kept, and nothing goes through.
     Stalled,
     /// Connections are broken and refused.
@@ -59,6 +62,11 @@ impl Proxy {
     pub fn sent(&self) -> Vec<String> {
         let sent = self.sent.lock().expect("no panic while locked");
         sent.iter().map(|piece| String::from_utf8_lossy(piece).into_owned()).collect()
+    }
+
+    /// Lets everything through later, in both directions.
+    pub fn delay(&self, by: Duration) {
+        self.set(State::Slow(by));
     }
 
     /// Breaks every connection and refuses new ones.
@@ -142,6 +150,11 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     loop {
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
         see(&buffer[..count]);
+        let delay = match state.borrow().0 {
+            State::Slow(by) => by,
+            _ => Duration::ZERO,
+        };
+        tokio::time::sleep(delay).await;
         let passes = |(state, moves): &Fate| *state != State::Stalled && *moves == here;
         if state.wait_for(passes).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
