@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -32,8 +32,8 @@ const SLOTS_PAUSE: Duration = Duration::from_millis(1);
 /// How often a worker looks for jobs that nobody may know: a deploy's order, not an emergency.
 const UNKNOWN: Duration = Duration::from_secs(30);
 
-/// How long the connection that hears of new jobs may be silent.
-const SILENCE: Duration = Duration::from_mins(1);
+/// How long the connection that hears of new jobs is kept.
+const LISTENER_LIFE: Duration = Duration::from_mins(1);
 
 /// What a worker is made of.
 pub struct Runner {
@@ -173,19 +173,24 @@ impl LowWater {
 
 /// Hears of new jobs. Without it they are found at the next poll, so its failures are no more than a pause.
 async fn listen(pool: PgPool, wake: Arc<Notify>) {
-    // It keeps a connection for itself; a pool of one is needed for the claims.
-    while pool.options().get_max_connections() > 1 {
-        if let Ok(mut listener) = PgListener::connect_with(&pool).await
-            && listener.listen(CHANNEL).await.is_ok()
+    loop {
+        // A connection of its own, apart from the pool: sqlx says goodbye to a dead one without a limit, and would keep its
+        // place meanwhile. It is a new one each time, since none tells whether it is dead or only has nothing to say.
+        let own = PgPoolOptions::new().max_connections(1).connect_lazy_with((*pool.connect_options()).clone());
+        if let Ok(Ok(mut listener)) = timeout(LISTENER_LIFE, PgListener::connect_with(&own)).await
+            && let Ok(Ok(())) = timeout(LISTENER_LIFE, listener.listen(CHANNEL)).await
         {
             // What was enqueued while nobody listened.
             wake.notify_one();
-            // A connection that says nothing for long may be dead, and nobody would know: the next begins anew.
-            while let Ok(Ok(Some(_))) = timeout(SILENCE, listener.try_recv()).await {
-                wake.notify_one();
-            }
+            let hear = async {
+                while let Ok(Some(_)) = listener.try_recv().await {
+                    wake.notify_one();
+                }
+            };
+            let _ = timeout(LISTENER_LIFE, hear).await;
+        } else {
+            sleep(POLL).await;
         }
-        sleep(POLL).await;
     }
 }
 
