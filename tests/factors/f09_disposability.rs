@@ -12,8 +12,11 @@ use tokio::net::TcpStream;
 use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
 
+/// For an exit that waits for nothing: the drain's limit is 25 s, and a busy machine takes its time.
+const LONG_BEFORE: Duration = Duration::from_secs(5);
+
 #[tokio::test]
-async fn each_idle_process_exits_0_within_a_second_of_sigterm_and_its_last_line_says_so() {
+async fn each_idle_process_exits_0_long_before_the_drains_limit_and_its_last_line_says_so() {
     let deploy = Deploy::new().await;
     for (name, sign) in [("web", "ready"), ("worker", "worker is starting"), ("clock", "is new")] {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -21,7 +24,7 @@ async fn each_idle_process_exits_0_within_a_second_of_sigterm_and_its_last_line_
             let mut process = deploy.start(name);
             process.says(sign).await;
             process.signal(signal);
-            assert_eq!(process.exit_within(Duration::from_secs(1)).await.code(), Some(0), "{name}");
+            assert_eq!(process.exit_within(LONG_BEFORE).await.code(), Some(0), "{name}");
             let last = process.log().pop().unwrap();
             assert_eq!(last["message"], format!("{name} has stopped"));
             assert_eq!(last["exit_status"], 0);
@@ -114,7 +117,7 @@ async fn a_slow_client_is_not_waited_for_after_its_answer() {
     client.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     web.process.signal(Signal::SIGTERM);
-    assert_eq!(web.process.exit_within(Duration::from_secs(2)).await.code(), Some(0));
+    assert_eq!(web.process.exit_within(LONG_BEFORE).await.code(), Some(0));
 }
 
 /// Holds the row that the job must read, so that the job is caught in the middle.
