@@ -10,7 +10,7 @@ use tracing::{error, warn};
 use crate::accounts::jobs::PurgeExpired;
 use crate::config;
 use crate::http::health::{self, Health};
-use crate::http::serve::serve;
+use crate::http::serve::{listen, serve};
 use crate::jobs::schedule::Schedule;
 use crate::jobs::{Notifier, queue};
 use crate::lifecycle::{self, Lifecycle, Pulse};
@@ -52,7 +52,7 @@ async fn start(process: config::Process, config: config::Clock, lifecycle: &mut 
     let probes = Health::default().postgres(&postgres).pulse("ticks", &looks, TICKS_STALL).start(lifecycle);
     if let Some(port) = process.metrics_port {
         lifecycle.spawn("queue count", keep_counting(postgres.clone(), lifecycle.metrics.clone(), lifecycle.soft.clone()));
-        serve("metrics", port, health::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, lifecycle).await?;
+        serve(listen("metrics", port).await?, health::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, lifecycle);
     }
     let clock = Clock { schedules: schedule()?, postgres, notifier, looks, metrics: lifecycle.metrics.clone() };
     lifecycle.spawn("schedule", clock.run(lifecycle.soft.clone()));

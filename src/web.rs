@@ -18,7 +18,7 @@ use crate::accounts::password::Passwords;
 use crate::config;
 use crate::http::access::{Guard, guard, scopes};
 use crate::http::health::{self, Health};
-use crate::http::serve::serve;
+use crate::http::serve::{listen, serve};
 use crate::http::session::Sessions;
 use crate::http::{self, App, openapi};
 use crate::jobs::Notifier;
@@ -58,16 +58,19 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     };
     let app = App { postgres: postgres.clone(), sessions, notifier, scopes: scopes(ACCESS).into(), now };
 
+    // Before the first look: who reads that it is ready must reach it.
+    let listener = listen("web", http.port).await?;
     let probes = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
     let routes = routes(app, guard, Passwords::new()?, lifecycle.release.clone())?;
     let routes = http::finish(routes, &http, &site, lifecycle.metrics.clone());
     let delay = http.drain_delay;
     lifecycle.delay_drain(delay);
     if let Some(port) = process.metrics_port {
-        serve("metrics", port, health::with_metrics(probes.clone(), &lifecycle.metrics), delay, lifecycle).await?;
+        serve(listen("metrics", port).await?, health::with_metrics(probes.clone(), &lifecycle.metrics), delay, lifecycle);
     }
     // The probes stand outside every limit.
-    serve("web", http.port, probes.fallback_service(routes), delay, lifecycle).await
+    serve(listener, probes.fallback_service(routes), delay, lifecycle);
+    Ok(())
 }
 
 /// The operations of the API, which is versioned as a whole.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::accounts::jobs::{EndSessions, PurgeExpired, SendNotice, SendPasswordReset, SendVerification};
 use crate::config;
 use crate::http::health::{self, Health};
-use crate::http::serve::serve;
+use crate::http::serve::{listen, serve};
 use crate::jobs::runner::Runner;
 use crate::jobs::{Notifier, Registry, Resources};
 use crate::lifecycle::{self, Lifecycle, Pulse};
@@ -58,7 +58,7 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     let health = Health::default().postgres(&postgres).redis(&redis).pulse("claims", &claims, CLAIMS_STALL);
     let probes = health.start(lifecycle);
     if let Some(port) = process.metrics_port {
-        serve("metrics", port, health::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, lifecycle).await?;
+        serve(listen("metrics", port).await?, health::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, lifecycle);
     }
     let concurrency = config.jobs.worker_concurrency.get() as usize;
     let resources = Resources { postgres, redis, mailer, site, notifier };

@@ -38,29 +38,36 @@ const CONNECTIONS: usize = 4096;
 /// After an answer's end its last bytes may still be on the way to the client.
 const FLUSH: Duration = Duration::from_millis(300);
 
-/// Listens on all interfaces and registers the task that serves; `name` is the listener's in the log.
-///
-/// At `soft` it goes on accepting for `delay`, and then closes the listener.
+/// A port that is taken, at which clients wait until it is served.
+pub struct Listener {
+    name: &'static str,
+    socket: TcpListener,
+}
+
+/// Listens on all interfaces; `name` is the listener's in the log.
 /// Errors: The port is taken or forbidden.
-pub async fn serve(name: &'static str, port: u16, routes: Router, delay: Duration, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let listener = listen(port).await.with_context(|| format!("cannot listen on port {port}"))?;
-    let address = listener.local_addr()?;
+pub async fn listen(name: &'static str, port: u16) -> anyhow::Result<Listener> {
+    let socket = bind(port).await.with_context(|| format!("cannot listen on port {port}"))?;
+    let address = socket.local_addr()?;
     info!(listener = name, port = address.port(), "{name} is listening on port {}", address.port());
-    lifecycle.spawn(name, accept(name, listener, routes, delay, lifecycle.soft.clone(), lifecycle.hard.clone()));
-    Ok(())
+    Ok(Listener { name, socket })
 }
 
 /// On IPv6 and IPv4 alike; on IPv4 alone where the machine has no IPv6.
-async fn listen(port: u16) -> std::io::Result<TcpListener> {
+async fn bind(port: u16) -> std::io::Result<TcpListener> {
     match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
         Err(e) if e.kind() != std::io::ErrorKind::AddrInUse => TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await,
         bound => bound,
     }
 }
 
+/// Registers the task that serves. At `soft` it goes on accepting for `delay`, and then closes the listener.
+pub fn serve(listener: Listener, routes: Router, delay: Duration, lifecycle: &mut Lifecycle) {
+    lifecycle.spawn(listener.name, accept(listener, routes, delay, lifecycle.soft.clone(), lifecycle.hard.clone()));
+}
+
 async fn accept(
-    name: &'static str,
-    listener: TcpListener,
+    Listener { name, socket }: Listener,
     routes: Router,
     delay: Duration,
     soft: CancellationToken,
@@ -77,7 +84,7 @@ async fn accept(
     loop {
         let accept = async {
             let slot = slots.clone().acquire_owned().await;
-            (slot, listener.accept().await)
+            (slot, socket.accept().await)
         };
         tokio::select! {
             () = &mut closed => break,
@@ -101,7 +108,7 @@ async fn accept(
             }
         }
     }
-    drop(listener);
+    drop(socket);
     closing.cancel();
     let mut cut = 0;
     while let Some(ended) = connections.join_next().await {

@@ -28,7 +28,9 @@ impl Dev {
         let process = Process::spawn(command);
         let page = process.line("the mail sink", |line| line.starts_with("mail.1 | takes mail at")).await;
         let page = page.rsplit(' ').next().unwrap().to_owned();
-        process.line("web.1 ready", |line| line.starts_with("web.1 |") && line.contains("\"ready\"")).await;
+        for web in ["web.1 |", "web.2 |"].iter().take(if arguments.contains(&"web=2") { 2 } else { 1 }) {
+            process.line("readiness", |line| line.starts_with(web) && line.contains("\"ready\"")).await;
+        }
         Self { process, folder, port, page }
     }
 
