@@ -1,7 +1,5 @@
 //! Signing up, verifying the address, logging in and out.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
 use crate::support::person::{PASSWORD, Person, problem};
@@ -64,16 +62,21 @@ async fn a_wrong_password_and_an_unknown_address_look_alike() {
     let unknown_problem = problem(unknown_problem, 401, "wrong-credentials").await;
     assert_eq!(known_problem["detail"], unknown_problem["detail"]);
 
-    // Similar time: both pay for one hash. Without it an unknown address answers tens of times as fast.
-    let mut fastest = [Duration::MAX; 2];
-    for _ in 0..15 {
-        for (fastest, body) in fastest.iter_mut().zip([&known, &unknown]) {
-            let started = Instant::now();
-            ada.post("/session", body.clone()).await;
-            *fastest = started.elapsed().min(*fastest);
-        }
+    if !std::path::Path::new("/proc/self/stat").exists() {
+        println!("skipped: needs /proc");
+        return;
     }
-    assert!(fastest[1] * 3 > fastest[0], "known {:?}, unknown {:?}", fastest[0], fastest[1]);
+    // Similar time: both pay for one hash. Without it an unknown address costs a twentieth. Counted in the process's own
+    // time, which a busy machine does not stretch.
+    let mut costs = [0; 2];
+    for (cost, body) in costs.iter_mut().zip([known, unknown]) {
+        let before = web.process.cpu_ticks();
+        for _ in 0..15 {
+            ada.post("/session", body.clone()).await;
+        }
+        *cost = web.process.cpu_ticks() - before;
+    }
+    assert!(costs[0] > 0 && costs[1] * 3 > costs[0], "known {}, unknown {}", costs[0], costs[1]);
 }
 
 #[tokio::test]
