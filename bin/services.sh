@@ -219,3 +219,10 @@ start_redis() {
         sleep 0.1
     done
 }
+
+# Throw-away servers for tests, and where these find them.
+start_for_tests() {
+    start_postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off -c max_connections=500
+    start_redis --save '' --databases 1000
+    export SERVER_URL=$postgres_url TEST_REDIS_URL=$redis_url
+}

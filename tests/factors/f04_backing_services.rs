@@ -1,4 +1,4 @@
-//! IV. Backing services are attached resources: the config says where they are, and the code cannot tell one from another.
+//! IV. Backing services: they are attached resources; the config says where they are, and the code cannot tell one from another.
 //!
 //! Violated by an address in the code, or by a process that must be restarted because a resource was.
 

@@ -1,4 +1,4 @@
-//! VI. Processes are stateless and share nothing: any of them may answer any request, and any may die.
+//! VI. Processes: they are stateless and share nothing; any of them may answer any request, and any may die.
 //!
 //! Violated by a session, a cache or an upload that one process has and the next has not.
 

@@ -1,4 +1,4 @@
-//! XI. Logs are a stream of events on stdout; what becomes of them is the platform's business.
+//! XI. Logs: a stream of events on stdout; what becomes of them is the platform's business.
 //!
 //! Violated by a log file, a line that is no event, a buffer, a secret.
 
