@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sqlx::Connection;
 
-use crate::support::balancer::has;
+use crate::support::deploy::{Web, without_disk};
 use crate::support::person::{Person, problem};
-use crate::support::process::programs;
-use crate::support::{Deploy, PATIENCE, Process, Proxy, eventually, free_port};
+use crate::support::{Deploy, PATIENCE, Proxy, eventually, free_port};
 
 /// The deploy with a resource behind a proxy.
 async fn behind(deploy: Deploy, variable: &str) -> (Deploy, Proxy) {
@@ -164,31 +163,18 @@ async fn a_web_without_its_database_listens_lives_and_says_once_why_it_is_not_re
 
 #[tokio::test]
 async fn on_a_disk_that_cannot_be_written_without_tmp_and_home_all_four_programs_work() {
-    if !has("unshare") || !nix::unistd::Uid::effective().is_root() {
-        println!("skipped: needs root");
+    if !without_disk() {
         return;
     }
     let deploy = Deploy::new().await;
-    // A mount namespace of its own, in which everything is read-only, /tmp too.
-    let start = |program: &str| {
-        let script = "set -e; mount --make-rprivate /; mount --bind / /mnt; mount -o remount,bind,ro /mnt; ! touch /mnt/tmp/x 2>/dev/null; \
-                      exec chroot /mnt /usr/bin/env --ignore-environment $VARIABLES $PROGRAM";
-        let variables: Vec<_> =
-            deploy.environment.iter().filter(|(name, _)| *name != "MAIL_FROM").map(|(n, v)| format!("{n}={v}")).collect();
-        let mut command = tokio::process::Command::new("unshare");
-        command.args(["--mount", "sh", "-c", script]).env("VARIABLES", format!("{} MAIL_FROM=hello@example.com", variables.join(" ")));
-        command.env("PROGRAM", format!("{}/{program}", programs().display()));
-        Process::spawn(command)
-    };
+    let start = |program| deploy.start_without_disk(program);
     let mut admin = start("admin migrate --check");
     assert_eq!(admin.exit().await.code(), Some(0), "{:?}", admin.errors());
-    let (mut web, mut worker, mut clock) = (start("web"), start("worker"), start("clock"));
-    let port = web.logged("web is listening", |line| line["listener"] == "web").await["port"].as_u64().unwrap();
-    web.says("ready").await;
+    let (mut web, mut worker, mut clock) = (Web::of(start("web")).await, start("worker"), start("clock"));
+    web.process.says("ready").await;
     clock.says("is new").await;
-    let at = crate::support::deploy::Web { url: format!("http://127.0.0.1:{port}"), process: start("admin config") };
-    Person::verified(&deploy, &at).await;
-    for process in [&mut web, &mut worker, &mut clock] {
+    Person::verified(&deploy, &web).await;
+    for process in [&mut web.process, &mut worker, &mut clock] {
         assert_eq!(process.terminate().await, Some(0));
     }
     deploy.database().await.ping().await.unwrap();

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::mail::Sink;
 use super::process::programs;
+use super::balancer::{found_or_skipped, has};
 use super::{PATIENCE, Process};
 
 /// The database that every test's own is copied from.
@@ -90,6 +91,20 @@ impl Deploy {
         Process::start(name, &self.environment)
     }
 
+    /// Starts a process type, or an `admin` command, where nothing can be written to: a mount namespace of its own in which
+    /// every file system is read-only, /tmp too. Needs root.
+    pub fn start_without_disk(&self, command_line: &str) -> Process {
+        let script = "set -e; mount --make-rprivate /; mount --bind / /mnt; mount -o remount,bind,ro /mnt; ! touch /mnt/tmp/x 2>/dev/null; \
+                      exec chroot /mnt /usr/bin/env --ignore-environment $VARIABLES $PROGRAM";
+        // A shell splits the variables at spaces, so the sender is one word.
+        let deploy = self.clone_with("MAIL_FROM", "hello@example.com");
+        let variables: Vec<_> = deploy.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).env("VARIABLES", variables.join(" "));
+        command.env("PROGRAM", format!("{}/{command_line}", programs().display()));
+        Process::spawn(command)
+    }
+
     /// Starts the worker whose jobs misbehave.
     pub fn rough_worker(&self) -> Process {
         let mut command = Command::new(programs().join("examples/rough_worker"));
@@ -106,9 +121,7 @@ impl Deploy {
 
     /// Starts a `web` and waits until it listens.
     pub async fn web_unready(&self) -> Web {
-        let process = self.start("web");
-        let port = process.logged("web is listening", |line| line["listener"] == "web").await["port"].as_u64().expect("a port");
-        Web { process, url: format!("http://127.0.0.1:{port}") }
+        Web::of(self.start("web")).await
     }
 
     /// Runs `admin` to its end.
@@ -148,6 +161,11 @@ async fn migrate_template() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Whether this machine lets a test take the disk away from a program.
+pub fn without_disk() -> bool {
+    has("unshare") && found_or_skipped(nix::unistd::Uid::effective().is_root(), "root")
+}
+
 /// A `web` that listens.
 pub struct Web {
     pub process: Process,
@@ -155,6 +173,12 @@ pub struct Web {
 }
 
 impl Web {
+    /// Waits until the process listens.
+    pub async fn of(process: Process) -> Self {
+        let port = process.logged("web is listening", |line| line["listener"] == "web").await["port"].as_u64().expect("a port");
+        Self { process, url: format!("http://127.0.0.1:{port}") }
+    }
+
     pub fn port(&self) -> u16 {
         self.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
     }
