@@ -35,7 +35,7 @@ section! {
         ssl_cert_file: Option<CertificateFile>,
         /// How long requests and jobs in flight may finish after SIGTERM
         drain_timeout: Duration = "25s",
-        /// OpenTelemetry collector that takes traces over HTTP: `http://collector:4318`; unset sends none
+        /// OpenTelemetry collector that takes traces over HTTP or HTTPS: `http://collector:4318`; unset sends none
         otel_exporter_otlp_endpoint: Option<Endpoint>,
         /// Headers for the collector, such as its key: `name=value,name=value`
         otel_exporter_otlp_headers: Option<SecretString>,

@@ -67,7 +67,7 @@ impl PublicUrl {
 #[derive(Debug, Clone, Copy)]
 pub struct Lasting(pub Duration);
 
-/// The address of an OpenTelemetry collector nearby, to which the SDK adds the path.
+/// The address of an OpenTelemetry collector, to which the SDK adds the path.
 #[derive(Debug, Clone)]
 pub struct Endpoint(pub Url);
 
@@ -190,9 +190,8 @@ impl Setting for PublicUrl {
 
 impl Setting for Endpoint {
     fn parse(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
-        url.map(Self)
-            .ok_or_else(|| "must be an address such as http://collector:4318; one with https needs a collector in between".to_owned())
+        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        url.map(Self).ok_or_else(|| "must be an address such as http://collector:4318".to_owned())
     }
 }
 

@@ -74,6 +74,7 @@ mod otel {
 
     use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider};
     use opentelemetry::{Context, KeyValue};
+    use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
     use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
     use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -83,13 +84,39 @@ mod otel {
     use tracing_subscriber::Layer;
     use tracing_subscriber::filter::filter_fn;
     use tracing_subscriber::registry::LookupSpan;
+    use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
     use super::Place;
     use crate::config;
     use crate::release::Release;
 
+    /// How long the collector may take over an export.
+    const EXPORT: Duration = Duration::from_secs(10);
+
     /// How long the end of a process waits for the collector.
     const LAST_EXPORT: Duration = Duration::from_secs(1);
+
+    /// The way to the collector, on the SDK's own thread.
+    #[derive(Debug)]
+    struct Client(ureq::Agent);
+
+    impl Client {
+        /// It trusts whom the system trusts, or the authority that `SSL_CERT_FILE` names.
+        fn new() -> Self {
+            let found = rustls_native_certs::load_native_certs().certs;
+            let roots = RootCerts::new_with_certs(&found.iter().map(|found| Certificate::from_der(found).to_owned()).collect::<Vec<_>>());
+            let config = ureq::Agent::config_builder().timeout_global(Some(EXPORT)).http_status_as_error(false);
+            Self(config.tls_config(TlsConfig::builder().root_certs(roots).build()).build().into())
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl HttpClient for Client {
+        async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+            let (parts, mut body) = self.0.run(request.map(Vec::from))?.into_parts();
+            Ok(Response::from_parts(parts, body.read_to_vec()?.into()))
+        }
+    }
 
     /// Sends what is left when it is dropped.
     pub struct Export(SdkTracerProvider);
@@ -113,7 +140,7 @@ mod otel {
         }
         let headers = config.otel_exporter_otlp_headers.iter().flat_map(|headers| headers.expose_secret().split(','));
         let headers = headers.filter_map(|header| header.split_once('=')).map(|(name, value)| (name.trim().to_owned(), value.to_owned()));
-        let exporter = SpanExporter::builder().with_http().with_headers(headers.collect()).build()?;
+        let exporter = SpanExporter::builder().with_http().with_http_client(Client::new()).with_headers(headers.collect()).build()?;
         let resource = Resource::builder()
             .with_attribute(KeyValue::new("service.version", release.commit))
             .with_attribute(KeyValue::new("process.type", release.process));

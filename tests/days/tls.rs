@@ -3,6 +3,7 @@
 use sqlx::{Connection, PgConnection};
 
 use crate::support::balancer::has;
+use crate::support::collector::Collector;
 use crate::support::person::Person;
 use crate::support::postgres::Postgres;
 use crate::support::tls::Authority;
@@ -127,4 +128,20 @@ async fn a_mail_is_given_to_no_server_that_cannot_be_verified_and_is_tried_again
     again().await;
     let _worker = worker(&authority, format!("smtps://localhost:{wrapped}"));
     deploy.mail.to(&ada.email, "Is this your address?").await;
+}
+
+#[tokio::test]
+async fn traces_go_to_a_collector_over_tls_that_a_private_authority_has_vouched_for_and_to_no_other() {
+    let (authority, collector) = (Authority::new(), Collector::start().await);
+    let port = authority.before(collector.url.replace("http://", ""), false).await;
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", format!("https://localhost:{port}"));
+    let deploy = deploy.with("OTEL_BSP_SCHEDULE_DELAY", 100);
+    let mut stranger = deploy.web().await;
+    stranger.get("/verify").await;
+    assert_eq!(stranger.process.terminate().await, Some(0), "what is not taken holds up nothing");
+    assert!(collector.spans().is_empty(), "nobody has vouched for it");
+
+    let web = deploy.with("SSL_CERT_FILE", authority.file()).web().await;
+    web.get("/verify").await;
+    eventually("a span", async || (!collector.spans().is_empty()).then_some(())).await;
 }

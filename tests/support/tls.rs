@@ -74,9 +74,14 @@ impl Authority {
 
     /// A port where mail for the sink is taken over TLS alone: from the first byte on, or after STARTTLS.
     pub async fn mail(&self, sink: &Sink, starttls: bool) -> u16 {
+        self.before(sink.smtp_url.replace("smtp://", ""), starttls).await
+    }
+
+    /// A port where what speaks no TLS itself is reached over TLS alone.
+    pub async fn before(&self, target: String, starttls: bool) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
-        let (acceptor, target) = (self.acceptor.clone(), sink.smtp_url.replace("smtp://", ""));
+        let acceptor = self.acceptor.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (acceptor, target) = (acceptor.clone(), target.clone());
