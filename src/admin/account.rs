@@ -24,6 +24,9 @@ pub enum Command {
     List {
         #[arg(long, default_value_t = 50)]
         limit: u32,
+        /// Begin after the account with this id
+        #[arg(long, default_value_t = Uuid::nil(), hide_default_value = true)]
+        after: Uuid,
     },
     /// Show one account, by its address or its id
     Show { account: String },
@@ -60,8 +63,8 @@ pub async fn run(task: &Task, command: Command) -> Result<()> {
     let app = attach(task)?;
     let pool = &app.postgres;
     match command {
-        Command::List { limit } => {
-            let accounts = account::list(&**pool, Uuid::nil(), i64::from(limit)).await?;
+        Command::List { limit, after } => {
+            let accounts = account::list(&**pool, after, i64::from(limit)).await?;
             let rows: Vec<_> = accounts.into_iter().map(|account| json!(account)).collect();
             task.rows(&["id", "email", "role", "verified", "suspended", "created_at"], &rows);
         }

@@ -8,6 +8,7 @@ use anyhow::{anyhow, ensure};
 use deadpool_redis::redis::pipe;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::ExposeSecret;
+use serde_json::json;
 use sqlx::{ConnectOptions, Connection, PgPool};
 use tokio::time::{Instant, timeout};
 
@@ -33,9 +34,11 @@ const DRIFT: SignedDuration = SignedDuration::from_secs(5);
 type Finding = anyhow::Result<String>;
 
 /// Prints a check's line, with a remedy if something is wrong; says whether all is well.
-fn tell(check: &str, remedy: &str, finding: Finding) -> bool {
+fn tell(json: bool, check: &str, remedy: &str, finding: Finding) -> bool {
     match &finding {
+        Ok(what) if json => say(json!({ "check": check, "ok": true, "finding": what })),
         Ok(what) => say(format_args!("ok    {check:<10} {what}")),
+        Err(e) if json => say(json!({ "check": check, "ok": false, "finding": e.to_string(), "remedy": remedy })),
         Err(e) => say(format_args!("FAIL  {check:<10} {e}\n                 do: {remedy}")),
     }
     finding.is_ok()
@@ -43,6 +46,7 @@ fn tell(check: &str, remedy: &str, finding: Finding) -> bool {
 
 /// Makes every check, prints a line for each, and says whether all is well.
 pub async fn examine(task: &Task) -> anyhow::Result<bool> {
+    let tell = |check, remedy, finding| tell(task.json, check, remedy, finding);
     let all = config::read::<config::All>(&task.env).map(|_| "every variable of every program is there and right".to_owned());
     let mut well = tell("config", "set them in this deploy's environment; `admin env` explains each", all.map_err(Into::into));
     if let Ok(config) = config::read::<config::Database>(&task.env) {

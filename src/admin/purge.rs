@@ -1,15 +1,15 @@
 //! `admin purge`: removes what is old and of no more use.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use futures_util::future::BoxFuture;
+use indicatif::{ProgressBar, ProgressStyle};
 use sqlx::PgConnection;
 
 use super::Task;
-use super::output::{note, say};
+use super::output::say;
 use crate::accounts::{audit, audit::Action, mailed_token};
 use crate::http::{idempotency, token};
 use crate::{config::Setting, jobs::queue, reminders::reminder, resources::postgres::Timestamp};
@@ -49,20 +49,25 @@ pub async fn run(task: &Task, Arguments { before, dry_run }: Arguments) -> anyho
         // First, so that a run that is stopped has left its line too.
         audit::record(&mut *connection, Action::DataPurged, None, None).await?;
     }
+    let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} {msg}")?;
     for (what, purge) in OLD {
-        let mut total = 0;
+        let total = purge(&mut connection, before, None).await?;
+        if dry_run {
+            say(format_args!("{total} {what} would be deleted"));
+            continue;
+        }
+        // It is drawn on a terminal alone.
+        let bar = ProgressBar::new(total.unsigned_abs()).with_style(style.clone()).with_message(what);
         loop {
-            let count = purge(&mut connection, before, (!dry_run).then_some(BATCH)).await;
-            let count = count.with_context(|| format!("{total} {what} deleted, and no more"))?;
-            total += count;
-            if dry_run || count < BATCH {
+            let count = purge(&mut connection, before, Some(BATCH)).await;
+            let count = count.with_context(|| format!("{} {what} deleted, and no more", bar.position()))?;
+            bar.inc(count.unsigned_abs());
+            if count < BATCH {
                 break;
             }
-            if std::io::stderr().is_terminal() {
-                note(format_args!("{total} {what} …"));
-            }
         }
-        say(format_args!("{total} {what} {}", if dry_run { "would be deleted" } else { "deleted" }));
+        bar.finish_and_clear();
+        say(format_args!("{} {what} deleted", bar.position()));
     }
     Ok(())
 }

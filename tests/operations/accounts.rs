@@ -1,14 +1,10 @@
 //! Accounts and sessions, as an operator looks after them.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
-use tokio::process::Command;
 
 use crate::support::person::{PASSWORD, Person};
-use crate::support::process::programs;
 use crate::support::{Deploy, eventually};
-use crate::{count, done, rows, stderr, stdout, trail};
+use crate::{count, done, on_a_terminal, rows, stderr, trail};
 
 #[tokio::test]
 async fn a_made_account_can_log_in_with_the_password_that_is_shown_once() {
@@ -34,10 +30,13 @@ async fn a_made_account_can_log_in_with_the_password_that_is_shown_once() {
         assert_eq!(shown, std::slice::from_ref(&account), "by its address and by its id, and without its password");
     }
     assert_eq!(rows(&deploy, &["account", "list"]).await, std::slice::from_ref(&account));
+    let next = rows(&deploy, &["account", "create", "grace@example.com"]).await;
+    let after = rows(&deploy, &["account", "list", "--limit", "1", "--after", account["id"].as_str().unwrap()]).await;
+    assert_eq!(after[0]["email"], next[0]["email"], "the next page");
     let table = done(&deploy, &["account", "list"]).await;
     assert!(table.starts_with("id ") && table.lines().nth(1).unwrap().starts_with(id), "{table}");
     assert!(!table.contains('\x1b'), "no colour in a pipe");
-    assert_eq!(trail(&deploy).await, ["account_created", "log_in"]);
+    assert_eq!(trail(&deploy).await, ["account_created", "log_in", "account_created"]);
     let unknown = deploy.admin(&["account", "show", "nobody@example.com"]).await;
     assert_eq!(unknown.status.code(), Some(1));
     assert!(stderr(&unknown).contains("no account has the address or the id"), "{unknown:?}");
@@ -92,20 +91,6 @@ async fn a_table_on_a_terminal_has_a_bold_head_unless_no_color_is_set() {
     assert!(told.contains("\x1b[1mname "), "{told:?}");
     let told = on_a_terminal(&deploy.with("NO_COLOR", "1"), "schedule", "").await.unwrap();
     assert!(told.contains("name ") && !told.contains("\x1b["), "{told:?}");
-}
-
-/// Runs `admin` on a terminal of its own, where a person types a line; none where util-linux is not there to make one.
-async fn on_a_terminal(deploy: &Deploy, arguments: &str, typed: &str) -> Option<String> {
-    let line = format!("{} {arguments}", programs().join("admin").display());
-    let mut command = Command::new("sh");
-    command.args(["-c", "(sleep 1; echo \"$TYPED\"; sleep 1) | script --quiet --return --command \"$LINE\" /dev/null"]);
-    command.envs(&deploy.environment).env("LINE", line).env("TYPED", typed);
-    if std::process::Command::new("script").arg("--version").output().is_err() {
-        println!("skipped: needs util-linux's script");
-        return None;
-    }
-    let output = tokio::time::timeout(Duration::from_secs(30), command.output()).await.unwrap().unwrap();
-    Some(stdout(&output))
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use tokio::process::Command;
 use crate::support::person::Person;
 use crate::support::process::programs;
 use crate::support::{Deploy, Process, eventually};
-use crate::{count, done, sql, stderr, trail};
+use crate::{count, done, on_a_terminal, sql, stderr, trail};
 
 /// A person with something old and something new of every kind.
 async fn plant(deploy: &Deploy) {
@@ -71,6 +71,14 @@ async fn purge_deletes_what_is_old_counts_it_first_and_may_be_run_again() {
         assert_ne!(deploy.admin(&["purge", "--before", wrong]).await.status.code(), Some(0), "{wrong}");
     }
     assert_eq!(deploy.admin(&["purge"]).await.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_purge_shows_on_a_terminal_how_far_it_is() {
+    let deploy = Deploy::new().await;
+    plant(&deploy).await;
+    let Some(told) = on_a_terminal(&deploy, "purge --before 90d", "").await else { return };
+    assert!(told.contains("1000 of 2500 audit events") && told.contains("2500 audit events deleted"), "{told:?}");
 }
 
 #[tokio::test]

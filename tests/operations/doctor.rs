@@ -4,7 +4,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
 use crate::support::Deploy;
-use crate::{sql, stdout};
+use crate::{objects, sql, stdout};
 
 /// A Redis that answers what a test tells it to: its clock and its policy cannot be set otherwise without disturbing others.
 async fn redis(seconds_behind: i64, policy: &'static str) -> String {
@@ -123,4 +123,14 @@ async fn the_doctor_compares_with_the_versions_that_are_pinned() {
         let line = line(&deploy, name).await;
         assert!(line.contains(&format!("({major} is pinned)")), "{line}");
     }
+}
+
+#[tokio::test]
+async fn for_programs_each_check_is_an_object() {
+    let deploy = Deploy::new().await;
+    sql(&mut deploy.database().await, "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now())").await;
+    let checks = objects(&stdout(&deploy.admin(&["doctor", "--json"]).await));
+    let of = |name: &str| checks.iter().find(|check| check["check"] == name).unwrap_or_else(|| panic!("{checks:?}"));
+    assert_eq!((&of("redis")["ok"], &of("dead jobs")["ok"]), (&true.into(), &false.into()));
+    assert!(of("dead jobs")["remedy"].as_str().unwrap().contains("admin jobs retry"), "{checks:?}");
 }

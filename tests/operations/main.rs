@@ -15,8 +15,11 @@ use std::process::Output;
 
 use serde_json::Value;
 use sqlx::PgConnection;
+use tokio::process::Command;
 
-use crate::support::Deploy;
+use crate::support::balancer::has;
+use crate::support::process::programs;
+use crate::support::{Deploy, PATIENCE};
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -35,8 +38,24 @@ async fn done(deploy: &Deploy, arguments: &[&str]) -> String {
 
 /// Runs `admin … --json`, which must succeed, and gives the rows.
 async fn rows(deploy: &Deploy, arguments: &[&str]) -> Vec<Value> {
-    let printed = done(deploy, &[arguments, &["--json"]].concat()).await;
+    objects(&done(deploy, &[arguments, &["--json"]].concat()).await)
+}
+
+fn objects(printed: &str) -> Vec<Value> {
     printed.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+/// Runs `admin` on a terminal of its own, where a person types a line; none where util-linux is not there to make one.
+async fn on_a_terminal(deploy: &Deploy, arguments: &str, typed: &str) -> Option<String> {
+    if !has("script") {
+        return None;
+    }
+    let line = format!("{} {arguments}", programs().join("admin").display());
+    let mut command = Command::new("sh");
+    command.args(["-c", "(sleep 1; echo \"$TYPED\"; sleep 1) | script --quiet --return --command \"$LINE\" /dev/null"]);
+    command.envs(&deploy.environment).env("LINE", line).env("TYPED", typed);
+    let output = tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+    Some(stdout(&output))
 }
 
 /// Runs a statement of the test's own.
