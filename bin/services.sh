@@ -226,3 +226,11 @@ start_for_tests() {
     start_redis --save '' --databases 1000
     export SERVER_URL=$postgres_url TEST_REDIS_URL=$redis_url
 }
+
+# take_config FILE: from here on the environment is what a release's config says, and nothing else; no command line shows it.
+take_config() {
+    local name line
+    for name in $(compgen -e); do unset "$name" 2>/dev/null || true; done
+    while IFS= read -r line; do export "${line?}"; done <"$1"
+    export PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin
+}
