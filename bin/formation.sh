@@ -3,8 +3,9 @@
 # shellcheck shell=bash disable=SC2153,SC2154 # PORT, run and launched are set elsewhere
 
 # The types of the Procfile in its order, but for the one-off that prepares a release.
-types=$(sed -n 's/^\([a-z_]*\):.*/\1/p' Procfile | grep -v '^release$')
-command_of() { sed -n "s/^$1: *//p" Procfile; }
+procfile=${procfile:-Procfile}
+types=$(sed -n 's/^\([a-z_]*\):.*/\1/p' "$procfile" | grep -v '^release$')
+command_of() { sed -n "s/^$1: *//p" "$procfile"; }
 
 # form TYPE=COUNT…: sets the formation, one of each type unless told otherwise, and looks whether there is room for it.
 formation=()

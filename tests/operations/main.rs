@@ -10,6 +10,7 @@ mod config;
 mod console;
 mod data;
 mod doctor;
+mod release;
 
 use std::process::Output;
 
