@@ -41,8 +41,8 @@ impl Platform {
     /// A file with the config of a deploy.
     fn config(&self, deploy: &Deploy) -> PathBuf {
         let path = self.0.join("config");
-        let lines: String = deploy.environment.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-        std::fs::write(&path, format!("# What this deploy is.\n{lines}")).unwrap();
+        let lines: Vec<_> = deploy.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        std::fs::write(&path, format!("# What this deploy is.\n{}\n", lines.join("\n"))).unwrap();
         path
     }
 
