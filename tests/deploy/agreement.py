@@ -146,9 +146,12 @@ for scaled in of_kind("ScaledObject").values():
             must(f"`{metric}`" in metrics, f"ScaledObject: docs/metrics.md knows no {metric}")
         must(f'namespace="{namespace}"' in query, f"ScaledObject: counts jobs of other namespaces than {namespace}: {query}")
 
-# Heroku has the same variables and the same process types.
+# Heroku has the same process types and the same variables, beside what its add-ons set.
 heroku = json.loads(read("app.json"))
-for name in heroku["env"]:
+given = set(heroku["env"]) | {"DATABASE_URL"}
+for name in variables:
+    must(not required[name] or name in given, f"app.json: {name} is missing, which {readers[name]} need")
+for name in set(heroku["env"]) - {"PATH"}:
     must(name in variables, f"app.json: .env.example knows no {name}")
 same("process types, of the Procfile and of app.json", sorted(deployments), sorted(heroku["formation"]))
 
