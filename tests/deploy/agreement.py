@@ -81,7 +81,6 @@ for name in config:
     must(name.removesuffix("_FILE") in variables, f"ConfigMap: .env.example knows no {name}")
 files = {name.removesuffix("_FILE"): path for name, path in config.items() if name.endswith("_FILE") and name not in variables}
 same("keys of secrets.example.yaml, and NAME_FILE in the ConfigMap", sorted(secret["stringData"]), sorted(files))
-same("namespace of secrets.example.yaml", secret["metadata"]["namespace"], namespace)
 for name in variables:
     if required[name]:
         must(name in config or name in files, f"ConfigMap: {name} is missing, which {readers[name]} need")
