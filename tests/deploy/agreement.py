@@ -1,0 +1,159 @@
+"""Holds a rendered overlay, on stdin, against Kubernetes' schemas and against what the other files of this repository say.
+
+Says every disagreement, and then fails.
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import kubernetes_validate
+import yaml
+from ruamel.yaml import YAML
+
+# What a process takes at most after its drain (LAST_WORDS in src/lifecycle.rs).
+LAST_WORDS = 5
+# Of these KEDA knows the schema, and nobody else.
+FOREIGN = ["ScaledObject"]
+
+overlay = sys.argv[1]
+problems = []
+
+
+def must(true, problem):
+    if not true:
+        problems.append(problem)
+
+
+def same(what, *values):
+    must(all(value == values[0] for value in values), f"{what}: {' ≠ '.join(map(str, values))}")
+
+
+def seconds(text):
+    number, unit = re.fullmatch(r"(\d+)(ms|[smhd])", text).groups()
+    return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+
+
+def read(path):
+    return pathlib.Path(path).read_text()
+
+
+# Every YAML file of the repository can be read, and names no key twice.
+for path in subprocess.run(["git", "ls-files", "*.yml", "*.yaml"], capture_output=True, check=True, text=True).stdout.split():
+    list(YAML(typ="safe", pure=True).load_all(read(path)))
+
+# What the others say. In .env.example a paragraph is a variable: its meaning, who reads it, its default.
+variables, readers, required = {}, {}, {}
+for paragraph in read(".env.example").split("\n\n")[1:]:
+    name, default = re.search(r"^#?([A-Z_]+)=(.*)$", paragraph, re.M).groups()
+    variables[name] = default
+    who, needed = re.search(r"^# Read by ([^.]*?)(, which need it)?\.$", paragraph, re.M).groups()
+    readers[name], required[name] = who, bool(needed)
+compose = yaml.safe_load(read("docker-compose.yml"))
+procfile = dict(line.split(": ", 1) for line in read("Procfile").splitlines())
+metrics = read("docs/metrics.md")
+
+rendered = list(yaml.safe_load_all(sys.stdin))
+secret = yaml.safe_load(read("deploy/k8s/secrets.example.yaml"))
+for resource in rendered + [secret]:
+    name = f"{resource['kind']}/{resource['metadata']['name']}"
+    if resource["kind"] in FOREIGN:
+        print(f"not validated: {name}, whose schema is not Kubernetes' own", file=sys.stderr)
+        continue
+    try:
+        kubernetes_validate.validate(resource, kubernetes_validate.utils.latest_version(), strict=True)
+    except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
+        problems.append(f"{name}: {'.'.join(map(str, getattr(error, 'path', [])))} {error.message}")
+
+
+def of_kind(kind):
+    return {resource["metadata"]["name"]: resource for resource in rendered if resource["kind"] == kind}
+
+
+[config] = [resource["data"] for resource in of_kind("ConfigMap").values()]
+deployments, jobs = of_kind("Deployment"), of_kind("Job")
+[namespace] = of_kind("Namespace")
+
+same("process types, of the Procfile and of Kubernetes", sorted(set(procfile) - {"release"}), sorted(deployments))
+for name in config:
+    must(name.removesuffix("_FILE") in variables, f"ConfigMap: .env.example knows no {name}")
+files = {name.removesuffix("_FILE"): path for name, path in config.items() if name.endswith("_FILE") and name not in variables}
+same("keys of secrets.example.yaml, and NAME_FILE in the ConfigMap", sorted(secret["stringData"]), sorted(files))
+for name in variables:
+    if required[name]:
+        must(name in config or name in files, f"ConfigMap: {name} is missing, which {readers[name]} need")
+
+
+def setting(name):
+    return config.get(name, variables[name])
+
+
+for port in ["PORT", "METRICS_PORT"]:
+    same(f"{port}, of docker-compose.yml and of the ConfigMap", str(compose["services"]["web"]["environment"][port]), setting(port))
+
+for kind, workloads in [("Deployment", deployments), ("Job", jobs)]:
+    for name, workload in workloads.items():
+        pod = workload["spec"]["template"]
+        spec = pod["spec"]
+        [container] = spec["containers"]
+        image = re.split(r"[@:]", container["image"].rsplit("/", 1)[-1])[0]
+        same(f"{name}: image, of docker-compose.yml and of Kubernetes", compose["services"]["web"]["image"], image)
+        same(f"{name}: command, of the Procfile and of Kubernetes", procfile.get("release" if kind == "Job" else name), " ".join(container["command"]))
+        [mount] = container["volumeMounts"]
+        [volume] = spec["volumes"]
+        same(f"{name}: name of the Secret", secret["metadata"]["name"], volume["secret"]["secretName"])
+        for variable, path in files.items():
+            same(f"{name}: place of {variable}", f"{mount['mountPath']}/{variable}", path)
+        # What the namespace's label `restricted` refuses, and more.
+        allowed = {**spec["securityContext"], **container["securityContext"]}
+        for key, value in {
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }.items():
+            same(f"{name}: {key}", value, allowed.get(key))
+        same(f"{name}: automountServiceAccountToken", False, spec.get("automountServiceAccountToken"))
+
+for name, deployment in deployments.items():
+    pod = deployment["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    # A delay is web's alone.
+    delay = setting("DRAIN_DELAY") if "DRAIN_DELAY" in variables and name in readers["DRAIN_DELAY"] else "0s"
+    grace = int(seconds(delay) + seconds(setting("DRAIN_TIMEOUT")) + LAST_WORDS)
+    same(f"{name}: terminationGracePeriodSeconds, and what its drain takes", pod["spec"]["terminationGracePeriodSeconds"], grace)
+    ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+    expected = {"metrics": setting("METRICS_PORT"), **({"http": setting("PORT")} if name == "web" else {})}
+    same(f"{name}: ports", ports, expected)
+    same(f"{name}: port that Prometheus reads", pod["metadata"]["annotations"]["prometheus.io/port"], setting("METRICS_PORT"))
+    for probe, path in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]:
+        same(f"{name}: {probe}", container[probe]["httpGet"], {"path": path, "port": "http" if name == "web" else "metrics"})
+    same(f"{name}: maxUnavailable", 0, deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"])
+
+drain = seconds(variables["DRAIN_DELAY"]) + seconds(variables["DRAIN_TIMEOUT"]) + LAST_WORDS
+stop = seconds(compose["services"]["web"]["stop_grace_period"])
+must(stop >= drain, f"docker-compose.yml: stop_grace_period {stop:g} s is less than a drain's {drain:g} s")
+
+for scaled in of_kind("ScaledObject").values():
+    for trigger in scaled["spec"]["triggers"]:
+        query = trigger["metadata"]["query"]
+        for metric in re.findall(r"(\w+)\{", query):
+            must(f"`{metric}`" in metrics, f"ScaledObject: docs/metrics.md knows no {metric}")
+        must(f'namespace="{namespace}"' in query, f"ScaledObject: counts jobs of other namespaces than {namespace}: {query}")
+
+# Heroku has the same process types and the same variables, beside what its add-ons set.
+heroku = json.loads(read("app.json"))
+given = set(heroku["env"]) | {"DATABASE_URL"}
+for name in variables:
+    must(not required[name] or name in given, f"app.json: {name} is missing, which {readers[name]} need")
+for name in set(heroku["env"]) - {"PATH"}:
+    must(name in variables, f"app.json: .env.example knows no {name}")
+same("process types, of the Procfile and of app.json", sorted(deployments), sorted(heroku["formation"]))
+
+for problem in problems:
+    print(f"{overlay}: {problem}", file=sys.stderr)
+sys.exit(1 if problems else 0)
