@@ -2,9 +2,9 @@
 
 use tokio::process::Command;
 
-use crate::support::Deploy;
 use crate::support::process::programs;
-use crate::{done, rows, stderr, stdout};
+use crate::support::{Deploy, PATIENCE, Process, eventually};
+use crate::{count, done, rows, sql, stderr, stdout};
 
 #[tokio::test]
 async fn the_example_in_the_repository_is_what_the_code_prints() {
@@ -84,4 +84,25 @@ async fn the_handbook_has_a_line_for_every_command() {
     for command in commands {
         assert!(handbook.lines().any(|line| line.starts_with(&format!("| `{command}"))), "docs/operations.md lacks {command}");
     }
+}
+
+#[tokio::test]
+async fn a_migration_that_waits_for_another_holds_up_no_index() {
+    let deploy = Deploy::unmigrated().await;
+    let (mut other, mut index) = (deploy.database().await, deploy.database().await);
+    // As another `admin migrate` does.
+    sql(&mut other, &format!("BEGIN; SELECT pg_advisory_xact_lock({})", 0x6d69_6772_6174_6531_i64)).await;
+    let mut command = Command::new(programs().join("admin"));
+    command.arg("migrate").env_clear().envs(&deploy.environment);
+    let mut waiting = Process::spawn(command);
+    eventually("admin waits", async || {
+        let asks = "pg_stat_activity WHERE datname = current_database() AND application_name = 'admin' AND query LIKE '%advisory%'";
+        (count(&mut deploy.database().await, asks).await > 0).then_some(())
+    })
+    .await;
+    sql(&mut index, "CREATE TABLE large (id int)").await;
+    tokio::time::timeout(PATIENCE, sql(&mut index, "CREATE INDEX CONCURRENTLY ON large (id)")).await.expect("the index is built");
+    assert!(waiting.ended().is_none());
+    sql(&mut other, "COMMIT").await;
+    assert_eq!(waiting.exit().await.code(), Some(0), "{:?}", waiting.errors());
 }
