@@ -130,7 +130,7 @@ async fn a_slow_client_is_not_waited_for_after_its_answer() {
     let mut web = deploy.web().await;
     // Keeps the connection open and never asks again.
     let mut client = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
-    client.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    client.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut answer = [0; 12];
     client.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");

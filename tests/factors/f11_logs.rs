@@ -5,7 +5,8 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::support::balancer::has;
@@ -140,14 +141,15 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
     let mut web = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let url = format!("http://127.0.0.1:{port}/version");
     eventually("an answer", async || reqwest::get(&url).await.ok()).await;
-    // More than the pipe takes and than may wait.
-    let ask = async |_| {
-        let client = client();
-        for _ in 0..1_000 {
-            assert_eq!(client.get(&url).send().await.unwrap().status(), 200);
-        }
-    };
-    futures_util::future::join_all((0..6).map(ask)).await;
+    // More than the pipe takes and than may wait, all at once on one connection.
+    let (requests, last) = ("GET /version HTTP/1.1\r\nhost: x\r\n", "connection: close\r\n\r\n");
+    let requests = format!("{requests}\r\n").repeat(4_999) + requests + last;
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (mut answers, mut asking) = connection.split();
+    let mut told = Vec::new();
+    let (asked, answered) = tokio::join!(asking.write_all(requests.as_bytes()), answers.read_to_end(&mut told));
+    asked.and(answered).unwrap();
+    assert_eq!(String::from_utf8(told).unwrap().matches("HTTP/1.1 200 OK").count(), 5_000);
     let mut lines = BufReader::new(web.stdout.take().unwrap()).lines();
     let mut reading = async || serde_json::from_str::<serde_json::Value>(&lines.next_line().await.unwrap().unwrap()).unwrap();
     let told = tokio::time::timeout(PATIENCE, async {
