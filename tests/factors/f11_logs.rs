@@ -1,14 +1,19 @@
 //! XI. Logs: a stream of events on stdout; what becomes of them is the platform's business.
 //!
-//! Violated by a log file, a line that is no event, a buffer, a secret.
+//! Violated by a log file, a line that is no event, a buffer, a secret, a start or a request that fails with the log.
 
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Command;
 
+use crate::support::balancer::has;
+use crate::support::deploy::{Web, client};
 use crate::support::person::{PASSWORD, Person};
 use crate::support::process::programs;
-use crate::support::{Deploy, PATIENCE, eventually, free_port};
+use crate::support::{Deploy, PATIENCE, Process, eventually, free_port};
 
 #[tokio::test]
 async fn every_line_is_one_json_object_that_says_what_when_and_who() {
@@ -20,7 +25,7 @@ async fn every_line_is_one_json_object_that_says_what_when_and_who() {
     Person::verified(&deploy, &web).await;
     clock.says("is new").await;
     for (name, process) in [("web", &mut web.process), ("worker", &mut worker), ("clock", &mut clock)] {
-        assert_eq!(process.terminate().await, Some(0));
+        process.terminate().await;
         assert_eq!(process.errors(), Vec::<String>::new());
         for line in process.log() {
             line["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
@@ -34,17 +39,47 @@ async fn every_line_is_one_json_object_that_says_what_when_and_who() {
 }
 
 #[tokio::test]
-async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
+async fn a_line_is_there_as_soon_as_what_it_tells_of_has_happened() {
     let deploy = Deploy::new().await;
-    let (web, worker) = (deploy.web().await, deploy.start("worker"));
-    let ada = Person::stranger(&web);
-    let answer = ada.sign_up().await;
-    let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
-    let access = web.process.logged("the access line", |line| line["request_id"] == id.as_str() && line["status"] == 202).await;
-    assert_eq!((&access["method"], &access["route"]), (&"POST".into(), &"/api/v1/accounts".into()));
-    assert!(access["latency_ms"].is_u64());
-    let done = worker.logged("the job's end", |line| line["request_id"] == id.as_str() && line["outcome"] == "done").await;
-    assert_eq!(done["job_kind"], "send_verification");
+    let mut web = deploy.web().await;
+    let started = Instant::now();
+    for number in 0..10 {
+        let id = format!("the-line-{number}");
+        client().get(format!("{}/version", web.url)).header("x-request-id", &id).send().await.unwrap();
+        web.process.logged("its line", |line| line["request_id"] == id.as_str()).await;
+    }
+    // Ten times a buffer that is emptied each second would be ten seconds.
+    assert!(started.elapsed() < Duration::from_secs(5), "lines wait: {:?}", started.elapsed());
+    assert_eq!(web.process.ended(), None, "nor does it take an end to see them");
+}
+
+#[tokio::test]
+async fn no_process_opens_a_file_to_write_to() {
+    if !has("strace") {
+        return;
+    }
+    let deploy = Deploy::new().await;
+    let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+    std::fs::create_dir(&folder).unwrap();
+    let start = |name: &str| {
+        let mut command = Command::new("strace");
+        // The process is the one that is started here, and strace its grandchild, which ends with it.
+        command.args(["-D", "-f", "-qq", "-e", "trace=openat,?open,?creat", "-o"]).arg(folder.join(name));
+        command.arg(programs().join(name)).env_clear().envs(&deploy.environment);
+        Process::spawn(command)
+    };
+    let (web, worker, clock) = (Web::of(start("web")).await, start("worker"), start("clock"));
+    Person::verified(&deploy, &web).await;
+    clock.says("is new").await;
+    for (name, mut process) in [("web", web.process), ("worker", worker), ("clock", clock)] {
+        process.terminate().await;
+        let seen = std::fs::read_to_string(folder.join(name)).unwrap();
+        assert!(seen.contains("O_RDONLY"), "strace saw nothing");
+        let writes = |line: &&str| ["O_WRONLY", "O_RDWR", "O_CREAT", "creat("].iter().any(|word| line.contains(word));
+        let written: Vec<_> = seen.lines().filter(writes).filter(|line| !line.contains("\"/dev/")).collect();
+        assert!(written.is_empty(), "{name} opens a file to write to: {written:#?}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
@@ -62,8 +97,7 @@ async fn what_is_secret_or_personal_is_in_no_line() {
         ada.post("/tokens", serde_json::json!({ "name": "a marked name", "scopes": ["reminders:read"], "expires_in_days": 1 })).await;
     let minted: serde_json::Value = minted.json().await.unwrap();
     let bearer = minted["secret"].as_str().unwrap_or_else(|| panic!("{minted}")).to_owned();
-    let asked =
-        crate::support::deploy::client().get(format!("{}/api/v1/reminders?limit=5&marker=of-a-query", web.url)).bearer_auth(&bearer);
+    let asked = client().get(format!("{}/api/v1/reminders?limit=5&marker=of-a-query", web.url)).bearer_auth(&bearer);
     asked.header("user-agent", "marker-of-a-header").send().await.unwrap();
     ada.patch("/account", serde_json::json!({ "email": format!("new-{}", ada.email) })).await;
     ada.post("/account/password", serde_json::json!({ "old": "marker-of-a-wrong-password", "new": "marker-of-a-new-password" })).await;
@@ -79,7 +113,7 @@ async fn what_is_secret_or_personal_is_in_no_line() {
 async fn a_process_whose_stdout_is_closed_serves_on() {
     let deploy = Deploy::new().await;
     let free = free_port();
-    let mut command = tokio::process::Command::new(programs().join("web"));
+    let mut command = Command::new(programs().join("web"));
     command
         .env_clear()
         .envs(&deploy.environment)
@@ -89,28 +123,33 @@ async fn a_process_whose_stdout_is_closed_serves_on() {
         .kill_on_drop(true);
     let mut web = command.spawn().unwrap();
     drop(web.stdout.take());
-    eventually("an answer", async || reqwest::get(format!("http://127.0.0.1:{free}/livez")).await.ok()).await;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.id().unwrap().cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert_eq!(web.wait().await.unwrap().code(), Some(0));
+    let url = format!("http://127.0.0.1:{free}/version");
+    eventually("an answer", async || reqwest::get(&url).await.ok()).await;
+    // Each answer is a line that goes nowhere.
+    for _ in 0..5 {
+        assert_eq!(reqwest::get(&url).await.unwrap().status(), 200);
+    }
+    assert_eq!(web.try_wait().unwrap(), None);
 }
 
 #[tokio::test]
 async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_are_lost() {
     let deploy = Deploy::new().await;
     let port = free_port();
-    let mut command = tokio::process::Command::new(programs().join("web"));
+    let mut command = Command::new(programs().join("web"));
     command.env_clear().envs(&deploy.environment).env("PORT", port.to_string()).env("RATE_LIMIT_REQUESTS", "1000000");
     let mut web = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let url = format!("http://127.0.0.1:{port}/version");
     eventually("an answer", async || reqwest::get(&url).await.ok()).await;
-    // More than the pipe takes and than may wait.
-    let ask = async |_| {
-        let client = crate::support::deploy::client();
-        for _ in 0..1_000 {
-            assert_eq!(client.get(&url).send().await.unwrap().status(), 200);
-        }
-    };
-    futures_util::future::join_all((0..6).map(ask)).await;
+    // More than the pipe takes and than may wait, all at once on one connection.
+    let (requests, last) = ("GET /version HTTP/1.1\r\nhost: x\r\n", "connection: close\r\n\r\n");
+    let requests = format!("{requests}\r\n").repeat(4_999) + requests + last;
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (mut answers, mut asking) = connection.split();
+    let mut told = Vec::new();
+    let (asked, answered) = tokio::join!(asking.write_all(requests.as_bytes()), answers.read_to_end(&mut told));
+    asked.and(answered).unwrap();
+    assert_eq!(String::from_utf8(told).unwrap().matches("HTTP/1.1 200 OK").count(), 5_000);
     let mut lines = BufReader::new(web.stdout.take().unwrap()).lines();
     let mut reading = async || serde_json::from_str::<serde_json::Value>(&lines.next_line().await.unwrap().unwrap()).unwrap();
     let told = tokio::time::timeout(PATIENCE, async {
@@ -122,9 +161,6 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
         }
     });
     assert!(told.await.expect("the loss is told")["lost"].as_u64().unwrap() > 0);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.id().unwrap().cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
-    while reading().await["exit_status"] != 0 {}
-    assert_eq!(web.wait().await.unwrap().code(), Some(0));
 }
 
 #[tokio::test]
@@ -134,7 +170,7 @@ async fn a_resource_that_stays_away_is_told_once_and_not_each_second() {
     web.process.says("not ready: redis").await;
     // Looks are 400 ms apart: as many as would tell it again.
     for _ in 0..4 {
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(web.get("/readyz").await.status(), 503);
     }
     let told = web.process.lines().iter().filter(|line| line.contains("not ready: redis")).count();

@@ -1,8 +1,12 @@
 //! XII. Admin processes: one-off tasks run from the same release and with the same config as the service.
 //!
-//! Violated by a server that migrates when it starts, or by a script that knows the database by itself.
+//! Violated by a server that migrates when it starts, a migration that stops the service, a script that knows the database
+//! by itself.
 
+use std::cell::Cell;
 use std::process::Output;
+
+use serde_json::{Value, json};
 
 use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
@@ -33,18 +37,63 @@ async fn migrations_are_a_one_off_that_can_be_asked_about_and_run_twice() {
 }
 
 #[tokio::test]
-async fn web_never_migrates_and_says_that_it_is_not_ready_until_somebody_has() {
+async fn no_process_migrates_by_itself_and_web_says_that_it_is_not_ready_until_somebody_has() {
     let deploy = Deploy::unmigrated().await;
-    let web = deploy.web_unready().await;
-    web.process.says("run `admin migrate`").await;
+    let (web, worker, clock) = (deploy.web_unready().await, deploy.start("worker"), deploy.start("clock"));
+    for process in [&web.process, &worker, &clock] {
+        let look = |line: &Value| line["message"] == "ready" || line["message"].as_str().is_some_and(|m| m.contains("run `admin migrate`"));
+        process.logged("a look at the schema", look).await;
+    }
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    let tables = sqlx::query_scalar::<_, i64>(tables).fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(tables, 0, "somebody has migrated who should not");
     let answer = web.get("/readyz").await;
     assert_eq!(answer.status(), 503);
-    assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["failed"], serde_json::json!({ "postgres": "migrations pending" }));
-    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
-    assert_eq!(sqlx::query_scalar::<_, i64>(tables).fetch_one(&mut deploy.database().await).await.unwrap(), 0);
+    assert_eq!(answer.json::<Value>().await.unwrap()["failed"], json!({ "postgres": "migrations pending" }));
 
     assert!(deploy.admin(&["migrate"]).await.status.success());
     eventually("ready", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
+}
+
+#[tokio::test]
+async fn it_migrates_while_web_serves_and_no_request_fails() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
+    // As a release left it that had no reminders yet.
+    for statement in ["DROP TABLE reminders", "DELETE FROM _sqlx_migrations WHERE description = 'reminders'"] {
+        sqlx::query(statement).execute(&mut deploy.database().await).await.unwrap();
+    }
+    let web = deploy.web_unready().await;
+    let ada = Person::unverified(&web).await;
+    let migrated = Cell::new(false);
+    let ask = async || {
+        let mut answers = 0;
+        while !migrated.get() {
+            assert_eq!(ada.get("/session").await.status(), 200);
+            assert_eq!(Person::stranger(&web).sign_up().await.status(), 202);
+            answers += 1;
+        }
+        answers
+    };
+    let migrate = async {
+        let (one, other) = tokio::join!(deploy.admin(&["migrate"]), deploy.admin(&["migrate"]));
+        assert!(one.status.success() && other.status.success(), "{one:?} {other:?}");
+        migrated.set(true);
+    };
+    let (one, other, ()) = tokio::join!(ask(), ask(), migrate);
+    assert!(one > 0 && other > 0, "nobody asked meanwhile");
+    assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_one_off_is_of_the_release_that_runs() {
+    let deploy = Deploy::new().await.with("RELEASE_VERSION", "v17").with("LOG_LEVEL", "debug");
+    let web = deploy.web().await;
+    let running: Value = web.get("/version").await.json().await.unwrap();
+    let version = stdout(&deploy.admin(&["--version"]).await);
+    assert_eq!(version.trim(), format!("admin {}", running["commit"].as_str().unwrap()));
+    let log = String::from_utf8(deploy.admin(&["migrate", "--check"]).await.stderr).unwrap();
+    let line: Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert_eq!((&line["commit"], &line["release"]), (&running["commit"], &running["release"]));
 }
 
 #[tokio::test]
@@ -69,9 +118,9 @@ async fn seed_makes_two_accounts_that_can_log_in_and_refuses_a_deploy_for_real_p
     assert_eq!(seeded.lines().count(), 2, "{seeded}");
     for line in seeded.lines() {
         let (email, password) = line.split_once("  ").unwrap();
-        let answer = Person::stranger(&web).post("/session", serde_json::json!({ "email": email, "password": password })).await;
+        let answer = Person::stranger(&web).post("/session", json!({ "email": email, "password": password })).await;
         assert_eq!(answer.status(), 200);
-        assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["verified"], true);
+        assert_eq!(answer.json::<Value>().await.unwrap()["verified"], true);
     }
     assert!(stdout(&deploy.admin(&["seed"]).await).lines().all(|line| line.contains("is there already")), "a second time");
 
@@ -112,6 +161,6 @@ async fn results_go_to_stdout_and_the_log_to_stderr() {
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(!log.is_empty());
     for line in log.lines() {
-        assert_eq!(serde_json::from_str::<serde_json::Value>(line).unwrap()["process"], "admin");
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["process"], "admin");
     }
 }

@@ -115,7 +115,7 @@ impl Deploy {
     /// Starts a `web` and waits until it is ready.
     pub async fn web(&self) -> Web {
         let web = self.web_unready().await;
-        web.process.says("ready").await;
+        web.process.logged("ready", |line| line["message"] == "ready").await;
         web
     }
 
