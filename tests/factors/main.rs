@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod f01_codebase;
+mod f02_dependencies;
 mod f03_config;
 mod f04_backing_services;
 mod f06_processes;

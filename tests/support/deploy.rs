@@ -11,9 +11,9 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use super::balancer::{found_or_skipped, has};
 use super::mail::Sink;
 use super::process::programs;
-use super::balancer::{found_or_skipped, has};
 use super::{PATIENCE, Process};
 
 /// The database that every test's own is copied from.
