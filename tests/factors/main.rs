@@ -8,6 +8,7 @@ mod f01_codebase;
 mod f02_dependencies;
 mod f03_config;
 mod f04_backing_services;
+mod f05_build_release_run;
 mod f06_processes;
 mod f07_port_binding;
 mod f08_concurrency;
