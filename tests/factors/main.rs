@@ -16,4 +16,5 @@ mod f09_disposability;
 mod f10_parity;
 mod f11_logs;
 mod f12_admin;
+mod f13_api_first;
 mod f14_telemetry;
