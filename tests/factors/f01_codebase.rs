@@ -39,7 +39,7 @@ fn code(process: &Process) -> Vec<u8> {
 #[tokio::test]
 async fn two_deploys_run_the_same_bytes() {
     let development = Deploy::new().await.with("APP_ENV", "development").with("LOG_LEVEL", "debug");
-    let production = Deploy::new().await.with("APP_ENV", "production").with("PUBLIC_URL", "https://example.com");
+    let production = Deploy::new().await.with("APP_ENV", "production").with("LOG_LEVEL", "info");
     for name in ["web", "worker", "clock"] {
         let processes = [&development, &production].map(|deploy| deploy.start(name));
         for process in &processes {
