@@ -242,7 +242,10 @@ async fn behaviour(deploy: &Deploy) -> Vec<String> {
         let varies = ["date", "x-request-id", "ratelimit", "content-length"];
         let headers = answer.headers().iter().filter(|(name, _)| !varies.contains(&name.as_str()));
         // A cookie's attributes, not its secret.
-        let headers = headers.map(|(name, value)| (name.as_str(), value.to_str().unwrap().split("=").last().unwrap()));
+        let headers = headers.map(|(name, value)| {
+            let value = value.to_str().unwrap();
+            (name.as_str(), if name == "set-cookie" { value.split_once(';').unwrap().1 } else { value })
+        });
         shown.push(format!("{} {:?}", answer.status(), headers.collect::<BTreeMap<_, _>>()));
     }
     let line = web.process.says("is starting").await;
