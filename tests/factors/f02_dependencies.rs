@@ -39,6 +39,7 @@ async fn the_lock_is_current_and_every_dependency_comes_from_the_registry() {
 /// What a deploy is for: somebody signs up, is mailed, and leaves a reminder that is mailed when it is due.
 async fn serve_somebody(deploy: &Deploy, start: impl Fn(&str) -> Process) {
     let web = Web::of(start("web")).await;
+    web.process.says("ready").await;
     let (worker, clock) = (start("worker"), start("clock"));
     let ada = Person::verified(deploy, &web).await;
     assert_eq!(ada.remind("out of an empty room", 1).await.status(), 201);
@@ -97,8 +98,8 @@ async fn they_start_no_other_program() {
     std::fs::create_dir(&trace).unwrap();
     let traced = |name: &str| {
         let mut command = Command::new("strace");
-        // Detached, so that the program is our own child and ends with us.
-        command.args(["-D", "-f", "-e", "trace=execve,execveat", "-o"]).arg(trace.join(name)).arg(programs().join(name));
+        // Detached, so that the program is our own child and ends with us; by seccomp, which stops it at nothing else.
+        command.args(["-D", "-f", "--seccomp-bpf", "-e", "trace=execve,execveat", "-o"]).arg(trace.join(name)).arg(programs().join(name));
         command.env_clear().envs(&deploy.environment);
         Process::spawn(command)
     };

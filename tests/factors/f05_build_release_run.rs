@@ -92,6 +92,7 @@ async fn a_run_changes_nothing_of_its_release_and_no_config_is_inside_the_progra
         Process::spawn(command)
     };
     let (web, worker, clock) = (Web::of(start("web")).await, start("worker"), start("clock"));
+    web.process.says("ready").await;
     Person::verified(&deploy, &web).await;
     clock.says("is new").await;
     // Root may write where nobody may, and so it is looked at, too.
