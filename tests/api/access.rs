@@ -126,27 +126,9 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_route_is_served_if_and_only_if_it_is_in_the_table_and_every_operation_of_the_api_is_documented() {
+async fn a_route_is_served_if_and_only_if_it_is_in_the_table() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
-    let document: Value = web.get("/openapi.json").await.json().await.unwrap();
-    let committed: Value = serde_json::from_str(&std::fs::read_to_string("openapi.json").unwrap()).unwrap();
-    assert_eq!(document, committed, "openapi.json is out of date: cargo run --bin admin openapi >openapi.json");
-    let output = deploy.admin(&["openapi"]).await;
-    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), committed);
-
-    let mut documented: Vec<_> = document["paths"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |method| (path.clone(), method.to_uppercase())))
-        .collect();
-    let mut allowed: Vec<_> = ACCESS.iter().map(|(method, path, ..)| ((*path).to_owned(), method.to_string())).collect();
-    allowed.retain(|(path, _)| path.starts_with("/api/"));
-    documented.sort();
-    allowed.sort();
-    assert_eq!(documented, allowed);
-
     for (method, path, ..) in ACCESS {
         let request = client().request(method.clone(), format!("{}{}", web.url, path.replace("{id}", &Uuid::nil().to_string())));
         let answer = request.header("x-request-id", format!("{method}-is-served")).send().await.unwrap();

@@ -5,10 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Output;
 
+use futures_util::future::join_all;
+use nix::sys::signal::Signal;
+use serde_json::Value;
 use tokio::process::Command;
 
+use crate::support::Deploy;
+use crate::support::person::Person;
 use crate::support::process::programs;
-use crate::support::{Deploy, Process};
 
 async fn run(program: &str, environment: &[(&str, &str)]) -> Output {
     Command::new(programs().join(program)).env_clear().envs(environment.iter().copied()).output().await.unwrap()
@@ -136,22 +140,16 @@ async fn admin_config_shows_every_variable_and_no_secret() {
     assert!(value("REQUEST_TIMEOUT").starts_with("WRONG: must be a duration"));
 }
 
-/// The variables that the code reads, with their defaults, as `admin config` tells them in an empty environment.
-async fn variables() -> BTreeMap<String, Option<String>> {
-    let output = run("admin", &[("PATH", "")]).await;
-    drop(output);
-    let output = Command::new(programs().join("admin")).arg("config").env_clear().output().await.unwrap();
-    let shown = String::from_utf8(output.stdout).unwrap();
-    let lines = shown.lines().filter(|line| !line.starts_with(' '));
-    lines
-        .map(|line| {
-            line.split_once(' ').map(|(name, rest)| (name.to_owned(), rest.trim().strip_suffix("  (default)").map(str::to_owned))).unwrap()
-        })
-        .collect()
+/// The variables that the code reads, as `admin config` tells them in an empty environment.
+async fn variables() -> BTreeMap<String, Value> {
+    let output = Command::new(programs().join("admin")).args(["config", "--json"]).env_clear().output().await.unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let variables = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    variables.map(|variable| (variable["name"].as_str().unwrap().to_owned(), variable)).collect()
 }
 
 #[tokio::test]
-async fn the_example_and_the_compose_file_name_the_same_variables_as_the_code() {
+async fn the_example_the_compose_file_and_the_readme_name_the_same_variables_as_the_code() {
     let variables = variables().await;
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
 
@@ -159,10 +157,8 @@ async fn the_example_and_the_compose_file_name_the_same_variables_as_the_code() 
     let pairs = example.lines().filter_map(|line| line.trim_start_matches('#').split_once('=')).filter(|(name, _)| is_name(name));
     let example: BTreeMap<_, _> = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     assert_eq!(example.keys().collect::<Vec<_>>(), variables.keys().collect::<Vec<_>>());
-    for (name, default) in &variables {
-        if let Some(default) = default {
-            assert_eq!(&example[name], default, "{name}");
-        }
+    for (name, variable) in variables.iter().filter(|(_, variable)| variable["origin"] == "default") {
+        assert_eq!(example[name].as_str(), variable["value"], "{name}");
     }
 
     let compose = read("docker-compose.yml");
@@ -171,6 +167,21 @@ async fn the_example_and_the_compose_file_name_the_same_variables_as_the_code() 
     // Docker sets these itself, or nobody does.
     let expected = variables.keys().filter(|name| !["DYNO", "HOSTNAME"].contains(&name.as_str())).cloned();
     assert_eq!(compose, expected.collect());
+
+    let readme = read("README.md");
+    let section = readme.split("\n## Config\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    let rows: BTreeMap<_, _> = rows.map(|(name, rest)| (name.to_owned(), rest.trim_end_matches(" |").trim_start().to_owned())).collect();
+    let expected = variables.values().map(|variable| {
+        let [name, value, meaning] = ["name", "value", "meaning"].map(|field| variable[field].as_str().unwrap().to_owned());
+        let default = match value.as_str() {
+            "missing" => "needed ".to_owned(),
+            "unset" => String::new(),
+            _ => format!("`{value}` "),
+        };
+        (name, format!("{default}| {meaning}"))
+    });
+    assert_eq!(rows, expected.collect(), "the table of README.md");
 }
 
 fn is_name(text: &str) -> bool {
@@ -178,17 +189,120 @@ fn is_name(text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_planted_secret_appears_in_no_line_of_any_process() {
+async fn a_planted_secret_appears_nowhere() {
+    let sekret = format!("sekret{}", uuid::Uuid::new_v4().simple());
+    let deploy = Deploy::new().await.with("LOG_LEVEL", "trace").with("METRICS_PORT", 0);
+    // Wrong ones, since a refusal is what is told most about.
+    let url = deploy.environment["DATABASE_URL"].replacen("postgres://postgres:", &format!("postgres://postgres:{sekret}"), 1);
+    let deploy = deploy.with("DATABASE_URL", url).with("OTEL_EXPORTER_OTLP_HEADERS", format!("key={sekret}"));
+    let with_password = |name: &str| deploy.environment[name].replacen("://", &format!("://user:{sekret}@"), 1);
+    let deploy = deploy.clone_with("REDIS_URL", with_password("REDIS_URL")).with("SMTP_URL", with_password("SMTP_URL"));
+    let web = deploy.web_unready().await;
+    let (mut worker, mut clock) = (deploy.start("worker"), deploy.start("clock"));
+    web.process.says("not ready: postgres").await;
+    web.process.says("not ready: redis").await;
+    let metrics = web.process.logged("the port of the metrics", |line| line["listener"] == "metrics").await["port"].to_string();
+    let metrics = format!("http://127.0.0.1:{metrics}/metrics");
+    let pages = ["/version", "/livez", "/readyz", "/verify?token=x", "/api/v1/reminders"].map(|path| format!("{}{path}", web.url));
+    let pages = pages.iter().chain([&metrics]).map(async |url| reqwest::get(url).await.unwrap().text().await.unwrap());
+    let commands = [["config"].as_slice(), &["config", "--json"], &["doctor"], &["migrate", "--check"]];
+    let commands = commands.iter().map(async |arguments| {
+        let output = deploy.admin(arguments).await;
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    });
+    let sign_up = async { Person::stranger(&web).sign_up().await.text().await.unwrap() };
+    // At the same time, since each waits in vain for Postgres.
+    let (pages, commands, refused) = tokio::join!(join_all(pages), join_all(commands), sign_up);
+    assert!(refused.contains("unavailable"), "{refused}");
+    let mut told = [pages, commands, vec![refused]].concat();
+    worker.says("no jobs claimed").await;
+    clock.says("the schedule waits for Postgres").await;
+    // Every process of the machine, ours among them: what is on a command line, everybody may read.
+    for process in std::fs::read_dir("/proc").unwrap() {
+        told.push(String::from_utf8_lossy(&std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default()).into_owned());
+    }
+    let mut web = web.process;
+    for process in [&mut web, &mut worker, &mut clock] {
+        process.signal(Signal::SIGKILL);
+        process.exit().await;
+        told.extend([process.lines(), process.errors()].concat());
+    }
+    let leaks: Vec<_> = told.iter().filter(|text| text.contains(&sekret)).collect();
+    assert!(leaks.is_empty(), "a secret is told: {leaks:#?}");
+}
+
+/// What a deploy shows of itself from outside, but for what no two answers share.
+async fn behaviour(deploy: &Deploy) -> Vec<String> {
+    let mut shown = Vec::new();
+    let web = deploy.web().await;
+    let ada = Person::stranger(&web);
+    for answer in [ada.sign_up().await, ada.log_in().await, ada.get("/reminders").await, ada.get("/nothing").await, web.get("/docs/").await]
+    {
+        let varies = ["date", "x-request-id", "ratelimit", "content-length"];
+        let headers = answer.headers().iter().filter(|(name, _)| !varies.contains(&name.as_str()));
+        // A cookie's attributes, not its secret.
+        let headers = headers.map(|(name, value)| {
+            let value = value.to_str().unwrap();
+            (name.as_str(), if name == "set-cookie" { value.split_once(';').unwrap().1 } else { value })
+        });
+        shown.push(format!("{} {:?}", answer.status(), headers.collect::<BTreeMap<_, _>>()));
+    }
+    let line = web.process.says("is starting").await;
+    shown.push(format!("{:?}", line.as_object().unwrap().keys().collect::<Vec<_>>()));
+    shown
+}
+
+#[tokio::test]
+async fn the_name_of_an_environment_changes_nothing() {
     let deploy = Deploy::new().await;
-    let url = deploy.environment["DATABASE_URL"].replacen("postgres://postgres:", "postgres://postgres:sekret", 1);
-    let deploy = deploy.with("DATABASE_URL", url).with("LOG_LEVEL", "trace");
-    let mut processes: Vec<Process> = ["web", "worker", "clock"].iter().map(|name| deploy.start(name)).collect();
-    processes[0].says("not ready: postgres").await;
-    processes[1].says("no jobs claimed").await;
-    processes[2].says("the schedule waits for Postgres").await;
-    for process in &mut processes {
-        process.terminate().await;
-        let lines = [process.lines(), process.errors()].concat();
-        assert!(!lines.iter().any(|line| line.contains("sekret")), "{lines:#?}");
+    let (config, unnamed) = (deploy.admin(&["config"]).await, behaviour(&deploy).await);
+    for name in ["production", "staging", "development", "test"] {
+        let variables = ["APP_ENV", "ENVIRONMENT", "ENV", "RUST_ENV", "NODE_ENV", "STAGE", "PROFILE"];
+        let named = variables.iter().fold(deploy.clone(), |deploy, variable| deploy.with(variable, name));
+        assert_eq!(named.admin(&["config"]).await, config, "where the environment is named {name}, the config is another");
+        assert_eq!(behaviour(&named).await, unnamed, "where the environment is named {name}, web is another");
+    }
+}
+
+/// Whether a line holds a private key, a key of a well-known shape, or a URL with a password that is no placeholder.
+fn holds_credential(line: &str) -> bool {
+    let mut labels = line.split("-----BEGIN ").skip(1).filter_map(|after| after.split("-----").next());
+    let private_key = |label: &str| label.ends_with("PRIVATE KEY") && label.chars().all(|c| c.is_ascii_uppercase() || c == ' ');
+    let length = |word: &str| word.chars().take_while(|c| c.is_ascii_alphanumeric() || "_-".contains(*c)).count();
+    let shapes = ["AKIA", "ghp_", "github_pat_", "sk_live_", "xoxb-"];
+    let mut urls = line.split("://").skip(1);
+    let password = |after: &str| {
+        let authority = after.split(|c: char| c.is_whitespace() || "/?#\"'`<>\\".contains(c)).next()?;
+        let (_, password) = authority.rsplit_once('@')?.0.split_once(':')?;
+        let placeholders = ["password", "development", "secret", "sekret", "p"];
+        (!password.starts_with(['$', '{']) && !placeholders.contains(&password)).then_some(())
+    };
+    labels.any(private_key)
+        || shapes.iter().any(|begin| line.split(begin).skip(1).any(|rest| length(rest) >= 16))
+        || urls.any(|after| password(after).is_some())
+}
+
+#[tokio::test]
+async fn no_commit_has_ever_held_a_credential() {
+    let log = ["log", "--all", "--patch", "--unified=0", "--no-color", "--format=commit %h", "--no-textconv"];
+    let history = Command::new("git").args(log).output().await.ok().filter(|output| output.status.success());
+    let Some(history) = history else {
+        println!("skipped: needs git's history");
+        return;
+    };
+    let history = String::from_utf8_lossy(&history.stdout).into_owned();
+    assert!(history.contains("+++ b/tests/factors/f03_config.rs"), "the history holds this file");
+    let held: Vec<_> = history.lines().filter(|line| line.starts_with('+')).filter(|line| holds_credential(line)).collect();
+    assert!(held.is_empty(), "revoke these, then see how they came in: {held:#?}");
+
+    // The scan sees what it should.
+    let key = |parts: &[&str]| parts.concat();
+    for leak in [
+        key(&["-----BEGIN RSA ", "PRIVATE KEY-----"]),
+        key(&["id = AKI", "AIOSFODNN7EXAMPLE1"]),
+        key(&["token: gh", "p_abcdefghijklmnopqrstuvwxyz0123456789"]),
+        key(&["DATABASE_URL=postgres:", "//app:xK3dk29sKd@db.example/app"]),
+    ] {
+        assert!(holds_credential(&leak), "{leak}");
     }
 }

@@ -4,8 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod f01_codebase;
+mod f02_dependencies;
 mod f03_config;
 mod f04_backing_services;
+mod f05_build_release_run;
 mod f06_processes;
 mod f07_port_binding;
 mod f08_concurrency;
@@ -13,4 +16,5 @@ mod f09_disposability;
 mod f10_parity;
 mod f11_logs;
 mod f12_admin;
+mod f13_api_first;
 mod f14_telemetry;

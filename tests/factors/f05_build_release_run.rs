@@ -1,0 +1,121 @@
+//! V. Build, release, run: a build is code and nothing else; a release adds config and an id to it; a run changes neither.
+//!
+//! Violated by a value that is compiled in, a program that writes beside itself, a start that also migrates.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::support::deploy::Web;
+use crate::support::person::Person;
+use crate::support::process::programs;
+use crate::support::{Deploy, Process};
+
+const TYPES: [&str; 3] = ["web", "worker", "clock"];
+
+#[tokio::test]
+async fn one_build_makes_many_releases_and_each_says_its_id_everywhere() {
+    for id in [Some("v41"), Some("v42"), None] {
+        let deploy = Deploy::new().await;
+        let deploy = if let Some(id) = id { deploy.with("RELEASE_VERSION", id) } else { deploy };
+        let (web, worker, clock) = (deploy.web().await, deploy.start("worker"), deploy.start("clock"));
+        let said: Value = web.get("/version").await.json().await.unwrap();
+        assert_eq!(said["release"], Value::from(id), "/version");
+        Person::verified(&deploy, &web).await;
+        clock.says("is new").await;
+        for process in [web.process, worker, clock] {
+            assert!(process.log().len() > 1);
+            for line in process.log() {
+                assert_eq!(line["release"], Value::from(id), "{line}");
+            }
+        }
+    }
+}
+
+/// The environment that the compiler looked at when it last built the library that all programs are linked with; it notes
+/// this itself, to know when to build anew.
+fn looked_at_by_the_build() -> Vec<String> {
+    let files = std::fs::read_dir(programs().join("deps")).unwrap().map(|file| file.unwrap().path());
+    // Checks and tests of the library leave notes too, but no `.rlib`.
+    let notes = files.filter(|file| file.extension().is_some_and(|extension| extension == "d")).filter(|file| {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        name.starts_with("app-") && file.with_file_name(format!("lib{name}.rlib")).exists()
+    });
+    let newest = notes.max_by_key(|file| file.metadata().unwrap().modified().unwrap()).expect("what the compiler noted");
+    let notes = std::fs::read_to_string(newest).unwrap();
+    assert!(notes.contains("src/release.rs"), "the notes are of the library");
+    notes.lines().filter_map(|line| line.strip_prefix("# env-dep:")?.split('=').next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn the_build_knows_its_commit_and_nothing_else_of_the_machine_that_built_it() {
+    let mut others = looked_at_by_the_build();
+    others.retain(|name| name != "BUILD_COMMIT");
+    assert!(others.is_empty(), "the build takes {others:?} from the environment of the machine that builds");
+}
+
+/// Name, size and time of each file.
+fn listing(folder: &Path) -> Vec<(String, u64, SystemTime)> {
+    let files = std::fs::read_dir(folder).unwrap().map(|file| (file.as_ref().unwrap().file_name(), file.unwrap().metadata().unwrap()));
+    let mut files: Vec<_> = files.map(|(name, about)| (name.into_string().unwrap(), about.len(), about.modified().unwrap())).collect();
+    files.sort();
+    files
+}
+
+/// The programs in the folder that hold a text.
+async fn holds(folder: &Path, text: &str) -> usize {
+    let mut grep = Command::new("grep");
+    grep.args(["--text", "--files-with-matches", "--fixed-strings", "--regexp", text]).args(TYPES).arg("admin").current_dir(folder);
+    String::from_utf8(grep.output().await.unwrap().stdout).unwrap().lines().count()
+}
+
+#[tokio::test]
+async fn a_run_changes_nothing_of_its_release_and_no_config_is_inside_the_programs() {
+    use std::os::unix::fs::PermissionsExt;
+    // Beside the programs, so that a link to them is enough.
+    let folder = programs().join(format!("release-{}", uuid::Uuid::new_v4().simple()));
+    std::fs::create_dir(&folder).unwrap();
+    for name in TYPES.into_iter().chain(["admin"]) {
+        std::fs::hard_link(programs().join(name), folder.join(name)).unwrap();
+    }
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o555)).unwrap();
+    let before = listing(&folder);
+
+    let planted = format!("planted-{}", uuid::Uuid::new_v4().simple());
+    let deploy = Deploy::new().await.with("RELEASE_VERSION", &planted).with("PUBLIC_URL", format!("http://{planted}.example"));
+    let deploy = deploy.with("MAIL_FROM", format!("{planted}@example.com"));
+    let start = |name: &str| {
+        let mut command = Command::new(folder.join(name));
+        command.current_dir(&folder).env_clear().envs(&deploy.environment);
+        Process::spawn(command)
+    };
+    let (web, worker, clock) = (Web::of(start("web")).await, start("worker"), start("clock"));
+    web.process.says("ready").await;
+    Person::verified(&deploy, &web).await;
+    clock.says("is new").await;
+    // Root may write where nobody may, and so it is looked at, too.
+    assert_eq!(listing(&folder), before, "a process wrote beside itself");
+    let commit = web.get("/version").await.json::<Value>().await.unwrap()["commit"].as_str().unwrap().to_owned();
+    assert_eq!(holds(&folder, &commit).await, 4, "what the build knows is inside");
+    assert_eq!(holds(&folder, &planted).await, 0, "what the release adds is not");
+    drop((web, worker, clock));
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_start_changes_nothing_in_an_empty_database_and_says_that_it_is_not_ready() {
+    let deploy = Deploy::unmigrated().await;
+    let web = deploy.web_unready().await;
+    let (worker, clock) = (deploy.start("worker"), deploy.start("clock"));
+    for process in [&web.process, &worker, &clock] {
+        process.says("not ready: postgres").await;
+    }
+    assert_eq!(web.get("/readyz").await.status(), 503);
+    let made = "SELECT count(*) FROM pg_class WHERE relnamespace NOT IN \
+                (SELECT oid FROM pg_namespace WHERE nspname LIKE 'pg\\_%' OR nspname = 'information_schema')";
+    let made = sqlx::query_scalar::<_, i64>(made).fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(made, 0, "a start made something in the database, which only `admin migrate` may");
+}
