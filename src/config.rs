@@ -57,7 +57,7 @@ section! {
     pub struct Database {
         /// Postgres database: `postgres://user:password@host:5432/name`
         database_url: DatabaseUrl,
-        /// Connections to Postgres that one process may hold, and one more for its probes
+        /// Connections to Postgres that one process may hold, and one more for its probes; a worker holds another, to hear of new jobs
         database_pool_size: NonZeroU32 = "10",
     }
 }
