@@ -19,6 +19,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Subscriber, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{DynFilterFn, FilterExt, dynamic_filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -91,7 +92,7 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
         LogFormat::Pretty => SpanFields.and_then(tracing_subscriber::fmt::layer().with_writer(stream).with_target(false)).boxed(),
         LogFormat::Json => SpanFields.and_then(JsonLines { release: release.clone(), instance: instance(config), stream }).boxed(),
     };
-    let registry = tracing_subscriber::registry().with(lines.with_filter(filter));
+    let registry = tracing_subscriber::registry().with(lines.with_filter(filter.and(each_time())));
     let (layer, traces, broken) = match traces::layer(config, &release) {
         Ok(Some((layer, export))) => (Some(layer), Some(export), None),
         Ok(None) => (None, None, None),
@@ -103,6 +104,13 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
         warn!(error = format!("{e:#}"), "no traces are sent: {e:#}");
     }
     (release, Log { lost, _traces: traces, _writing: writing })
+}
+
+/// Has a filter asked anew for each span and event. Where its answer for a place in the code is remembered instead, a
+/// library that asked for another place, on the same thread and in the instant in which that was first met, leaves its
+/// answer behind, and the next span would be taken for filtered out: all its lines would lack the request's id.
+fn each_time<S>() -> DynFilterFn<S> {
+    dynamic_filter_fn(|_, _| true)
 }
 
 fn instance(config: &config::Process) -> String {

@@ -82,10 +82,11 @@ mod otel {
     use tracing::{Level, Span, Subscriber};
     use tracing_opentelemetry::OpenTelemetrySpanExt;
     use tracing_subscriber::Layer;
-    use tracing_subscriber::filter::filter_fn;
+    use tracing_subscriber::filter::{FilterExt, filter_fn};
     use tracing_subscriber::registry::LookupSpan;
     use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
+    use super::super::each_time;
     use super::Place;
     use crate::config;
     use crate::release::Release;
@@ -152,7 +153,7 @@ mod otel {
         let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
         let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("app") && *metadata.level() <= Level::DEBUG);
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("app")).with_location(false).with_threads(false);
-        Ok(Some((layer.with_filter(ours), Export(provider))))
+        Ok(Some((layer.with_filter(ours.and(each_time())), Export(provider))))
     }
 
     /// Puts a span under its parent, and says where it is if it is sent at all.
