@@ -11,9 +11,9 @@ use tokio::process::Command;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use super::balancer::{found_or_skipped, has};
 use super::mail::Sink;
 use super::process::programs;
-use super::balancer::{found_or_skipped, has};
 use super::{PATIENCE, Process};
 
 /// The database that every test's own is copied from.
@@ -145,6 +145,7 @@ impl Deploy {
     /// The resource's URL with another address in it.
     pub fn through(&self, variable: &str, proxy: &super::Proxy) -> String {
         let mut url = url::Url::parse(&self.environment[variable]).expect("a URL");
+        url.set_host(Some(&proxy.address.ip().to_string())).expect("a host");
         url.set_port(Some(proxy.address.port())).expect("a port");
         url.to_string()
     }
