@@ -14,3 +14,4 @@ mod f10_parity;
 mod f11_logs;
 mod f12_admin;
 mod f14_telemetry;
+mod f15_authorization;
