@@ -15,6 +15,9 @@ pub struct Dev {
 
 impl Dev {
     pub async fn start(arguments: &[&str]) -> Self {
+        // Before anybody waits: on a busy machine it may take longer than what never takes this long.
+        let built = typed("cargo").args(["build", "--locked", "--quiet", "--bins", "--example", "mail"]).status().await;
+        assert!(built.expect("cargo runs").success());
         let folder = format!(".local/dev-{}.throwaway", uuid::Uuid::new_v4().simple());
         let port = two_free_ports();
         let mut command = bin_dev(arguments);
@@ -42,18 +45,24 @@ impl Dev {
     }
 }
 
-/// `bin/dev` as a person types it: what `cargo test` adds to the environment would make cargo build anew.
 pub fn bin_dev(arguments: &[&str]) -> Command {
     // A shell cannot trap what is ignored when it starts, as SIGINT is where these tests run in the background.
-    let mut command = Command::new("env");
+    let mut command = typed("env");
     command.args(["--default-signal=INT", "bin/dev"]);
+    // A developer's own `.env` must decide nothing here.
+    command.args(arguments).env_remove("CI").env("ENV_FILE", "/dev/null");
+    command
+}
+
+/// A command as a person types it: what `cargo test` adds to the environment would make cargo build anew.
+fn typed(program: &str) -> Command {
+    let mut command = Command::new(program);
     for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("CARGO_")) {
         if !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name.as_str()) {
             command.env_remove(name);
         }
     }
-    // A developer's own `.env` must decide nothing here.
-    command.args(arguments).env_remove("OUT_DIR").env_remove("CI").env("ENV_FILE", "/dev/null");
+    command.env_remove("OUT_DIR");
     command
 }
 
