@@ -1,129 +1,14 @@
-//! Who may do what: every route of the table, asked for by everybody.
+//! The table of who may do what, beside the routes and the document; that it says what it should is proved in `tests/factors/`.
 
 use app::http::access::{Rate, Who, rule};
 use app::web::ACCESS;
-use reqwest::{Client, Method, StatusCode};
-use serde_json::{Value, json};
-use sqlx::Row;
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::support::Deploy;
-use crate::support::deploy::{Web, client};
-use crate::support::person::{Person, problem};
-
-/// Ada, whose things are asked for, and the others who ask for them.
-struct Cast {
-    ada: Person,
-    eve: Person,
-    admin: Person,
-    /// Ada's tokens: with each scope, and with one.
-    with_scope: String,
-    read: String,
-    write: String,
-    reminder: Uuid,
-    token: String,
-    session: String,
-    account: Uuid,
-}
-
-impl Cast {
-    async fn assemble(deploy: &Deploy, web: &Web) -> Self {
-        let (ada, eve, admin) = tokio::join!(Person::known(deploy, web), Person::unverified(web), Person::unverified(web));
-        let mut database = deploy.database().await;
-        let grant = "UPDATE accounts SET role = 'admin' WHERE email = $1";
-        sqlx::query(grant).bind(&admin.email).execute(&mut database).await.unwrap();
-        admin.log_in().await;
-        let account: Uuid = ada.get("/session").await.json::<Value>().await.unwrap()["id"].as_str().unwrap().parse().unwrap();
-        let remind = "INSERT INTO reminders (id, account_id, message, due_at) VALUES ($1, $2, 'x', now() + interval '1 day') RETURNING id";
-        let reminder = sqlx::query(remind).bind(Uuid::now_v7()).bind(account).fetch_one(&mut database).await.unwrap().get(0);
-        let token = async |scopes: &[&str]| {
-            let body = json!({ "name": "test", "scopes": scopes, "expires_in_days": 1 });
-            ada.post("/tokens", body).await.json::<Value>().await.unwrap()
-        };
-        let all = token(&["reminders:read", "reminders:write"]).await;
-        let (read, write) = (token(&["reminders:read"]).await, token(&["reminders:write"]).await);
-        let sessions: Value = ada.get("/account/sessions").await.json().await.unwrap();
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        Self {
-            with_scope: text(&all["secret"]),
-            read: text(&read["secret"]),
-            write: text(&write["secret"]),
-            reminder,
-            token: text(&read["id"]),
-            session: text(&sessions["items"][0]["id"]),
-            account,
-            ada,
-            eve,
-            admin,
-        }
-    }
-
-    /// The path with the id of something of Ada's in it.
-    fn path(&self, template: &str) -> String {
-        let id = match template {
-            path if path.contains("reminders") => self.reminder.to_string(),
-            path if path.contains("tokens") => self.token.clone(),
-            path if path.contains("sessions") => self.session.clone(),
-            _ => self.account.to_string(),
-        };
-        template.replace("{id}", &id)
-    }
-}
-
-async fn ask(client: &Client, web: &Web, method: &Method, path: &str, token: Option<&str>) -> (u16, String) {
-    let mut request = client.request(method.clone(), format!("{}{path}", web.url)).header("sec-fetch-site", "same-origin");
-    if let Some(token) = token {
-        request = request.bearer_auth(token);
-    }
-    if method == Method::POST || method == Method::PATCH {
-        // Nothing that would do anything: who is let in is told that it is not valid.
-        request = request.json(&json!({}));
-    }
-    let answer = request.send().await.unwrap();
-    let (status, body) = (answer.status().as_u16(), answer.text().await.unwrap());
-    let slug = serde_json::from_str::<Value>(&body).ok().and_then(|body| Some(body["type"].as_str()?.replace("/problems/", "")));
-    (status, slug.unwrap_or_default())
-}
-
-#[tokio::test]
-async fn everybody_may_do_what_the_table_says_and_nothing_else() {
-    let deploy = Deploy::new().await;
-    let web = deploy.web().await;
-    for (method, template, who, _) in ACCESS {
-        let cast = Cast::assemble(&deploy, &web).await;
-        let path = cast.path(template);
-        let nobody = client();
-        let without_scope = if *who == Who::Scope("reminders:read") { &cast.write } else { &cast.read };
-        let refused = |slug: &str| (if slug == "unauthenticated" { 401 } else { 403 }, slug.to_owned());
-        // The owner and the admin come last, since what they ask for is done.
-        let askers = [
-            ("nobody", &nobody, None, *who == Who::Anyone, "unauthenticated"),
-            ("a forged token", &nobody, Some("pat_forged"), *who == Who::Anyone, "unauthenticated"),
-            ("a token without the scope", &nobody, Some(&**without_scope), *who == Who::Anyone, "insufficient-scope"),
-            ("a user", &cast.eve.client, None, *who != Who::Admin, "insufficient-role"),
-            (
-                "a token with every scope",
-                &nobody,
-                Some(&*cast.with_scope),
-                matches!(who, Who::Anyone | Who::Scope(_)),
-                "insufficient-scope",
-            ),
-            ("the owner", &cast.ada.client, None, *who != Who::Admin, "insufficient-role"),
-            ("an admin", &cast.admin.client, None, true, ""),
-        ];
-        for (name, client, token, may, slug) in askers {
-            let answer = ask(client, &web, method, &path, token).await;
-            let what = format!("{name} asks {method} {template}: {answer:?}");
-            if may {
-                assert!(!matches!(answer.0, 401 | 403 | 405) && answer.0 < 500, "{what}");
-            } else {
-                assert_eq!(answer, refused(slug), "{what}");
-            }
-            let others = template.contains("{id}") && !template.contains("admin") && matches!(name, "a user" | "an admin");
-            assert!(!others || answer.0 == 404, "what is another's is not there: {what}");
-        }
-    }
-}
+use crate::support::deploy::client;
+use crate::support::person::problem;
 
 #[tokio::test]
 async fn a_route_is_served_if_and_only_if_it_is_in_the_table() {

@@ -1,10 +1,11 @@
 //! IV. Backing services: they are attached resources; the config says where they are, and the code cannot tell one from another.
 //!
-//! Violated by an address in the code, or by a process that must be restarted because a resource was.
+//! Violated by an address in the code, in whole or in part, or by a process that must be restarted because a resource was.
 
-use crate::support::mail::Sink;
 use crate::support::person::Person;
 use crate::support::{Deploy, Proxy, eventually};
+
+const RESOURCES: [&str; 3] = ["DATABASE_URL", "REDIS_URL", "SMTP_URL"];
 
 #[tokio::test]
 async fn another_address_in_the_environment_is_another_database_session_store_and_mail_server() {
@@ -12,29 +13,46 @@ async fn another_address_in_the_environment_is_another_database_session_store_an
     let web = first.web().await;
     let ada = Person::unverified(&web).await;
 
-    let moved = Deploy { environment: first.environment.clone(), mail: Sink::start().await.into() };
-    let url = moved.mail.smtp_url.clone();
-    let moved = moved.with("SMTP_URL", url).with("REDIS_URL", &second.environment["REDIS_URL"]);
-    let (web, _worker) = (moved.web().await, moved.start("worker"));
+    // One variable after the other; what it names now is on another machine.
+    let moved = async |deploy: &Deploy, variable: &str| {
+        let machine = Proxy::another_machine(second.address_of(variable)).await;
+        (deploy.clone_with(variable, second.through(variable, &machine)), machine)
+    };
+    let reached = |variable: &str, machine: &Proxy| {
+        assert!(!machine.sent().is_empty(), "{variable} names another machine, and nobody went there");
+    };
+    let (deploy, redis) = moved(&first, "REDIS_URL").await;
+    let web = deploy.web().await;
     let ada = ada.at(&web);
     assert_eq!(ada.get("/session").await.status(), 401, "another Redis knows no session of the first");
     assert_eq!(ada.log_in().await.status(), 200, "the database is the same");
-    moved.mail.to(&ada.email, "Is this your address?").await;
+    reached("REDIS_URL", &redis);
 
-    let moved = moved.with("DATABASE_URL", &second.environment["DATABASE_URL"]);
-    let web = moved.web().await;
+    let (deploy, smtp) = moved(&deploy, "SMTP_URL").await;
+    let _worker = deploy.start("worker");
+    second.mail.to(&ada.email, "Is this your address?").await;
+    reached("SMTP_URL", &smtp);
+
+    let (deploy, database) = moved(&deploy, "DATABASE_URL").await;
+    let web = deploy.web().await;
     assert_eq!(ada.at(&web).log_in().await.status(), 401, "another database knows no account of the first");
+    reached("DATABASE_URL", &database);
+}
+
+/// The same deploy, with a way to each resource that can be cut.
+async fn behind_proxies(mut deploy: Deploy) -> (Deploy, [Proxy; 3]) {
+    let proxies = RESOURCES.map(|variable| Proxy::to(deploy.address_of(variable)));
+    let proxies: [Proxy; 3] = futures_util::future::join_all(proxies).await.try_into().ok().unwrap();
+    for (variable, proxy) in RESOURCES.iter().zip(&proxies) {
+        deploy = deploy.clone_with(variable, deploy.through(variable, proxy));
+    }
+    (deploy, proxies)
 }
 
 #[tokio::test]
 async fn every_process_starts_while_its_resources_are_down_and_heals_when_they_come() {
-    let deploy = Deploy::new().await;
-    let database = Proxy::to(deploy.address_of("DATABASE_URL")).await;
-    let redis = Proxy::to(deploy.address_of("REDIS_URL")).await;
-    database.cut();
-    redis.cut();
-    let (database_url, redis_url) = (deploy.through("DATABASE_URL", &database), deploy.through("REDIS_URL", &redis));
-    let deploy = deploy.with("DATABASE_URL", database_url).with("REDIS_URL", redis_url);
+    let (deploy, proxies) = behind_proxies(Deploy::new().await).await;
+    proxies.iter().for_each(Proxy::cut);
     let (web, worker, clock) = (deploy.web_unready().await, deploy.start("worker"), deploy.start("clock"));
     web.process.says("not ready: postgres").await;
     worker.says("no jobs claimed").await;
@@ -42,9 +60,34 @@ async fn every_process_starts_while_its_resources_are_down_and_heals_when_they_c
     assert_eq!(web.get("/livez").await.status(), 200);
     assert_eq!(web.get("/readyz").await.status(), 503);
 
-    database.heal();
-    redis.heal();
+    proxies.iter().for_each(Proxy::heal);
     eventually("ready", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
     Person::verified(&deploy, &web).await;
     clock.says("is new").await;
+}
+
+#[tokio::test]
+async fn a_resource_goes_away_and_comes_back_and_no_process_is_started_again() {
+    let (deploy, proxies) = behind_proxies(Deploy::new().await).await;
+    let (mut web, mut worker, mut clock) = (deploy.web().await, deploy.start("worker"), deploy.start("clock"));
+    for (variable, proxy) in RESOURCES.iter().zip(&proxies) {
+        proxy.cut();
+        let grace = Person::stranger(&web);
+        if *variable == "SMTP_URL" {
+            grace.sign_up().await;
+            worker.logged("a mail that could not be sent", |line| line["outcome"] == "failed").await;
+        } else {
+            eventually("not ready", async || (web.get("/readyz").await.status() == 503).then_some(())).await;
+        }
+        proxy.heal();
+        eventually("ready", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
+        // A session is in Redis, an account in Postgres, and a job mails. Where it was SMTP the first mail comes all the same.
+        eventually("an answer", async || (grace.sign_up().await.status() == 202).then_some(())).await;
+        deploy.mail.to(&grace.email, "Is this your address?").await;
+        eventually("a session", async || (grace.log_in().await.status() == 200).then_some(())).await;
+        assert_eq!(grace.get("/session").await.status(), 200, "{variable} is back");
+    }
+    for process in [&mut web.process, &mut worker, &mut clock] {
+        assert!(process.ended().is_none(), "{:#?}", process.lines());
+    }
 }

@@ -1,23 +1,55 @@
 //! VII. Port binding: the program brings its server along and is reached at the port that the environment names.
 //!
-//! Violated by a server that it must be put into, or by a port that it chooses itself.
+//! Violated by a server that it must be put into, by a port that it chooses itself, or by an interface that only it can reach.
 
+use crate::support::balancer::{Balancer, has};
 use crate::support::{Deploy, eventually, free_port};
 
 #[tokio::test]
 async fn it_serves_on_the_port_of_the_environment_and_on_every_interface() {
     let deploy = Deploy::new().await;
-    let free = free_port();
-    let deploy = deploy.with("PORT", free);
-    let web = deploy.web().await;
-    assert_eq!(web.port(), free);
-    // 127.0.0.2 is another address of this machine than the usual one.
-    let version = reqwest::get(format!("http://127.0.0.2:{free}/version")).await.unwrap();
-    assert_eq!(version.json::<serde_json::Value>().await.unwrap()["process"], "web");
+    let port = free_port();
+    let web = deploy.with("PORT", port).web().await;
+    assert_eq!(web.port(), port);
+    // 127.0.0.2 is another address of this machine than the usual one; ::1 is there where it has IPv6.
+    let with_ipv6 = std::net::TcpListener::bind("[::1]:0").is_ok();
+    for address in ["127.0.0.1", "127.0.0.2", "[::1]"].into_iter().filter(|address| with_ipv6 || *address != "[::1]") {
+        let answer = reqwest::get(format!("http://{address}:{port}/version")).await;
+        let answer = answer.unwrap_or_else(|e| panic!("nobody serves on the interface {address}: {e:?}"));
+        assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["process"], "web");
+    }
+}
 
+#[tokio::test]
+async fn a_port_that_is_taken_is_told_and_nothing_runs() {
+    let deploy = Deploy::new().await.with("PORT", free_port());
+    let first = deploy.web().await;
     let mut second = deploy.start("web");
     assert_eq!(second.exit().await.code(), Some(1));
-    assert!(second.lines().iter().any(|line| line.contains(&format!("cannot listen on port {free}"))), "{:?}", second.lines());
+    let told = format!("cannot listen on port {}", first.port());
+    assert!(second.lines().iter().any(|line| line.contains(&told)), "{:?}", second.lines());
+}
+
+#[tokio::test]
+async fn two_side_by_side_are_the_backing_service_of_a_balancer_that_knows_their_ports_alone() {
+    if !has("haproxy") {
+        return;
+    }
+    let deploy = Deploy::new().await;
+    let (ports, webs) = ([free_port(), free_port()], async |port: u16| deploy.clone_with("PORT", port).web().await);
+    let webs = tokio::join!(webs(ports[0]), webs(ports[1]));
+    let balancer = Balancer::before(&ports).await;
+    for number in 0..4 {
+        let asked = reqwest::Client::new()
+            .get(format!("{}/api/v1/session", balancer.url))
+            .header("x-request-id", format!("of-the-balancer-{number}"));
+        assert_eq!(asked.send().await.unwrap().status(), 401, "it is the service that answers");
+    }
+    for web in [webs.0, webs.1] {
+        web.process
+            .logged("a request of the balancer's", |line| line["request_id"].as_str().is_some_and(|id| id.starts_with("of-the-balancer")))
+            .await;
+    }
 }
 
 #[tokio::test]
@@ -29,15 +61,10 @@ async fn every_process_type_answers_probes_on_its_metrics_port() {
         let get = async |path: &str| reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.unwrap();
         assert_eq!(get("/livez").await.status(), 200);
         eventually("ready", async || (get("/readyz").await.status() == 200).then_some(())).await;
-        let health = |port: String| deploy_health(&deploy, port);
-        assert!(health(port.clone()).await, "{name}: admin health asks the same");
-        process.terminate().await;
-        assert!(!health(port).await);
+        let asked = deploy.clone_with("METRICS_PORT", &port);
+        assert!(asked.admin(&["health"]).await.status.success(), "{name}: admin health asks the same");
+        process.signal(nix::sys::signal::Signal::SIGKILL);
+        process.exit().await;
+        assert!(!asked.admin(&["health"]).await.status.success());
     }
-}
-
-async fn deploy_health(deploy: &Deploy, port: String) -> bool {
-    let mut command = tokio::process::Command::new(crate::support::process::programs().join("admin"));
-    command.arg("health").env_clear().envs(&deploy.environment).env("METRICS_PORT", port);
-    command.output().await.unwrap().status.success()
 }

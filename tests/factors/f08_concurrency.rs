@@ -1,9 +1,86 @@
 //! VIII. Concurrency: the service grows by processes, of the types that the Procfile names.
 //!
-//! Violated by work that only one process may do, or that two of them do twice.
+//! Violated by work that only one process may do, or that two of them do twice; by a process that looks after itself, as a daemon does.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::support::person::Person;
-use crate::support::{Deploy, Process};
+use crate::support::process::{procfile, programs};
+use crate::support::{Deploy, Process, Proxy, eventually};
+
+#[tokio::test]
+async fn each_type_of_the_procfile_stays_in_the_foreground_and_notes_its_process_id_nowhere() {
+    let text = std::fs::read_to_string("Procfile").unwrap();
+    let types: Vec<_> = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect();
+    assert_eq!(types, ["release", "web", "worker", "clock"], "the one-off before a release, and the process types");
+    let deploy = Deploy::new().await;
+    for name in &types[1..] {
+        let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let mut command = tokio::process::Command::new(programs().join(procfile(name)));
+        command.env_clear().envs(&deploy.environment).envs(["HOME", "TMPDIR"].map(|name| (name, &folder))).current_dir(&folder);
+        let mut process = Process::spawn(command);
+        let line = process.says("is starting").await;
+        let pid = process.pid().to_string();
+        assert!(line["instance"].as_str().unwrap().ends_with(&format!(":{pid}")), "what works is what was started: {line}");
+        // Behind the name in parentheses: state, parent, process group, session.
+        let about = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().rsplit_once(") ").unwrap().1.to_owned();
+        let (its, ours) = (about(&pid), about("self"));
+        let field = |stat: &str, number: usize| stat.split(' ').nth(number).unwrap().to_owned();
+        assert_eq!(field(&its, 1), std::process::id().to_string(), "{name}: its parent is who started it");
+        assert_eq!(field(&its, 3), field(&ours, 3), "{name} has not left the session of who started it");
+        assert!(process.ended().is_none(), "{name} is still there");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "{name} has written nothing where it was started");
+        for place in ["/run", "/tmp"] {
+            let files = std::fs::read_dir(place).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
+            // No pipe, whose reader would wait for a writer.
+            let mut texts = files.filter(|file| file.is_file()).filter_map(|file| std::fs::read_to_string(file).ok());
+            assert!(!texts.any(|text| text.trim() == pid), "{name} has noted its process id in {place}");
+        }
+        std::fs::remove_dir(folder).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn four_workers_do_at_least_three_times_as_much_as_one_and_each_job_once() {
+    const JOBS: usize = 48;
+    // Beside each other, so that a busy machine slows both.
+    let (one, four) = tokio::join!(with_slow_jobs(JOBS), with_slow_jobs(JOBS));
+    let _one = one.0.start("worker");
+    let _four = ["worker"; 4].map(|name| four.0.start(name));
+    let mailed = async |deploy: &Deploy| deploy.mail.all().await.len();
+    let until = async |deploy: &Deploy, count: usize| {
+        eventually("so many mails", async || (mailed(deploy).await >= count).then_some(())).await;
+    };
+    tokio::join!(until(&one.0, 1), until(&four.0, 4));
+    let before = (mailed(&one.0).await, mailed(&four.0).await);
+    until(&one.0, before.0 + 6).await;
+    let done = (mailed(&one.0).await - before.0, mailed(&four.0).await - before.1);
+    assert!(done.1 >= done.0 * 3, "while one worker did {} jobs, four together did {}", done.0, done.1);
+
+    four.1.heal();
+    eventually("an empty queue", async || {
+        let left = "SELECT count(*) FROM jobs";
+        (sqlx::query_scalar::<_, i64>(left).fetch_one(&mut four.0.database().await).await.unwrap() == 0).then_some(())
+    })
+    .await;
+    let mails = four.0.mail.all().await;
+    let different: BTreeSet<_> = mails.iter().map(|mail| &mail.message_id).collect();
+    assert_eq!((mails.len(), different.len()), (JOBS, JOBS), "each job once");
+}
+
+/// A deploy whose workers do one job at a time, with so many that mail somebody over a slow way.
+async fn with_slow_jobs(jobs: usize) -> (Deploy, Proxy) {
+    let deploy = Deploy::new().await.with("WORKER_CONCURRENCY", 1);
+    let smtp = Proxy::to(deploy.address_of("SMTP_URL")).await;
+    smtp.delay(Duration::from_millis(50));
+    let fill = "WITH new AS (INSERT INTO accounts (id, email, password_hash) \
+                SELECT gen_random_uuid(), n || '@example.com', '' FROM generate_series(1, $1) AS n RETURNING id) \
+                INSERT INTO jobs (kind, payload, max_attempts) SELECT 'send_verification', jsonb_build_object('account_id', id), 5 FROM new";
+    sqlx::query(fill).bind(i32::try_from(jobs).unwrap()).execute(&mut deploy.database().await).await.unwrap();
+    (deploy.clone_with("SMTP_URL", deploy.through("SMTP_URL", &smtp)), smtp)
+}
 
 #[test]
 fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
@@ -11,27 +88,11 @@ fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
 }
 
 #[tokio::test]
-async fn several_workers_share_the_jobs_and_do_each_once() {
-    let deploy = Deploy::new().await;
-    let web = deploy.web().await;
-    let workers = ["worker"; 3].map(|name| deploy.start(name));
-    let people: Vec<_> = (0..8).map(|_| Person::stranger(&web)).collect();
-    for person in &people {
-        person.sign_up().await;
-    }
-    for person in &people {
-        deploy.mail.to(&person.email, "Is this your address?").await;
-    }
-    assert_eq!(deploy.mail.all().await.len(), people.len());
-    drop(workers);
-}
-
-#[tokio::test]
 async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
     let deploy = Deploy::new().await;
     let mut clocks = ["clock"; 3].map(|name| deploy.start(name));
     let mut database = deploy.database().await;
-    crate::support::eventually("both schedules", async || {
+    eventually("both schedules", async || {
         let seen = clocks.iter().flat_map(Process::lines).filter(|line| line.contains("its first tick is the next")).count();
         (seen == 2).then_some(())
     })
@@ -44,7 +105,7 @@ async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
     // As if the clocks had stood still for days: the latest missed tick fires, once.
     sqlx::query("UPDATE schedules SET last_tick = last_tick - interval '3 days'").execute(&mut database).await.unwrap();
     for schedule in ["daily-digest", "purge-expired"] {
-        crate::support::eventually(schedule, async || {
+        eventually(schedule, async || {
             clocks.iter().any(|clock| clock.lines().iter().any(|line| line.contains(&format!("schedule {schedule} ticked")))).then_some(())
         })
         .await;

@@ -18,3 +18,4 @@ mod f11_logs;
 mod f12_admin;
 mod f13_api_first;
 mod f14_telemetry;
+mod f15_authorization;

@@ -1,4 +1,4 @@
-//! What an operator does, without a shell on a server: every `admin` command through the built program, and a restore.
+//! What an operator does, without a shell on a server: every `admin` command through the built program, a restore; and `bin/dev`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../support/mod.rs"]
@@ -9,6 +9,7 @@ mod backup;
 mod config;
 mod console;
 mod data;
+mod dev;
 mod doctor;
 mod release;
 

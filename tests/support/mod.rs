@@ -7,6 +7,7 @@
 pub mod balancer;
 pub mod collector;
 pub mod deploy;
+pub mod dev;
 pub mod formation;
 pub mod journal;
 pub mod load;

@@ -36,16 +36,30 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn to(target: String) -> Self {
+        Self::keeping(("127.0.0.1", super::free_port()), target).await
+    }
+
+    /// As if the target were on another machine: at the same port of another address.
+    pub async fn another_machine(target: String) -> Self {
+        let port = target.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+        Self::keeping(("127.0.0.2", port), target).await
+    }
+
+    async fn keeping(address: (&str, u16), target: String) -> Self {
         let sent = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let keep = sent.clone();
-        let proxy = Self::watched(target, move |piece| keep.lock().expect("no panic while locked").push(piece.to_vec())).await;
+        let proxy = Self::at(address, target, move |piece| keep.lock().expect("no panic while locked").push(piece.to_vec())).await;
         Self { sent, ..proxy }
     }
 
     /// Keeps nothing of what clients send, and shows it instead.
     pub async fn watched(target: String, watch: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
-        // It must be free again after each cut.
-        let listener = TcpListener::bind(("127.0.0.1", super::free_port())).await.expect("a free port");
+        Self::at(("127.0.0.1", super::free_port()), target, watch).await
+    }
+
+    /// At a port that is free again after each cut.
+    async fn at(address: (&str, u16), target: String, watch: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (sender, state) = watch::channel((State::Open, 0));
         let connections = Arc::default();

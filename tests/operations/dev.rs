@@ -1,0 +1,68 @@
+//! `bin/dev`, treated roughly.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::dev::{Dev, bin_dev};
+use crate::support::eventually;
+
+#[tokio::test]
+async fn ctrl_c_drains_every_process_before_its_services_stop() {
+    let mut dev = Dev::start(&["web=2"]).await;
+    // A request whose body is still on its way at Ctrl-C, and which then needs the database, is answered.
+    let mut request = TcpStream::connect(("127.0.0.1", dev.port)).await.unwrap();
+    let body = r#"{"email": "nobody@example.com", "password": "none"}"#;
+    let head =
+        format!("POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    request.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    dev.process.signal(Signal::SIGINT);
+    dev.process.line("the drain", |line| line.starts_with("web.1 |") && line.contains("draining")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    request.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    request.read_exact(&mut answer).await.unwrap();
+    assert_eq!(std::str::from_utf8(&answer).unwrap(), "HTTP/1.1 401");
+
+    assert_eq!(dev.process.exit().await.code(), Some(0));
+    let lines = dev.process.lines();
+    for name in ["web.1", "web.2", "worker.1", "clock.1"] {
+        let last = lines.iter().rfind(|line| line.starts_with(&format!("{name} | "))).unwrap();
+        assert!(last.contains("has stopped") && last.contains("\"exit_status\":0"), "{last}");
+    }
+    assert_eq!(dev.processes(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_killed_process_is_started_again_and_a_killed_bin_dev_leaves_nothing_behind() {
+    let mut dev = Dev::start(&["clock=0"]).await;
+    let worker = dev.process.line("the worker", |line| line.starts_with("worker.1 | {")).await;
+    let worker: serde_json::Value = serde_json::from_str(worker.split_once(" | ").unwrap().1).unwrap();
+    let pid = worker["instance"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    let errors = async || dev.process.errors().into_iter().find(|line| line.contains("worker.1 ended (exit 137) and is started again"));
+    eventually("a new worker", errors).await;
+
+    dev.process.signal(Signal::SIGKILL);
+    dev.process.exit_within(Duration::from_mins(1)).await;
+    eventually("nothing left behind", async || dev.processes().is_empty().then_some(())).await;
+    assert!(!std::path::Path::new(&dev.folder).exists());
+}
+
+#[tokio::test]
+async fn a_wrong_formation_and_a_taken_port_are_told_before_anything_starts() {
+    let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (arguments, port, told) in [
+        (["web=two"].as_slice(), "0", "usage: bin/dev [TYPE=COUNT …]"),
+        (&["release=1"], "0", "usage: bin/dev [TYPE=COUNT …]"),
+        (&[], port.as_str(), "is taken: stop what listens there"),
+    ] {
+        let output = bin_dev(arguments).env("PORT", port).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{output:?}");
+    }
+}

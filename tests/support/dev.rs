@@ -1,0 +1,76 @@
+//! `bin/dev`, as a person types it.
+
+use tokio::process::Command;
+
+use super::{Process, free_port};
+
+/// `bin/dev` with services and ports of its own, so that it disturbs no other that runs here.
+pub struct Dev {
+    pub process: Process,
+    pub folder: String,
+    pub port: u16,
+    /// Where its mail sink shows the mails.
+    pub page: String,
+}
+
+impl Dev {
+    pub async fn start(arguments: &[&str]) -> Self {
+        // Before anybody waits: on a busy machine it may take longer than what never takes this long.
+        let built = typed("cargo").args(["build", "--locked", "--quiet", "--bins", "--example", "mail"]).status().await;
+        assert!(built.expect("cargo runs").success());
+        let folder = format!(".local/dev-{}.throwaway", uuid::Uuid::new_v4().simple());
+        let port = two_free_ports();
+        let mut command = bin_dev(arguments);
+        command.env("DEV_DIR", &folder).env("PORT", port.to_string());
+        let process = Process::spawn(command);
+        let page = process.line("the mail sink", |line| line.starts_with("mail.1 | takes mail at")).await;
+        let page = page.rsplit(' ').next().expect("an address").to_owned();
+        for web in ["web.1 |", "web.2 |"].iter().take(if arguments.contains(&"web=2") { 2 } else { 1 }) {
+            process.line("readiness", |line| line.starts_with(web) && line.contains("\"ready\"")).await;
+        }
+        Self { process, folder, port, page }
+    }
+
+    /// The command line of every process that belongs to this run, by the folder in it or in its environment.
+    pub fn processes(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").expect("a system with /proc").filter_map(Result::ok) {
+            let read = |name: &str| String::from_utf8_lossy(&std::fs::read(entry.path().join(name)).unwrap_or_default()).replace('\0', " ");
+            let (line, environment) = (read("cmdline"), read("environ"));
+            if line.contains(&self.folder) || environment.contains(&format!("DEV_DIR={}", self.folder)) {
+                found.push(line);
+            }
+        }
+        found
+    }
+}
+
+pub fn bin_dev(arguments: &[&str]) -> Command {
+    // A shell cannot trap what is ignored when it starts, as SIGINT is where these tests run in the background.
+    let mut command = typed("env");
+    command.args(["--default-signal=INT", "bin/dev"]);
+    // A developer's own `.env` must decide nothing here.
+    command.args(arguments).env_remove("CI").env("ENV_FILE", "/dev/null");
+    command
+}
+
+/// A command as a person types it: what `cargo test` adds to the environment would make cargo build anew.
+fn typed(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("CARGO_")) {
+        if !["CARGO_HOME", "CARGO_TARGET_DIR"].contains(&name.as_str()) {
+            command.env_remove(name);
+        }
+    }
+    command.env_remove("OUT_DIR");
+    command
+}
+
+fn two_free_ports() -> u16 {
+    loop {
+        let (first, second) = (free_port(), free_port());
+        if second == first + 1 {
+            return first;
+        }
+    }
+}
