@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use deadpool_redis::redis;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
@@ -54,10 +55,15 @@ impl Deploy {
         connect("postgres").await.execute(create).await.expect("a database of the test's own");
         let mail = Arc::new(Sink::start().await);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let redis_url = format!("{}/{number}", server("TEST_REDIS_URL"));
+        // An earlier run of the tests may have left something at this number, and a limit counts for a minute.
+        let redis = redis::Client::open(redis_url.as_str()).expect("a URL");
+        let mut redis = redis.get_multiplexed_async_connection().await.expect("the tests' Redis answers");
+        redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await.expect("an empty Redis");
         let environment = [
             ("DATABASE_URL", format!("{}/{database}", server("SERVER_URL"))),
             ("DATABASE_POOL_SIZE", "4".to_owned()),
-            ("REDIS_URL", format!("{}/{number}", server("TEST_REDIS_URL"))),
+            ("REDIS_URL", redis_url),
             ("REDIS_POOL_SIZE", "2".to_owned()),
             ("SMTP_URL", mail.smtp_url.clone()),
             ("MAIL_FROM", "Reminders <hello@example.com>".to_owned()),
