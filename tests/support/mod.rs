@@ -23,6 +23,8 @@ pub mod tls;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use tokio::net::TcpSocket;
+
 pub use deploy::Deploy;
 pub use process::Process;
 pub use proxy::Proxy;
@@ -37,7 +39,12 @@ pub fn free_port() -> u16 {
     let first = 12_000 + u16::try_from(std::process::id() % 80).expect("a small number") * 100;
     loop {
         let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        // Bound and never listened at: a process that is started meanwhile holds a copy of it for a moment, which is in nobody's way.
+        let bound = TcpSocket::new_v4().and_then(|socket| {
+            socket.set_reuseaddr(true)?;
+            socket.bind(([127, 0, 0, 1], port).into())
+        });
+        if bound.is_ok() {
             return port;
         }
     }
