@@ -222,6 +222,21 @@ start_redis() {
     done
 }
 
+# start_pgbouncer: a pooler in transaction mode in front of the Postgres that was started; its address is then in $pooler_url.
+start_pgbouncer() {
+    local port
+    port=$(free_port)
+    # shellcheck disable=SC2034 # for the script that sources this
+    pooler_url=${postgres_url%:*}:$port
+    printf '"postgres" "%s"\n' "$(cat "$run/postgres.password")" >"$run/pgbouncer.users"
+    printf '%s\n' '[databases]' "* = host=127.0.0.1 port=$(cat "$run/postgres.port")" '[pgbouncer]' 'listen_addr = 127.0.0.1' "listen_port = $port" \
+        'unix_socket_dir =' 'auth_type = plain' "auth_file = $PWD/$run/pgbouncer.users" 'pool_mode = transaction' 'max_prepared_statements = 200' \
+        'ignore_startup_parameters = extra_float_digits' 'max_client_conn = 1000' >"$run/pgbouncer.ini"
+    chown "$(service_user)" "$run/pgbouncer.users" "$run/pgbouncer.ini"
+    launch INT as_service_user "$(PATH=$PATH:/usr/sbin command -v pgbouncer)" "$run/pgbouncer.ini" >>"$run/pgbouncer.log" 2>&1
+    until ! is_free "$port"; do kill -0 "$launched" 2>/dev/null || die "PgBouncer ended: $(tail -n 5 "$run/pgbouncer.log")"; sleep 0.1; done
+}
+
 # Throw-away servers for tests, and where these find them.
 start_for_tests() {
     start_postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off -c max_connections=500

@@ -61,7 +61,7 @@ impl Deploy {
         let mut redis = redis.get_multiplexed_async_connection().await.expect("the tests' Redis answers");
         redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await.expect("an empty Redis");
         let environment = [
-            ("DATABASE_URL", format!("{}/{database}", server("SERVER_URL"))),
+            ("DATABASE_URL", format!("{}/{database}", std::env::var("POOLER_URL").unwrap_or_else(|_| server("SERVER_URL")))),
             ("DATABASE_POOL_SIZE", "4".to_owned()),
             ("REDIS_URL", redis_url),
             ("REDIS_POOL_SIZE", "2".to_owned()),
