@@ -6,6 +6,7 @@
 pinned_tool() {
     case $1 in
         cargo-deny) echo 0.20.2 ;;
+        cargo-machete) echo 0.9.2 ;;
         *) die "nobody has said which version of $1 is wanted" ;;
     esac
 }
