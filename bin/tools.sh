@@ -5,6 +5,8 @@
 # pinned_tool NAME: the version that is wanted.
 pinned_tool() {
     case $1 in
+        cargo-auditable) echo 0.7.7 ;;
+        auditable2cdx) echo 0.1.0 ;;
         cargo-deny) echo 0.20.2 ;;
         cargo-machete) echo 0.9.2 ;;
         *) die "nobody has said which version of $1 is wanted" ;;
