@@ -2,8 +2,11 @@
 # bin/services.sh.
 # shellcheck shell=bash
 
-# Docker's plugins, where base-images had to bring them.
-if [ -d .local/docker/cli-plugins ]; then export DOCKER_CONFIG=$PWD/.local/docker; fi
+# has_plugins: whether Docker can build and compose; base-images brings what is missing.
+has_plugins() {
+    if [ -d .local/docker/cli-plugins ]; then export DOCKER_CONFIG=$PWD/.local/docker; fi
+    { docker compose version && docker buildx version; } >/dev/null 2>&1
+}
 
 # The images that the Dockerfile and docker-compose.yml begin with.
 base_images() { sed -n 's/^FROM \([a-z]*:[^ ]*\).*/\1/p' Dockerfile && sed -n 's/^ *image: \([a-z]*:.*\)/\1/p' docker-compose.yml; }
