@@ -37,7 +37,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
     let deploy = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com, https://two.example.com");
     let web = deploy.web().await;
     let preflight = async |origin: &str| {
-        let request = client().request(Method::OPTIONS, format!("{}/api/v1/reminders", web.url)).header("origin", origin);
+        let request = client().request(Method::OPTIONS, format!("{}/api/v1/tokens", web.url)).header("origin", origin);
         let request = request.header("access-control-request-method", "POST");
         request.header("access-control-request-headers", "content-type,idempotency-key").send().await.unwrap()
     };
@@ -63,7 +63,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
 
     // Without a list no other site may.
     let web = Deploy::new().await.web().await;
-    let request = client().request(Method::OPTIONS, format!("{}/api/v1/reminders", web.url)).header("origin", "https://app.example.com");
+    let request = client().request(Method::OPTIONS, format!("{}/api/v1/tokens", web.url)).header("origin", "https://app.example.com");
     let answer = request.header("access-control-request-method", "POST").send().await.unwrap();
     assert!(!answer.headers().contains_key("access-control-allow-origin"), "{answer:?}");
 }

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use jiff::Timestamp;
-use reqwest::{Client, RequestBuilder};
-use serde_json::{Value, json};
-use uuid::Uuid;
+use jiff::Timestamp; // only: sample
+use reqwest::Client;
+use reqwest::RequestBuilder; // only: sample
+use serde_json::{Value, json}; // only: sample
+use uuid::Uuid; // only: sample
 
-use super::deploy::client;
-use super::journal::now;
-use super::person::{Person, in_seconds};
+use super::deploy::client; // only: sample
+use super::journal::now; // only: sample
+use super::person::{Person, in_seconds}; // only: sample
 
 /// Clients that ask one thing after the other until they are told to stop.
 pub struct Load {
@@ -59,6 +60,7 @@ impl Load {
         (self.answered.load(Ordering::Relaxed), failures)
     }
 }
+// begin: sample
 
 /// Somebody with a session who asks any of several webs, and goes on when one does not answer.
 #[derive(Clone)]
@@ -194,3 +196,4 @@ fn patient_client() -> Client {
     let client = Client::builder().pool_max_idle_per_host(0).retry(reqwest::retry::never());
     client.timeout(super::PATIENCE).build().expect("a client")
 }
+// end: sample

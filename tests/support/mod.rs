@@ -8,15 +8,15 @@ pub mod balancer;
 pub mod collector;
 pub mod deploy;
 pub mod dev;
-pub mod formation;
-pub mod journal;
+pub mod formation; // only: sample
+pub mod journal; // only: sample
 pub mod load;
 pub mod log_schema;
 pub mod mail;
 pub mod person;
 pub mod postgres;
 pub mod process;
-pub mod prometheus;
+pub mod prometheus; // only: dashboards
 pub mod proxy;
 pub mod tls;
 
