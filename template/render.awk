@@ -21,6 +21,8 @@ function out(text) { if (shown) { if (capturing) captured = captured text; else 
 
 END {
     shown = 1
+    # A sibling that ends in a word of its own has no end of line there.
+    if (all ~ /%[}]\n$/) all = substr(all, 1, length(all) - 1)
     while ((at = match(all, /[{][{%]/)) > 0) {
         out(substr(all, 1, at - 1))
         all = substr(all, at)
@@ -43,6 +45,5 @@ END {
         else if (tag == "endunless" || tag == "endif") shown = 1
         else { print "unknown tag: " tag >"/dev/stderr"; exit 1 }
     }
-    # The last line's end is awk's own, where the file has none.
     out(all)
 }
