@@ -33,6 +33,7 @@ const TICKS_STALL: Duration = Duration::from_secs(10);
 /// What happens by itself, in UTC.
 pub fn schedule() -> anyhow::Result<Vec<Schedule>> {
     Ok(vec![
+        // The name is what a last tick is kept under.
         Schedule::new("daily-digest", "0 6 * * *", SendDigests::of)?, // only: sample
         Schedule::new("purge-expired", "15 * * * *", |_| PurgeExpired {})?,
     ])

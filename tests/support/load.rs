@@ -9,10 +9,12 @@ use reqwest::Client;
 use reqwest::RequestBuilder; // only: sample
 use serde_json::{Value, json}; // only: sample
 use uuid::Uuid; // only: sample
+// begin: sample
 
-use super::deploy::client; // only: sample
-use super::journal::now; // only: sample
-use super::person::{Person, in_seconds}; // only: sample
+use super::deploy::client;
+use super::journal::now;
+use super::person::{Person, in_seconds};
+// end: sample
 
 /// Clients that ask one thing after the other until they are told to stop.
 pub struct Load {
