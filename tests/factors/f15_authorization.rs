@@ -43,8 +43,8 @@ const MAY: &str = "
     POST   /api/v1/admin/accounts/{id}/suspend   - - - - a
     POST   /api/v1/admin/accounts/{id}/restore   - - - - a
 ";
-
 // begin: sample
+
 const MAY_WITH_REMINDERS: &str = "
     GET    /api/v1/reminders                     - - s u a
     POST   /api/v1/reminders                     - - s u a
