@@ -191,8 +191,8 @@ async fn nothing_of_anothers_is_in_what_a_person_can_read_and_nothing_happens_to
     let cast = Cast::assemble(&deploy, &web).await;
     let eves = token(&cast.eve, &scopes(ACCESS)).await["secret"].as_str().unwrap().to_owned();
     let by_token = client();
-    let things = vec![&cast.token, &cast.session, &cast.account, &cast.ada.email];
-    let things = [things, vec![&cast.reminder]].concat(); // only: sample
+    let things = [&cast.token, &cast.session, &cast.account, &cast.ada.email];
+    let things = [&things[..], &[&cast.reminder]].concat(); // only: sample
     for (client, token) in [(&cast.eve.client, None), (&by_token, Some(&*eves))] {
         for (method, template, _) in operations().filter(|(_, path, _)| path.contains("{id}")) {
             let answer = ask(client, &web, &method, &cast.path(template), token).await;
