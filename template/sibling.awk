@@ -57,7 +57,11 @@ END {
         for (i = 1; i <= lines; i++) if (lock[i] == "[[package]]" && lock[i + 1] == "name = \"twelvefold\"") own = i
         for (last = own; last < lines && lock[last] != ""; last++);
         printf "%s", "{% capture own %}"
-        for (i = own; i <= last; i++) print kept(lock[i])
+        for (i = own; i <= last; i++) {
+            # Each project begins with it, whatever the template's own version is.
+            if (lock[i] ~ /^version = /) lock[i] = "version = \"0.1.0\""
+            print kept(lock[i])
+        }
         printf "%s", "{% endcapture %}"
         before = ""
         for (i = 1; i <= lines; i++) {
