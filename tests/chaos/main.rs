@@ -7,7 +7,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::HashMap;
+use std::collections::HashMap; // only: sample
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use uuid::Uuid;
+use uuid::Uuid; // only: sample
 
 use crate::support::formation::{self, Links, PLACES, Place};
 use crate::support::journal::{Journal, Kind};
@@ -26,7 +27,7 @@ use crate::support::{Deploy, PATIENCE, Proxy, eventually};
 /// Short, so that processes are stopped for longer.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Half of them make reminders, half ask for their session.
+/// Some sign others up, some ask for their session.
 const CUSTOMERS: usize = 16;
 
 const POSTGRES_POOL: usize = 4;
@@ -70,14 +71,19 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     }
     sqlx::query("UPDATE accounts SET verified_at = now()").execute(&database).await.unwrap();
     settle(&database).await;
-    journal.note_jobs(&database).await;
+    journal.note_jobs(&database).await; // only: sample
 
     let until = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
     let stop = Arc::new(AtomicBool::new(false));
-    let (making, looking) = customers.split_at(CUSTOMERS / 2);
-    let making = making.iter().map(|customer| tokio::spawn(customer.clone().remind(stop.clone())));
-    let looking = looking.iter().map(|customer| tokio::spawn(customer.clone().look(stop.clone())));
-    let load: Vec<_> = making.chain(looking).collect();
+    // A sign-up costs a hash: two are enough.
+    let (inviting, looking) = customers.split_at(2);
+    let inviting = inviting.iter().map(|customer| tokio::spawn(customer.clone().invite(stop.clone())));
+    let mut load: Vec<_> = inviting.collect();
+    // begin: sample
+    let (making, looking) = looking.split_at(CUSTOMERS / 2);
+    load.extend(making.iter().map(|customer| tokio::spawn(customer.clone().remind(stop.clone()))));
+    // end: sample
+    load.extend(looking.iter().map(|customer| tokio::spawn(customer.clone().look(stop.clone()))));
     let mut networks = Vec::new();
     for variable in ["DATABASE_URL", "REDIS_URL", "SMTP_URL"] {
         networks.push(tokio::spawn(disturb_network(variable, links.clone(), journal.clone(), random.fork(), until)));
@@ -109,21 +115,30 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
         place.read_log();
     }
     assert!(seen.wrong.is_empty(), "{} wrong answers: {:#?}", seen.wrong.len(), &seen.wrong[..seen.wrong.len().min(20)]);
-    let accepted = u32::try_from(seen.accepted.len()).unwrap();
-    assert!(f64::from(accepted) > minutes * 50.0, "too little load to tell: {accepted} reminders");
+    let invited = u32::try_from(seen.invited.len()).unwrap();
+    assert!(f64::from(invited) > minutes * 5.0, "too little load to tell: {invited} sign-ups");
     let unexpected: Vec<_> = seen.broken.iter().filter(|broken| !journal.was_away(broken.web, broken.from, broken.to)).collect();
     assert!(unexpected.is_empty(), "connections broke to webs that nobody took away: {unexpected:#?}");
     for customer in &customers {
         customer.is_known_everywhere().await;
     }
+    sign_ups(&deploy, &database, &seen).await;
+    let promised = format!("| sign-ups accepted, lost | {invited}, 0 |");
+    // begin: sample
+    let accepted = u32::try_from(seen.accepted.len()).unwrap();
+    assert!(f64::from(accepted) > minutes * 50.0, "too little load to tell: {accepted} reminders");
     let (mailed, twice) = mails(&deploy, &database, &journal, &seen).await;
+    let promised = format!(
+        "{promised}\n| reminders accepted, lost | {accepted}, 0 |\n| reminders mailed; twice, each explained | {mailed}; {twice} |"
+    );
+    // end: sample
     let at_rest = at_rest(&places).await;
     let count = |kind| journal.count(kind);
     println!(
         "| | |\n|---|---|\n| minutes, seed | {minutes}, {seed} |\n| `kill -9`, SIGTERM, SIGSTOP | {}, {}, {} |\n\
          | ways to resources cut, stalled | {}, {} |\n| crashes of Postgres | {} |\n\
          | requests answered, refused with 503, broken with their process | {}, {}, {} |\n\
-         | reminders accepted, lost | {accepted}, 0 |\n| reminders mailed; twice, each explained | {mailed}; {twice} |\n\
+         {promised}\n\
          | sessions kept, lost | {CUSTOMERS}, 0 |\n{at_rest}",
         count(Kind::Kill),
         count(Kind::Terminate),
@@ -199,6 +214,16 @@ async fn settle(database: &PgPool) {
     .await;
 }
 
+/// Every promised sign-up has made an account and brought its address a mail.
+async fn sign_ups(deploy: &Deploy, database: &PgPool, seen: &Seen) {
+    let mailed: HashSet<String> = deploy.mail.all().await.into_iter().flat_map(|mail| mail.to).collect();
+    let known: Vec<String> = sqlx::query_scalar("SELECT email FROM accounts").fetch_all(database).await.unwrap();
+    let known: HashSet<_> = known.into_iter().collect();
+    let lost: Vec<_> = seen.invited.iter().filter(|email| !known.contains(*email) || !mailed.contains(*email)).collect();
+    assert!(lost.is_empty(), "{} promised sign-ups were lost: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
+}
+
+// begin: sample
 /// Every promised reminder was mailed and is marked so, none was made twice, and every copy is explained.
 /// The number of reminders that were mailed, and of those that were mailed more than once.
 async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &Seen) -> (usize, usize) {
@@ -227,6 +252,7 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
     (mailed.len(), mailed.values().filter(|(_, count)| *count > 1).count())
 }
 
+// end: sample
 /// No process has grown much, or holds more connections than its pools, one for its probes and in a worker one for news: a
 /// line for the table.
 async fn at_rest(places: &[Place]) -> String {

@@ -4,17 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use jiff::Timestamp; // only: sample
-use reqwest::Client;
-use reqwest::RequestBuilder; // only: sample
-use serde_json::{Value, json}; // only: sample
-use uuid::Uuid; // only: sample
-// begin: sample
+use jiff::Timestamp;
+use reqwest::{Client, RequestBuilder};
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::deploy::client;
 use super::journal::now;
-use super::person::{Person, in_seconds};
-// end: sample
+use super::person::in_seconds; // only: sample
+use super::person::{PASSWORD, Person};
 
 /// Clients that ask one thing after the other until they are told to stop.
 pub struct Load {
@@ -62,7 +60,6 @@ impl Load {
         (self.answered.load(Ordering::Relaxed), failures)
     }
 }
-// begin: sample
 
 /// Somebody with a session who asks any of several webs, and goes on when one does not answer.
 #[derive(Clone)]
@@ -90,8 +87,12 @@ pub struct Seen {
     /// Answered with 503.
     pub refused: usize,
     pub broken: Vec<Broken>,
+    /// Addresses whose sign-up was promised.
+    pub invited: Vec<String>,
+    // begin: sample
     /// Reminders that were promised: id and message.
     pub accepted: Vec<(Uuid, String)>,
+    // end: sample
     /// What no client should ever see.
     pub wrong: Vec<String>,
 }
@@ -101,7 +102,8 @@ impl Seen {
         self.answered += other.answered;
         self.refused += other.refused;
         self.broken.extend(other.broken);
-        self.accepted.extend(other.accepted);
+        self.invited.extend(other.invited);
+        self.accepted.extend(other.accepted); // only: sample
         self.wrong.extend(other.wrong);
     }
 }
@@ -138,6 +140,32 @@ impl Customer {
         seen
     }
 
+    /// Signs others up, each until that is promised.
+    pub async fn invite(mut self, stop: Arc<AtomicBool>) -> Seen {
+        let mut seen = Seen::default();
+        let client = patient_client();
+        while !stop.load(Ordering::Relaxed) {
+            let email = format!("{}@example.com", Uuid::new_v4().simple());
+            let body = json!({ "email": email, "password": PASSWORD });
+            loop {
+                match self.ask(&mut seen, |web| client.post(format!("{web}/api/v1/accounts")).json(&body)).await {
+                    Some((202, _)) => {
+                        seen.invited.push(email);
+                        break;
+                    }
+                    Some(other) => {
+                        seen.wrong.push(format!("{} for a sign-up: {other:?}", now()));
+                        break;
+                    }
+                    None => self.pause().await,
+                }
+            }
+            self.pause().await;
+        }
+        seen
+    }
+
+    // begin: sample
     /// Makes reminders, each until it is promised or too late.
     pub async fn remind(mut self, stop: Arc<AtomicBool>) -> Seen {
         let mut seen = Seen::default();
@@ -167,6 +195,7 @@ impl Customer {
         }
         seen
     }
+    // end: sample
 
     /// The status and the body, or nothing if there is no use of it.
     async fn ask(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) -> Option<(u16, Value)> {
@@ -174,7 +203,9 @@ impl Customer {
         let from = now();
         let asking = async {
             let answer = request(url).header("cookie", &self.cookie).header("sec-fetch-site", "same-origin").send().await?;
-            Ok::<_, reqwest::Error>((answer.status().as_u16(), answer.json().await?))
+            // Some have no body.
+            let (status, body) = (answer.status().as_u16(), answer.text().await?);
+            Ok::<_, reqwest::Error>((status, serde_json::from_str(&body).unwrap_or_default()))
         };
         match asking.await {
             Ok((503, _)) => seen.refused += 1,
@@ -198,4 +229,3 @@ fn patient_client() -> Client {
     let client = Client::builder().pool_max_idle_per_host(0).retry(reqwest::retry::never());
     client.timeout(super::PATIENCE).build().expect("a client")
 }
-// end: sample

@@ -8,8 +8,8 @@ pub mod balancer;
 pub mod collector;
 pub mod deploy;
 pub mod dev;
-pub mod formation; // only: sample
-pub mod journal; // only: sample
+pub mod formation;
+pub mod journal;
 pub mod load;
 pub mod log_schema;
 pub mod mail;
