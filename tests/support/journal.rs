@@ -120,8 +120,8 @@ impl Journal {
         }
         self.entries().attempts.append(&mut attempts);
     }
-
     // begin: sample
+
     /// Has the database note which job sends which reminder, since a job that is done leaves nothing behind.
     pub async fn note_jobs(&self, database: &PgPool) {
         let statements = "CREATE TABLE noted (mail text, job bigint);

@@ -164,8 +164,8 @@ impl Customer {
         }
         seen
     }
-
     // begin: sample
+
     /// Makes reminders, each until it is promised or too late.
     pub async fn remind(mut self, stop: Arc<AtomicBool>) -> Seen {
         let mut seen = Seen::default();
