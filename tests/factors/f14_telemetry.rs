@@ -30,12 +30,14 @@ async fn metrics(port: u16) -> String {
 fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
+// begin: dashboards
 
 /// Names of metrics, as they stand in a text or an expression.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.contains('_') || *word == "ready").map(str::to_owned).collect()
 }
+// end: dashboards
 
 #[tokio::test]
 async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
