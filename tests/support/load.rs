@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::{Client, RequestBuilder};
-use serde_json::{Value, json};
+use serde_json::Value;
+use serde_json::json; // only: sample
 use uuid::Uuid;
 
 use super::deploy::client;
 use super::journal::now;
+use super::person::Person;
 use super::person::in_seconds; // only: sample
-use super::person::{PASSWORD, Person};
 
 /// Clients that ask one thing after the other until they are told to stop.
 pub struct Load {
@@ -87,8 +88,6 @@ pub struct Seen {
     /// Answered with 503.
     pub refused: usize,
     pub broken: Vec<Broken>,
-    /// Addresses whose sign-up was promised.
-    pub invited: Vec<String>,
     // begin: sample
     /// Reminders that were promised: id and message.
     pub accepted: Vec<(Uuid, String)>,
@@ -102,7 +101,6 @@ impl Seen {
         self.answered += other.answered;
         self.refused += other.refused;
         self.broken.extend(other.broken);
-        self.invited.extend(other.invited);
         self.accepted.extend(other.accepted); // only: sample
         self.wrong.extend(other.wrong);
     }
@@ -134,31 +132,6 @@ impl Customer {
                 Some((200, body)) if body["email"] == self.email => {}
                 Some(other) => seen.wrong.push(format!("{} who asks for the session: {other:?}", now())),
                 None => {}
-            }
-            self.pause().await;
-        }
-        seen
-    }
-
-    /// Signs others up, each until that is promised.
-    pub async fn invite(mut self, stop: Arc<AtomicBool>) -> Seen {
-        let mut seen = Seen::default();
-        let client = patient_client();
-        while !stop.load(Ordering::Relaxed) {
-            let email = format!("{}@example.com", Uuid::new_v4().simple());
-            let body = json!({ "email": email, "password": PASSWORD });
-            loop {
-                match self.ask(&mut seen, |web| client.post(format!("{web}/api/v1/accounts")).json(&body)).await {
-                    Some((202, _)) => {
-                        seen.invited.push(email);
-                        break;
-                    }
-                    Some(other) => {
-                        seen.wrong.push(format!("{} for a sign-up: {other:?}", now()));
-                        break;
-                    }
-                    None => self.pause().await,
-                }
             }
             self.pause().await;
         }
@@ -203,9 +176,7 @@ impl Customer {
         let from = now();
         let asking = async {
             let answer = request(url).header("cookie", &self.cookie).header("sec-fetch-site", "same-origin").send().await?;
-            // Some have no body.
-            let (status, body) = (answer.status().as_u16(), answer.text().await?);
-            Ok::<_, reqwest::Error>((status, serde_json::from_str(&body).unwrap_or_default()))
+            Ok::<_, reqwest::Error>((answer.status().as_u16(), answer.json().await?))
         };
         match asking.await {
             Ok((503, _)) => seen.refused += 1,
