@@ -1,18 +1,20 @@
 # Build stage (factor V): one image for every process type and every deploy; it holds code and no config.
 FROM rust:1.95-slim-trixie AS build
 WORKDIR /src
+# Each program carries the list of what it was built from, for scanners: `cargo audit bin web`, `syft`, `trivy`.
+COPY bin/tools.sh bin/
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    . bin/tools.sh && cargo install --locked --debug --root /usr/local --version "$(pinned_tool cargo-auditable)" cargo-auditable
 # The programs run in an image without a C library, so they bring their own.
 ENV RUSTFLAGS="-C target-feature=+crt-static" SQLX_OFFLINE=true
-ARG GIT_COMMIT=unknown
+# Unless it is told, build.rs finds the commit in what is copied.
+ARG GIT_COMMIT
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo build --release --locked --target x86_64-unknown-linux-gnu --bins --example mail \
+    cargo auditable build --release --locked --target x86_64-unknown-linux-gnu --bins --example mail \
     && cd target/x86_64-unknown-linux-gnu/release \
     && install -D -t /out/bin web worker clock admin \
     && install -D -t /out/mail examples/mail
-
-FROM debian:trixie-slim AS certificates
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
 
 # The mail sink of a trial; no deploy runs it.
 FROM scratch AS mail
@@ -23,8 +25,10 @@ EXPOSE 1025 8025
 CMD ["/bin/mail", "0.0.0.0:1025", "0.0.0.0:8025"]
 
 FROM scratch
-COPY --from=certificates /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/bin /bin
+ARG GIT_COMMIT VERSION
+LABEL org.opencontainers.image.revision=$GIT_COMMIT org.opencontainers.image.version=$VERSION
 ENV PATH=/bin
 USER 10001:10001
 STOPSIGNAL SIGTERM

@@ -1,4 +1,4 @@
-//! Writes the commit into the programs (factor I). `GIT_COMMIT` says it where there is no git, as in an image's build.
+//! Writes the commit into the programs (factor I): the one that `GIT_COMMIT` names, or that git has checked out.
 
 use std::process::Command;
 
@@ -13,7 +13,7 @@ fn main() {
     // A new migration changes what `migrate!` embeds.
     println!("cargo:rerun-if-changed=migrations");
     let said = std::env::var("GIT_COMMIT").ok().filter(|commit| !commit.is_empty());
-    let commit = said.or_else(|| git(&["rev-parse", "HEAD"])).unwrap_or_else(|| "unknown".to_owned());
+    let commit = said.or_else(|| git(&["rev-parse", "HEAD"])).or_else(from_files).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo:rustc-env=BUILD_COMMIT={commit}");
 }
 
@@ -21,4 +21,16 @@ fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+/// An image's build has no git, but its file that names the commit.
+fn from_files() -> Option<String> {
+    let read = |name: &str| {
+        println!("cargo:rerun-if-changed=.git/{name}");
+        std::fs::read_to_string(format!(".git/{name}")).ok()
+    };
+    let head = read("HEAD")?;
+    let Some(reference) = head.trim().strip_prefix("ref: ") else { return Some(head.trim().to_owned()) };
+    let packed = || Some(read("packed-refs")?.lines().find_map(|line| line.strip_suffix(reference))?.trim().to_owned());
+    read(reference).map(|commit| commit.trim().to_owned()).or_else(packed)
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use report::{Bars, figure, median, spread};
+use report::{Report, median, spread};
 
 const BURN_DOWN: i32 = 100_000;
 const ROUNDS: usize = 3;
@@ -41,7 +41,7 @@ impl Job for Noop {
 async fn main() {
     let url = std::env::var("DATABASE_URL").expect("run it with bin/bench");
     let pool = PgPool::connect(&url).await.unwrap();
-    let mut bars = Bars::default();
+    let mut report = Report::default();
 
     let (mut ceiling, mut naive, mut ours) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -52,13 +52,13 @@ async fn main() {
     for (name, rates) in
         [("ceiling, claim 500 delete 500", &ceiling), ("naive, claim 1 delete 1", &naive), ("ours, one worker, 500 at a time", &ours)]
     {
-        figure(&format!("{name}, jobs/s, median"), format!("{:.0}", median(rates)));
-        figure("   of three rounds", spread(rates, 0));
+        report.figure(&format!("{name}, jobs/s, median"), format!("{:.0}", median(rates)));
+        report.figure("   of three rounds", spread(rates, 0));
     }
     let rate = median(&ours);
-    bars.reach("ours : ceiling", rate / median(&ceiling), rate >= 0.6 * median(&ceiling), "0.6");
-    bars.reach("ours : naive", rate / median(&naive), rate >= 8.0 * median(&naive), "8");
-    figure("ours, one worker, 10 at a time, jobs/s", format!("{:.0}", burn_down(&pool, 20_000, 10).await));
+    report.reach("ours : ceiling", rate / median(&ceiling), rate >= 0.6 * median(&ceiling), "0.6");
+    report.reach("ours : naive", rate / median(&naive), rate >= 8.0 * median(&naive), "8");
+    report.figure("ours, one worker, 10 at a time, jobs/s", format!("{:.0}", burn_down(&pool, 20_000, 10).await));
 
     // The night's dump: a snapshot that is held while jobs come and go.
     let mut dump = pool.acquire().await.unwrap();
@@ -67,16 +67,16 @@ async fn main() {
     let beside_dump = burn_down(&pool, BURN_DOWN, 500).await;
     sqlx::query("COMMIT").execute(&mut *dump).await.unwrap();
     drop(dump);
-    figure("ours beside an open transaction, jobs/s", format!("{beside_dump:.0}"));
-    bars.reach("   of the speed without it", beside_dump / rate, beside_dump >= 0.5 * rate, "0.5");
+    report.figure("ours beside an open transaction, jobs/s", format!("{beside_dump:.0}"));
+    report.reach("   of the speed without it", beside_dump / rate, beside_dump >= 0.5 * rate, "0.5");
 
     let (single, batch) = enqueue_rates(&pool).await;
-    figure("enqueue, one a transaction, jobs/s", format!("{single:.0}"));
-    figure("enqueue, 1000 a statement, jobs/s", format!("{batch:.0}"));
+    report.figure("enqueue, one a transaction, jobs/s", format!("{single:.0}"));
+    report.figure("enqueue, 1000 a statement, jobs/s", format!("{batch:.0}"));
 
     let (p50, p99) = pick_up(&pool).await;
-    bars.reach("pick-up on an idle queue, ms from commit to start, p50", p50, p50 < 10.0, "10");
-    figure("   p99", format!("{p99:.2}"));
+    report.reach("pick-up on an idle queue, ms from commit to start, p50", p50, p50 < 10.0, "10");
+    report.figure("   p99", format!("{p99:.2}"));
 
     let (mut few, mut many) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -84,11 +84,11 @@ async fn main() {
         many.push(claim_cost(&pool, 1_000_000).await);
     }
     let (few, many) = (median(&few), median(&many));
-    figure("claim of 10 with 1 k waiting, ms, p50", format!("{few:.3}"));
-    figure("claim of 10 with 1 M waiting, ms, p50", format!("{many:.3}"));
-    bars.reach("   1 M : 1 k", many / few, many <= 1.3 * few, "1.3");
+    report.figure("claim of 10 with 1 k waiting, ms, p50", format!("{few:.3}"));
+    report.figure("claim of 10 with 1 M waiting, ms, p50", format!("{many:.3}"));
+    report.reach("   1 M : 1 k", many / few, many <= 1.3 * few, "1.3");
 
-    bars.finish();
+    report.finish("jobs");
 }
 
 /// An empty queue with so many jobs that do nothing.

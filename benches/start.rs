@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use report::{Bars, figure, median, spread};
+use report::{Report, median, spread};
 
 const ROUNDS: usize = 30;
 
 fn main() {
     let programs = PathBuf::from(std::env::var("PROGRAMS").expect("run it with bin/bench"));
-    let mut bars = Bars::default();
+    let mut report = Report::default();
     let mut nothing = Vec::new();
     let mut times = [("web", Vec::new(), Vec::new()), ("worker", Vec::new(), Vec::new()), ("clock", Vec::new(), Vec::new())];
     for _ in 0..ROUNDS {
@@ -36,14 +36,14 @@ fn main() {
             gone.push(to_exit);
         }
     }
-    figure("admin --version, exec to exit, ms, median", format!("{:.1}", median(&nothing)));
+    report.figure("admin --version, exec to exit, ms, median", format!("{:.1}", median(&nothing)));
     for (program, ready, gone) in &times {
-        bars.reach(&format!("{program}, exec to ready, ms, median"), median(ready), median(ready) < 50.0, "50");
-        figure("   of thirty starts", spread(ready, 1));
-        bars.reach(&format!("{program}, idle, SIGTERM to exit, ms, median"), median(gone), median(gone) < 50.0, "50");
-        figure("   of thirty ends", spread(gone, 1));
+        report.reach(&format!("{program}, exec to ready, ms, median"), median(ready), median(ready) < 50.0, "50");
+        report.figure("   of thirty starts", spread(ready, 1));
+        report.reach(&format!("{program}, idle, SIGTERM to exit, ms, median"), median(gone), median(gone) < 50.0, "50");
+        report.figure("   of thirty ends", spread(gone, 1));
     }
-    bars.finish();
+    report.finish("start");
 }
 
 fn milliseconds(work: impl FnOnce()) -> f64 {

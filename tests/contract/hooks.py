@@ -48,7 +48,9 @@ class Person:
         raise RuntimeError(f"no mail came for {self.email}")
 
     def is_known(self):
-        return self.http.get(f"{API}/api/v1/session", timeout=20).ok
+        # A case may have ended the session, or the token.
+        by_token = requests.get(f"{API}/api/v1/tokens", headers={"Authorization": f"Bearer {self.token}"}, timeout=20)
+        return by_token.ok and self.http.get(f"{API}/api/v1/session", timeout=20).ok
 
     def cookie(self):
         return self.http.cookies.get("id")

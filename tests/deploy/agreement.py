@@ -134,7 +134,8 @@ for name, deployment in deployments.items():
         same(f"{name}: {probe}", container[probe]["httpGet"], {"path": path, "port": "http" if name == "web" else "metrics"})
     same(f"{name}: maxUnavailable", 0, deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"])
 
-drain = seconds(variables["DRAIN_DELAY"]) + seconds(variables["DRAIN_TIMEOUT"]) + LAST_WORDS
+environment = compose["services"]["web"]["environment"]
+drain = sum(seconds(environment[name].split(":-")[1].rstrip("}")) for name in ["DRAIN_DELAY", "DRAIN_TIMEOUT"]) + LAST_WORDS
 stop = seconds(compose["services"]["web"]["stop_grace_period"])
 must(stop >= drain, f"docker-compose.yml: stop_grace_period {stop:g} s is less than a drain's {drain:g} s")
 

@@ -65,7 +65,7 @@ fn the_image_and_the_compose_file_run_the_commands_of_the_procfile() {
 fn each_backing_service_is_pinned_in_one_place_and_named_with_that_pin_everywhere() {
     let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
     let pins: Vec<_> = compose.lines().filter_map(|line| line.trim().strip_prefix("image: ")?.split_once(':')).collect();
-    assert_eq!(pins.iter().map(|(image, _)| *image).collect::<Vec<_>>(), ["postgres", "redis"]);
+    assert_eq!(pins.iter().map(|(image, _)| *image).collect::<Vec<_>>(), ["postgres", "redis", "haproxy"]);
     let tracked = std::process::Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]).output().unwrap();
     let tracked = String::from_utf8(tracked.stdout).unwrap();
     assert!(tracked.lines().any(|file| file == "docs/operations.md"), "git knows the files");

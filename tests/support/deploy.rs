@@ -1,6 +1,7 @@
 //! A deploy: one environment, and the programs that run in it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +25,8 @@ const TEMPLATE: &str = "migrated";
 pub struct Deploy {
     pub environment: BTreeMap<String, String>,
     pub mail: Arc<Sink>,
+    /// The folder of the programs that run in it.
+    pub programs: PathBuf,
 }
 
 /// An address without the database's name or number; `bin/test` starts the servers.
@@ -61,7 +64,7 @@ impl Deploy {
         let mut redis = redis.get_multiplexed_async_connection().await.expect("the tests' Redis answers");
         redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await.expect("an empty Redis");
         let environment = [
-            ("DATABASE_URL", format!("{}/{database}", server("SERVER_URL"))),
+            ("DATABASE_URL", format!("{}/{database}", std::env::var("POOLER_URL").unwrap_or_else(|_| server("SERVER_URL")))),
             ("DATABASE_POOL_SIZE", "4".to_owned()),
             ("REDIS_URL", redis_url),
             ("REDIS_POOL_SIZE", "2".to_owned()),
@@ -72,7 +75,7 @@ impl Deploy {
             // All tests come from one address.
             ("RATE_LIMIT_LOGIN", "1000000".to_owned()),
         ];
-        Self { environment: environment.map(|(name, value)| (name.to_owned(), value)).into(), mail }
+        Self { environment: environment.map(|(name, value)| (name.to_owned(), value)).into(), mail, programs: programs() }
     }
 
     #[must_use]
@@ -92,9 +95,14 @@ impl Deploy {
         self.clone().with(name, value)
     }
 
+    /// The same deploy, run by the programs of another release.
+    pub fn run_by(&self, programs: PathBuf) -> Self {
+        Self { programs, ..self.clone() }
+    }
+
     /// Starts a process type.
     pub fn start(&self, name: &str) -> Process {
-        Process::start(name, &self.environment)
+        Process::start(name, &self.programs, &self.environment)
     }
 
     /// Starts a process type, or an `admin` command, where nothing can be written to: a mount namespace of its own in which
@@ -132,7 +140,7 @@ impl Deploy {
 
     /// Runs `admin` to its end.
     pub async fn admin(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(programs().join("admin"));
+        let mut command = Command::new(self.programs.join("admin"));
         command.args(arguments).env_clear().envs(&self.environment).kill_on_drop(true);
         tokio::time::timeout(PATIENCE, command.output()).await.expect("admin ends").expect("admin runs")
     }

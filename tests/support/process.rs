@@ -1,7 +1,7 @@
 //! A running program: its log as parsed JSON, its signals, its exit.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -39,10 +39,10 @@ pub struct Process {
 struct Lines(Arc<Mutex<Vec<String>>>, watch::Receiver<usize>);
 
 impl Process {
-    /// Starts what the Procfile says for `name` with exactly this environment.
-    pub fn start(name: &str, environment: &BTreeMap<String, String>) -> Self {
+    /// Starts what the Procfile says for `name`, out of this folder and with exactly this environment.
+    pub fn start(name: &str, programs: &Path, environment: &BTreeMap<String, String>) -> Self {
         let mut words = procfile(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>().into_iter();
-        let program = programs().join(words.next().expect("a program"));
+        let program = programs.join(words.next().expect("a program"));
         let mut command = Command::new(program);
         command.args(words).env_clear().envs(environment);
         Self::spawn(command)
@@ -150,6 +150,10 @@ impl Drop for Process {
         for line in self.lines().iter().filter(|line| line.starts_with("{\"timestamp\"")) {
             // One that was killed may have been in the midst of a line.
             let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
+            // Another release has promised another form.
+            if line["commit"].as_str().is_some_and(|commit| commit != env!("BUILD_COMMIT")) {
+                continue;
+            }
             if let Some(fault) = super::log_schema::fault(&line) {
                 panic!("{fault}: {line}");
             }

@@ -1,0 +1,116 @@
+//! `bin/bench web`: what a request costs, beside the smallest program that does the same read the obvious way
+//! (`benches/floor/`), measured in turns on the same Postgres and Redis, because absolute figures do not travel.
+//! `wrk` asks; a server's own CPU is what the kernel counts for its process.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "it prints figures and fails by panicking"
+)]
+
+mod load;
+mod report;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use load::{PASSWORD, Request, Rounds, Server, ask, people};
+use report::{Report, median, spread};
+use serde_json::json;
+use sqlx::PgPool;
+
+const ROUNDS: usize = 3;
+const CONNECTIONS: [usize; 3] = [1, 32, 256];
+
+#[tokio::main]
+async fn main() {
+    let programs = PathBuf::from(std::env::var("PROGRAMS").expect("run it with bin/bench"));
+    let pool = PgPool::connect(&std::env::var("DATABASE_URL").unwrap()).await.unwrap();
+    let web = Server::start(&programs.join("web"));
+    let floor = Server::start(&programs.join("examples/floor"));
+    let mut report = Report::default();
+    std::thread::sleep(Duration::from_secs(2));
+    let idle = web.resident_mb();
+    report.reach("web, idle, resident, MB", idle, idle < 12.0, "12");
+
+    let sessions = people(&pool, &web).await;
+    let due_at = "2099-01-01T09:00:00Z";
+    let livez = Request { name: "GET /livez", method: "GET", path: "/livez", body: None, signed_in: false };
+    let read = Request { name: "GET /api/v1/reminders", method: "GET", path: "/api/v1/reminders", body: None, signed_in: true };
+    let create = json!({ "message": "water the plants", "due_at": due_at });
+    let create = Request { name: "POST /api/v1/reminders", method: "POST", path: "/api/v1/reminders", body: Some(create), signed_in: true };
+    let login = json!({ "email": "bench-0@example.com", "password": PASSWORD });
+    let login = Request { name: "POST /api/v1/session", method: "POST", path: "/api/v1/session", body: Some(login), signed_in: false };
+
+    for server in [&web, &floor] {
+        // Warm: connections are there, and every code path has been taken.
+        for request in [&livez, &read] {
+            ask(server, request, &sessions, 32, &mut Rounds::default());
+        }
+    }
+    let (mut rates, mut costs) = (Vec::new(), Vec::new());
+    for connections in CONNECTIONS {
+        let mut of = |request: &Request| {
+            let (mut ours, mut theirs) = (Rounds::default(), Rounds::default());
+            for _ in 0..ROUNDS {
+                ask(&web, request, &sessions, connections, &mut ours);
+                ask(&floor, request, &sessions, connections, &mut theirs);
+            }
+            for (who, rounds) in [("ours", &ours), ("floor", &theirs)] {
+                let what = format!("{}, {connections} at a time, {who}", request.name);
+                show(&mut report, &what, rounds);
+            }
+            (ours, theirs)
+        };
+        let (ours, theirs) = of(&livez);
+        let (read_ours, read_theirs) = of(&read);
+        let ratio = median(&ours.rate) / median(&theirs.rate);
+        let read_ratio = median(&read_ours.rate) / median(&read_theirs.rate);
+        let cpu_ratio = median(&read_ours.cpu_us) / median(&read_theirs.cpu_us);
+        if connections == 1 {
+            report.figure("   GET /livez, ours : floor, requests/s", format!("{ratio:.2}"));
+            report.figure("   signed-in read, ours : floor, requests/s", format!("{read_ratio:.2}"));
+            report.figure("   signed-in read, ours : floor, CPU", format!("{cpu_ratio:.2}"));
+        } else {
+            report.reach("   GET /livez, ours : floor, requests/s", ratio, ratio >= 0.8, "0.8");
+            report.reach("   signed-in read, ours : floor, requests/s", read_ratio, read_ratio >= 1.0, "1.0");
+            report.reach("   signed-in read, ours : floor, CPU", cpu_ratio, cpu_ratio <= 1.15, "1.15");
+        }
+        if connections == 256 {
+            let tail = |rounds: &Rounds| median(&rounds.p99_ms) / median(&rounds.p50_ms);
+            let (ours, theirs) = (tail(&read_ours), tail(&read_theirs));
+            report.reach("   signed-in read, p99 : p50", ours, ours <= theirs.max(3.0), &format!("3, or the floor's {theirs:.2}"));
+        }
+        rates.push((format!("ours, {connections} at a time"), median(&read_ours.rate)));
+        rates.push((format!("floor, {connections} at a time"), median(&read_theirs.rate)));
+        costs.push((format!("ours, {connections} at a time"), median(&read_ours.cpu_us)));
+        costs.push((format!("floor, {connections} at a time"), median(&read_theirs.cpu_us)));
+
+        // For these the floor's read is the yardstick: what they cost in reads.
+        for request in [&create, &login] {
+            let mut rounds = Rounds::default();
+            for _ in 0..ROUNDS {
+                ask(&web, request, &sessions, connections, &mut rounds);
+            }
+            show(&mut report, &format!("{}, {connections} at a time, ours", request.name), &rounds);
+            let reads = median(&rounds.cpu_us) / median(&read_theirs.cpu_us);
+            report.figure("   its CPU in reads of the floor", format!("{reads:.1}"));
+            sqlx::query("DELETE FROM reminders WHERE due_at = '2099-01-01T09:00:00Z'").execute(&pool).await.unwrap();
+            sqlx::query("TRUNCATE jobs").execute(&pool).await.unwrap();
+            sqlx::query("VACUUM reminders").execute(&pool).await.unwrap();
+        }
+    }
+    let resident = web.resident_mb();
+    report.reach("web, after some 100,000 requests, resident, MB", resident, resident < 25.0, "25");
+    report.chart("Signed-in read of 20 rows, requests a second: more is better", rates);
+    report.chart("Signed-in read of 20 rows, the server's CPU in µs a request: less is better", costs);
+    report.finish("web");
+}
+
+fn show(report: &mut Report, what: &str, rounds: &Rounds) {
+    report.figure(&format!("{what}, requests/s"), format!("{:.0}", median(&rounds.rate)));
+    report.figure("   of three rounds", spread(&rounds.rate, 0));
+    report.figure("   CPU, µs a request", format!("{:.0}", median(&rounds.cpu_us)));
+    report.figure("   p50, p99, ms", format!("{:.2}, {:.2}", median(&rounds.p50_ms), median(&rounds.p99_ms)));
+}

@@ -1,0 +1,107 @@
+# What run and base-images ask of the engine that $ENGINE names, docker or buildah, for a script that sources this after
+# bin/services.sh.
+# shellcheck shell=bash
+
+# has_plugins: whether Docker can build and compose; base-images brings what is missing.
+has_plugins() {
+    if [ -d .local/docker/cli-plugins ]; then export DOCKER_CONFIG=$PWD/.local/docker; fi
+    { docker compose version && docker buildx version; } >/dev/null 2>&1
+}
+
+# The images that the Dockerfile and docker-compose.yml begin with.
+base_images() { sed -n 's/^FROM \([a-z]*:[^ ]*\).*/\1/p' Dockerfile && sed -n 's/^ *image: \([a-z]*:.*\)/\1/p' docker-compose.yml; }
+
+has_image() {
+    if [ "$ENGINE" = docker ]; then docker image inspect "$1" >/dev/null 2>&1; else buildah inspect --type image "$1" >/dev/null 2>&1; fi
+}
+fetch_image() { "$ENGINE" pull --quiet "$1" >/dev/null 2>&1; }
+
+# build NAME CONTEXT OPTIONS…: says nothing unless it fails.
+build() {
+    local name=$1 output
+    shift
+    if [ "$ENGINE" = docker ]; then
+        output=$(docker build --tag "$name" "$@" 2>&1) || die "$output"
+    else
+        output=$(buildah build --isolation chroot --layers --pull-never --tag "$name" "${@:2}" "$1" 2>&1) || die "$output"
+    fi
+}
+
+# of_image NAME FIELD, label_of NAME FIELD: what an image says of itself.
+of_image() {
+    if [ "$ENGINE" = docker ]; then docker image inspect --format "{{.Config.$2}}" "$1"
+    else buildah inspect --type image --format "{{.OCIv1.Config.$2}}" "$1"; fi
+}
+label_of() {
+    local config=.Config
+    [ "$ENGINE" = docker ] || config=.OCIv1.Config
+    local format="{{index $config.Labels \"org.opencontainers.image.$2\"}}"
+    if [ "$ENGINE" = docker ]; then docker image inspect --format "$format" "$1"; else buildah inspect --type image --format "$format" "$1"; fi
+}
+
+# unpack NAME FOLDER: what a container of the image sees.
+unpack() {
+    local container
+    if [ "$ENGINE" = docker ]; then
+        container=$(docker create "$1")
+        docker export "$container" | tar --extract --directory "$2"
+        docker rm "$container" >/dev/null
+    else
+        container=$(buildah from --pull-never "$1")
+        cp -R "$(buildah mount "$container")/." "$2"
+        buildah rm "$container" >/dev/null
+    fi
+}
+
+# in_suite COMMAND…: runs a command on this checkout in the image `suite`, as root, with every tool that a test asks for.
+in_suite() {
+    local rust cargo_home=${CARGO_HOME:-$HOME/.cargo} mounts settings
+    rust=$(sed -n 's/^FROM \(rust:[^ ]*\).*/\1/p' Dockerfile)
+    mounts=(--volume "$PWD:$PWD")
+    # The checkout may be another's than root's.
+    settings=(CI=true GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*')
+    if [ "$(label_of "$rust" title)" = stand-in ]; then
+        # Its toolchain is this machine's, so what this machine has compiled is used, if all of it lies where it lay.
+        mounts+=(--volume "$cargo_home:$cargo_home")
+        settings+=("CARGO_HOME=$cargo_home")
+    else
+        settings+=("CARGO_TARGET_DIR=$PWD/target/suite")
+    fi
+    # shellcheck disable=SC2016 # the container's shell
+    local as_owner='env "$@"; status=$?; chown -R --reference=Cargo.toml target; exit "$status"'
+    if [ "$ENGINE" = docker ]; then
+        docker run --rm --init --privileged --shm-size 1g "${mounts[@]}" --volume "$PWD/.local" --workdir "$PWD" suite sh -c "$as_owner" _ "${settings[@]}" "$@"
+    else
+        local container status=0 own=$work/local
+        mkdir -p "$own"
+        container=$(buildah from --pull-never suite)
+        buildah run --isolation chroot "${mounts[@]}" --volume "$own:$PWD/.local" --workingdir "$PWD" "$container" -- sh -c "$as_owner" _ "${settings[@]}" "$@" || status=$?
+        buildah rm "$container" >/dev/null
+        return "$status"
+    fi
+}
+
+# run_without_engine FOLDER: an unpacked image's programs as a container would run them, from its root and as its user.
+run_without_engine() {
+    local port url status=0
+    bin/setup
+    . .local/services
+    begin ".local/images-$$.throwaway"
+    start_for_tests
+    port=$(free_port)
+    url=http://localhost:$port
+    inside() { env -i PATH=/bin PORT="$port" DATABASE_URL="$SERVER_URL/postgres" REDIS_URL="$TEST_REDIS_URL/0" PUBLIC_URL="$url" chroot --userspec=10001:10001 "$@"; }
+    inside "$1" admin migrate
+    launch TERM inside "$1" web >"$run/web.log"
+    local web=$launched tries=0
+    until [ "$(curl --silent --output /dev/null --write-out '%{http_code}' "$url/readyz")" = 200 ]; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 100 ] || die "web is not ready: $(tail -n 3 "$run/web.log")"
+        sleep 0.1
+    done
+    same "health, as the image asks for it" "$(inside "$1" admin health >/dev/null && echo yes)" yes
+    kill -s TERM "$web"
+    wait "$web" || status=$?
+    same "exit of web on SIGTERM" "$status" 0
+    finish
+}
