@@ -77,7 +77,7 @@ section! {
     pub struct Smtp {
         /// Mail server: `smtp://host:25`, `smtps://user:password@host`, or `smtp://host:587?tls=required`
         smtp_url: SmtpUrl,
-        /// Sender of every mail: `Reminders <hello@example.com>`
+        /// Sender of every mail: `Example <hello@example.com>`
         mail_from: Mailbox,
     }
 }

@@ -8,7 +8,7 @@ pub mod worker;
 
 // Floor 4, features.
 pub mod accounts;
-pub mod reminders;
+pub mod reminders; // only: sample
 
 // Floor 3, tools that features are built with.
 pub mod http;

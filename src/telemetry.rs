@@ -27,7 +27,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::config::{self, LogFormat};
-use crate::release::{COMMIT, Release};
+use crate::release::{COMMIT, Release, SERVICE};
 
 /// Where a process logs: `admin` keeps stdout for its results.
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +82,7 @@ impl Log {
 
 /// Starts the log of this process; the subscriber is the one global that there is.
 pub fn start(process: &'static str, config: &config::Process, stream: Stream) -> (Release, Log) {
-    let release = Release { commit: COMMIT, release: config.release_version.clone(), process };
+    let release = Release { service: SERVICE, commit: COMMIT, release: config.release_version.clone(), process };
     // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
     let filter = EnvFilter::new(format!("sqlx::postgres::notice=warn,{}", config.log_level.0));
     // A thread of its own writes, so that no request waits for whoever reads.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::audit::{self, Action};
 use crate::http::{
-    App, ClientAddress, Id, Json, List, Page, Problem, Query, Result, Session,
+    App, Caller, ClientAddress, Id, Json, List, Page, Problem, Query, Result, Session,
     extract::integer,
     no_nul, secret,
     token::{self, Token},
@@ -24,7 +24,7 @@ pub struct NewToken {
     #[schema(min_length = 1, max_length = 100, pattern = r"^[^\x00]*$", example = "backup script")]
     name: String,
     #[garde(length(min = 1, max = 20))]
-    #[schema(value_type = Vec<Scope>, min_items = 1, max_items = 20, example = json!(["reminders:read"]))]
+    #[schema(value_type = Vec<Scope>, min_items = 1, max_items = 20, example = json!(["tokens:read"]))]
     scopes: Vec<String>,
     #[garde(range(min = 1, max = 366))]
     #[serde(deserialize_with = "integer")]
@@ -74,20 +74,20 @@ pub async fn create_token(
 
 /// List my tokens, the oldest first
 #[utoipa::path(get, path = "/tokens", tag = "Tokens", params(Page), responses((status = 200, description = "A page of tokens", body = List<Token>)))]
-pub async fn list_tokens(State(app): State<App>, session: Session, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+pub async fn list_tokens(State(app): State<App>, caller: Caller, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
     let after = page.after()?.unwrap_or_else(Uuid::nil);
-    let tokens = token::list(&mut *app.postgres.acquire().await?, session.account_id, after, page.fetch()).await?;
+    let tokens = token::list(&mut *app.postgres.acquire().await?, caller.account_id, after, page.fetch()).await?;
     page.answer(&path, tokens, |token| token.id)
 }
 
 /// End a token
 #[utoipa::path(delete, path = "/tokens/{id}", tag = "Tokens", params(("id" = Uuid, Path)), responses((status = 204, description = "It has ended")))]
-pub async fn delete_token(State(app): State<App>, session: Session, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
+pub async fn delete_token(State(app): State<App>, caller: Caller, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
-    if !token::delete(&mut *transaction, session.account_id, id).await? {
+    if !token::delete(&mut *transaction, caller.account_id, id).await? {
         return Err(Problem::not_found());
     }
-    audit::record(&mut *transaction, Action::TokenDeleted, Some(session.account_id), Some(address)).await?;
+    audit::record(&mut *transaction, Action::TokenDeleted, Some(caller.account_id), Some(address)).await?;
     transaction.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

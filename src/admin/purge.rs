@@ -12,7 +12,8 @@ use super::Task;
 use super::output::say;
 use crate::accounts::{audit, audit::Action, mailed_token};
 use crate::http::{idempotency, token};
-use crate::{config::Setting, jobs::queue, reminders::reminder, resources::postgres::Timestamp};
+use crate::reminders::reminder; // only: sample
+use crate::{config::Setting, jobs::queue, resources::postgres::Timestamp};
 
 #[derive(Args)]
 pub struct Arguments {
@@ -27,8 +28,8 @@ pub struct Arguments {
 type Purge = for<'a> fn(&'a mut PgConnection, Timestamp, Option<i64>) -> BoxFuture<'a, sqlx::Result<i64>>;
 
 /// What grows old.
-const OLD: [(&str, Purge); 6] = [
-    ("sent reminders", reminder::purge_sent),
+const OLD: &[(&str, Purge)] = &[
+    ("sent reminders", reminder::purge_sent), // only: sample
     ("audit events", audit::purge),
     ("expired mailed tokens", mailed_token::purge),
     ("expired API tokens", token::purge),
@@ -50,7 +51,7 @@ pub async fn run(task: &Task, Arguments { before, dry_run }: Arguments) -> anyho
         audit::record(&mut *connection, Action::DataPurged, None, None).await?;
     }
     let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} {msg}")?;
-    for (what, purge) in OLD {
+    for &(what, purge) in OLD {
         let total = purge(&mut connection, before, None).await?;
         if dry_run {
             say(format_args!("{total} {what} would be deleted"));

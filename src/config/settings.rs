@@ -144,7 +144,7 @@ impl Setting for Lasting {
 
 impl Setting for Mailbox {
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| "must be a mail address such as `Reminders <hello@example.com>`".to_owned())
+        text.parse().map_err(|_| "must be a mail address such as `Example <hello@example.com>`".to_owned())
     }
 }
 

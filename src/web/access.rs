@@ -34,16 +34,18 @@ pub const ACCESS: &[Rule] = &[
     (DELETE, "/api/v1/account/sessions", Who::SignedIn, Rate::Requests),
     (DELETE, "/api/v1/account/sessions/{id}", Who::SignedIn, Rate::Requests),
     (POST, "/api/v1/tokens", Who::SignedIn, Rate::Requests),
-    (GET, "/api/v1/tokens", Who::SignedIn, Rate::Requests),
-    (DELETE, "/api/v1/tokens/{id}", Who::SignedIn, Rate::Requests),
+    (GET, "/api/v1/tokens", Who::Scope("tokens:read"), Rate::Requests),
+    (DELETE, "/api/v1/tokens/{id}", Who::Scope("tokens:write"), Rate::Requests),
     // Everybody's accounts.
     (GET, "/api/v1/admin/accounts", Who::Admin, Rate::Requests),
     (POST, "/api/v1/admin/accounts/{id}/suspend", Who::Admin, Rate::Requests),
     (POST, "/api/v1/admin/accounts/{id}/restore", Who::Admin, Rate::Requests),
+    // begin: sample
     // Reminders.
     (GET, "/api/v1/reminders", Who::Scope("reminders:read"), Rate::Requests),
     (POST, "/api/v1/reminders", Who::Scope("reminders:write"), Rate::Requests),
     (GET, "/api/v1/reminders/{id}", Who::Scope("reminders:read"), Rate::Requests),
     (PATCH, "/api/v1/reminders/{id}", Who::Scope("reminders:write"), Rate::Requests),
     (DELETE, "/api/v1/reminders/{id}", Who::Scope("reminders:write"), Rate::Requests),
+    // end: sample
 ];

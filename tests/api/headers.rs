@@ -37,7 +37,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
     let deploy = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com, https://two.example.com");
     let web = deploy.web().await;
     let preflight = async |origin: &str| {
-        let request = client().request(Method::OPTIONS, format!("{}/api/v1/reminders", web.url)).header("origin", origin);
+        let request = client().request(Method::OPTIONS, format!("{}/api/v1/tokens", web.url)).header("origin", origin);
         let request = request.header("access-control-request-method", "POST");
         request.header("access-control-request-headers", "content-type,idempotency-key").send().await.unwrap()
     };
@@ -63,7 +63,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
 
     // Without a list no other site may.
     let web = Deploy::new().await.web().await;
-    let request = client().request(Method::OPTIONS, format!("{}/api/v1/reminders", web.url)).header("origin", "https://app.example.com");
+    let request = client().request(Method::OPTIONS, format!("{}/api/v1/tokens", web.url)).header("origin", "https://app.example.com");
     let answer = request.header("access-control-request-method", "POST").send().await.unwrap();
     assert!(!answer.headers().contains_key("access-control-allow-origin"), "{answer:?}");
 }
@@ -94,7 +94,7 @@ async fn a_panic_is_a_500_for_that_request_alone() {
         panic!("a secret of the inside")
     }
     let panics = Router::new().route("/", get(panics)).route("/fine", get(|| async { "fine" }));
-    let release = app::release::Release { commit: app::release::COMMIT, release: None, process: "web" };
+    let release = app::release::Release { service: app::release::SERVICE, commit: app::release::COMMIT, release: None, process: "web" };
     let metrics = app::telemetry::metrics::Metrics::new(&release);
     let routes = app::http::finish(panics, &config, &app::config::PublicUrl::parse("http://localhost").unwrap(), metrics);
     let ask = async |path: &str| {

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::deploy::Web;
-use crate::support::person::{PASSWORD, Person, in_seconds, problem};
+use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, PATIENCE};
 
 async fn raw(person: &Person, path: &str, content_type: &str, body: impl Into<reqwest::Body>) -> Response {
@@ -20,30 +20,29 @@ async fn what_cannot_be_parsed_is_400_and_what_breaks_a_rule_422_with_the_fields
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     for broken in ["", "{", "{\"message\": ", "nonsense", "{} {}", "[1,]"] {
-        problem(raw(&ada, "/reminders", "application/json", broken).await, 400, "malformed").await;
+        problem(raw(&ada, "/tokens", "application/json", broken).await, 400, "malformed").await;
     }
-    problem(raw(&ada, "/reminders", "application/json", vec![b'"', 0xff, b'"']).await, 400, "malformed").await;
-    problem(raw(&ada, "/reminders", "text/plain", "{}").await, 415, "unsupported-media-type").await;
+    problem(raw(&ada, "/tokens", "application/json", vec![b'"', 0xff, b'"']).await, 400, "malformed").await;
+    problem(raw(&ada, "/tokens", "text/plain", "{}").await, 415, "unsupported-media-type").await;
 
-    let due_at = in_seconds(60);
-    let long = "x".repeat(10_001);
+    let token = |name: &str, days: Value| json!({ "name": name, "scopes": ["tokens:read"], "expires_in_days": days });
     for (body, field) in [
-        (json!({ "message": 5, "due_at": due_at }), "message"),
-        (json!({ "message": "x", "due_at": "tomorrow" }), "due_at"),
-        (json!({ "message": "x", "due_at": in_seconds(-60) }), "due_at"),
-        (json!({ "message": "", "due_at": due_at }), "message"),
-        (json!({ "message": long, "due_at": due_at }), "message"),
-        (json!({ "message": "a\u{0}b", "due_at": due_at }), "message"),
+        (json!({ "name": 5, "scopes": ["tokens:read"], "expires_in_days": 1 }), "name"),
+        (json!({ "name": "x", "scopes": [], "expires_in_days": 1 }), "scopes"),
+        (token("x", json!("tomorrow")), "expires_in_days"),
+        (token("x", json!(0)), "expires_in_days"),
+        (token("", json!(1)), "name"),
+        (token(&"x".repeat(101), json!(1)), "name"),
+        (token("a\u{0}b", json!(1)), "name"),
     ] {
-        let problem = problem(ada.post("/reminders", body).await, 422, "invalid-input").await;
+        let problem = problem(ada.post("/tokens", body).await, 422, "invalid-input").await;
         assert_eq!(problem["errors"][0]["field"], field, "{problem}");
         assert!(problem["errors"][0]["detail"].is_string());
     }
-    problem(ada.post("/reminders", json!(["x", due_at])).await, 422, "invalid-input").await;
-    problem(ada.post("/reminders", json!({ "message": "no time" })).await, 422, "invalid-input").await;
-    assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing is half done");
-    let exactly = json!({ "message": "é".repeat(10_000), "due_at": due_at });
-    assert_eq!(ada.post("/reminders", exactly).await.status(), 201, "the limit is in characters");
+    problem(ada.post("/tokens", json!(["x", 1])).await, 422, "invalid-input").await;
+    problem(ada.post("/tokens", json!({ "name": "no end" })).await, 422, "invalid-input").await;
+    assert_eq!(ada.get("/tokens").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing is half done");
+    assert_eq!(ada.post("/tokens", token(&"é".repeat(100), json!(1))).await.status(), 201, "the limit is in characters");
 }
 
 #[tokio::test]
@@ -67,8 +66,8 @@ async fn a_body_over_a_mebibyte_is_413() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
-    problem(raw(&ada, "/reminders", "application/json", vec![b' '; 1024 * 1024 + 1]).await, 413, "body-too-large").await;
-    problem(raw(&ada, "/reminders", "application/json", vec![b' '; 1024 * 1024]).await, 400, "malformed").await;
+    problem(raw(&ada, "/tokens", "application/json", vec![b' '; 1024 * 1024 + 1]).await, 413, "body-too-large").await;
+    problem(raw(&ada, "/tokens", "application/json", vec![b' '; 1024 * 1024]).await, 400, "malformed").await;
 }
 
 #[tokio::test]
@@ -76,15 +75,15 @@ async fn without_a_session_everything_that_needs_one_is_401() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
-    let id = "/reminders/0199d5b5-0000-7000-8000-000000000000";
+    let id = "/tokens/0199d5b5-0000-7000-8000-000000000000";
     for (method, path) in [
         (Method::GET, "/session"),
         (Method::POST, "/email-verifications"),
-        (Method::GET, "/reminders"),
-        (Method::POST, "/reminders"),
-        (Method::GET, id),
-        (Method::PATCH, id),
+        (Method::GET, "/tokens"),
+        (Method::POST, "/tokens"),
         (Method::DELETE, id),
+        (Method::PATCH, "/account"),
+        (Method::GET, "/account/sessions"),
     ] {
         problem(nobody.request(method.clone(), path).send().await.unwrap(), 401, "unauthenticated").await;
         let forged = nobody.request(method, path).header("cookie", "id=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").send();
@@ -178,11 +177,11 @@ async fn no_input_makes_it_fail_panic_or_hang() {
         }
     }
     for path in [
-        "/reminders?cursor=%00",
-        "/reminders?limit=99999999999999999999",
-        "/reminders?cursor=%ff%fe",
-        "/reminders/%00",
-        "/reminders/%ff",
+        "/tokens?cursor=%00",
+        "/tokens?limit=99999999999999999999",
+        "/tokens?cursor=%ff%fe",
+        "/tokens/%00",
+        "/tokens/%ff",
         "/account/sessions/%00",
         "/%2e%2e/%2e%2e/etc/passwd",
     ] {
@@ -247,8 +246,8 @@ async fn who_is_refused_while_still_sending_can_read_why() {
     let ada = Person::unverified(&web).await;
     let large = || vec![b' '; 1024 * 1024];
     for _ in 0..20 {
-        problem(raw(&Person::stranger(&web), "/reminders", "application/json", large()).await, 401, "unauthenticated").await;
-        problem(raw(&ada, "/reminders", "text/plain", large()).await, 415, "unsupported-media-type").await;
+        problem(raw(&Person::stranger(&web), "/tokens", "application/json", large()).await, 401, "unauthenticated").await;
+        problem(raw(&ada, "/tokens", "text/plain", large()).await, 415, "unsupported-media-type").await;
         problem(raw(&ada, "/nothing", "application/json", large()).await, 404, "not-found").await;
     }
 }

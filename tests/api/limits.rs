@@ -36,7 +36,7 @@ async fn requests_are_limited_by_session_and_by_token() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 30);
     let web = deploy.web().await;
     let (ada, eve) = (Person::known(&deploy, &web).await, Person::unverified(&web).await);
-    let body = json!({ "name": "test", "scopes": ["reminders:read"], "expires_in_days": 1 });
+    let body = json!({ "name": "test", "scopes": ["tokens:read"], "expires_in_days": 1 });
     let token = ada.post("/tokens", body).await.json::<Value>().await.unwrap()["secret"].as_str().unwrap().to_owned();
     let mut left = Vec::new();
     let refused = loop {
@@ -52,7 +52,7 @@ async fn requests_are_limited_by_session_and_by_token() {
     assert_eq!(left[0], 28, "one of the thirty made the token: {left:?}");
     assert!(left.windows(2).all(|pair| pair[1] <= pair[0]), "{left:?}");
     assert_eq!(eve.get("/session").await.status(), 200, "another session has another bucket");
-    let by_token = async || Person::stranger(&web).request(Method::GET, "/reminders").bearer_auth(&token).send().await.unwrap();
+    let by_token = async || Person::stranger(&web).request(Method::GET, "/tokens").bearer_auth(&token).send().await.unwrap();
     assert_eq!(by_token().await.status(), 200, "and so has a token");
     eventually("the token's limit", async || (by_token().await.status() == 429).then_some(())).await;
 }
@@ -65,7 +65,7 @@ async fn who_tries_cookies_and_tokens_is_limited_by_address() {
     for number in 0..5 {
         let with_cookie = eve.request(Method::GET, "/session").header("cookie", format!("id=forged-{number}")).send().await.unwrap();
         problem(with_cookie, 401, "unauthenticated").await;
-        let with_token = eve.request(Method::GET, "/reminders").bearer_auth(format!("pat_forged-{number}")).send().await.unwrap();
+        let with_token = eve.request(Method::GET, "/tokens").bearer_auth(format!("pat_forged-{number}")).send().await.unwrap();
         problem(with_token, 401, "unauthenticated").await;
     }
     let with_cookie = eve.request(Method::GET, "/session").header("cookie", "id=forged-again").send().await.unwrap();
@@ -115,8 +115,8 @@ async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_p
     let ada = Person::verified(&deploy, &web).await;
     let mut database = deploy.database().await;
     let mut lock = sqlx::Connection::begin(&mut database).await.unwrap();
-    sqlx::query("LOCK TABLE reminders").execute(&mut *lock).await.unwrap();
-    let answers = futures_util::future::join_all((0..600).map(|_| ada.get("/reminders")));
+    sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
+    let answers = futures_util::future::join_all((0..600).map(|_| ada.get("/tokens")));
     let (answers, ()) = tokio::join!(answers, async {
         web.process.logged("the first refusal", |line| line["status"] == 503).await;
         assert_eq!(web.get("/livez").await.status(), 200);
@@ -130,7 +130,7 @@ async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_p
         overloaded += usize::from(answer.json::<Value>().await.unwrap()["type"] == "/problems/overloaded");
     }
     assert!((1..=88).contains(&overloaded), "512 of 600 may be worked on at a time: {overloaded} were refused");
-    assert_eq!(ada.get("/reminders").await.status(), 200);
+    assert_eq!(ada.get("/tokens").await.status(), 200);
 }
 
 #[tokio::test]

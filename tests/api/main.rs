@@ -11,6 +11,6 @@ mod input;
 mod limits;
 mod parsers;
 mod recovery;
-mod reminders;
+mod reminders; // only: sample
 mod resources;
 mod tokens;

@@ -227,3 +227,29 @@ async fn a_key_whose_request_still_runs_is_409_and_keeps_no_connection_waiting()
     assert_eq!(create().await.unwrap().status(), 201);
     assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"].as_array().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn what_breaks_a_rule_is_422_with_the_fields_name_and_nothing_is_half_done() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let due_at = in_seconds(60);
+    let long = "x".repeat(10_001);
+    for (body, field) in [
+        (json!({ "message": 5, "due_at": due_at }), "message"),
+        (json!({ "message": "x", "due_at": "tomorrow" }), "due_at"),
+        (json!({ "message": "x", "due_at": in_seconds(-60) }), "due_at"),
+        (json!({ "message": "", "due_at": due_at }), "message"),
+        (json!({ "message": long, "due_at": due_at }), "message"),
+        (json!({ "message": "a\u{0}b", "due_at": due_at }), "message"),
+    ] {
+        let problem = problem(ada.post("/reminders", body).await, 422, "invalid-input").await;
+        assert_eq!(problem["errors"][0]["field"], field, "{problem}");
+        assert!(problem["errors"][0]["detail"].is_string());
+    }
+    problem(ada.post("/reminders", json!(["x", due_at])).await, 422, "invalid-input").await;
+    problem(ada.post("/reminders", json!({ "message": "no time" })).await, 422, "invalid-input").await;
+    assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing is half done");
+    let exactly = json!({ "message": "é".repeat(10_000), "due_at": due_at });
+    assert_eq!(ada.post("/reminders", exactly).await.status(), 201, "the limit is in characters");
+}

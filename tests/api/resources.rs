@@ -57,10 +57,10 @@ async fn a_request_that_takes_too_long_is_503() {
     let ada = Person::verified(&deploy, &web).await;
     let mut database = deploy.database().await;
     let mut lock = sqlx::Connection::begin(&mut database).await.unwrap();
-    sqlx::query("LOCK TABLE reminders").execute(&mut *lock).await.unwrap();
-    problem(ada.get("/reminders").await, 503, "unavailable").await;
+    sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
+    problem(ada.get("/tokens").await, 503, "unavailable").await;
     lock.rollback().await.unwrap();
-    assert_eq!(ada.get("/reminders").await.status(), 200);
+    assert_eq!(ada.get("/tokens").await.status(), 200);
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn a_signed_in_read_costs_one_round_trip_to_redis_and_one_query() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     let before = proxy.sent().len();
-    let read = ada.request(reqwest::Method::GET, "/reminders").header("x-request-id", "counted-read").send();
+    let read = ada.request(reqwest::Method::GET, "/tokens").header("x-request-id", "counted-read").send();
     assert_eq!(read.await.unwrap().status(), 200);
     // The probes' pings go on meanwhile.
     let pieces: Vec<_> = proxy.sent()[before..].iter().filter(|piece| !piece.contains("PING")).cloned().collect();

@@ -25,34 +25,33 @@ async fn a_token_is_shown_once_works_within_its_scopes_and_ends() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
-    let read = token(&ada, &["reminders:read"]).await;
+    let read = token(&ada, &["tokens:read"]).await;
     assert!(read["secret"].as_str().unwrap().starts_with("pat_"));
-    assert_eq!(with(&web, &read, Method::GET, "/reminders").await.status(), 200);
-    let refused = with(&web, &read, Method::POST, "/reminders").await;
+    assert_eq!(with(&web, &read, Method::GET, "/tokens").await.status(), 200);
+    let path = format!("/tokens/{}", read["id"].as_str().unwrap());
+    let refused = with(&web, &read, Method::DELETE, &path).await;
     assert_eq!(refused.headers()["www-authenticate"], "Bearer error=\"insufficient_scope\"");
     problem(refused, 403, "insufficient-scope").await;
-    problem(with(&web, &read, Method::GET, "/tokens").await, 403, "insufficient-scope").await;
+    problem(with(&web, &read, Method::GET, "/session").await, 403, "insufficient-scope").await;
 
     let list: Value = ada.get("/tokens").await.json().await.unwrap();
     assert_eq!((&list["items"][0]["name"], &list["items"][0]["secret"]), (&json!("a script"), &Value::Null));
     let stored = sqlx::query("SELECT encode(token_hash, 'escape') FROM api_tokens").fetch_one(&mut deploy.database().await).await.unwrap();
     assert!(!stored.get::<String, _>(0).contains(read["secret"].as_str().unwrap()));
 
-    let write = token(&ada, &["reminders:write"]).await;
-    let request = Person::stranger(&web).client.post(format!("{}/api/v1/reminders", web.url));
-    let body = json!({ "message": "from a script", "due_at": crate::support::person::in_seconds(3600) });
+    let (write, other) = (token(&ada, &["tokens:write"]).await, token(&ada, &["tokens:read"]).await);
     // Neither Origin nor Sec-Fetch-Site: who holds a token is no browser.
-    let made = request.bearer_auth(write["secret"].as_str().unwrap()).json(&body).send().await.unwrap();
-    assert_eq!(made.status(), 201);
+    let other_path = format!("/tokens/{}", other["id"].as_str().unwrap());
+    assert_eq!(with(&web, &write, Method::DELETE, &other_path).await.status(), 204);
+    problem(with(&web, &other, Method::GET, "/tokens").await, 401, "unauthenticated").await;
 
-    let path = format!("/tokens/{}", read["id"].as_str().unwrap());
     assert_eq!(ada.delete(&path).await.status(), 204);
     problem(ada.delete(&path).await, 404, "not-found").await;
-    let ended = with(&web, &read, Method::GET, "/reminders").await;
+    let ended = with(&web, &read, Method::GET, "/tokens").await;
     assert_eq!(ended.headers()["www-authenticate"], "Bearer");
     problem(ended, 401, "unauthenticated").await;
     sqlx::query("UPDATE api_tokens SET expires_at = now()").execute(&mut deploy.database().await).await.unwrap();
-    problem(with(&web, &write, Method::DELETE, "/reminders/0199d5b5-0000-7000-8000-000000000000").await, 401, "unauthenticated").await;
+    problem(with(&web, &write, Method::DELETE, "/tokens/0199d5b5-0000-7000-8000-000000000000").await, 401, "unauthenticated").await;
 }
 
 #[tokio::test]
@@ -63,10 +62,10 @@ async fn a_token_outlives_redis() {
     let deploy = deploy.with("REDIS_URL", url);
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
-    let read = token(&ada, &["reminders:read"]).await;
+    let read = token(&ada, &["tokens:read"]).await;
     proxy.cut();
-    assert_eq!(with(&web, &read, Method::GET, "/reminders").await.status(), 200);
-    problem(ada.get("/reminders").await, 503, "unavailable").await;
+    assert_eq!(with(&web, &read, Method::GET, "/tokens").await.status(), 200);
+    problem(ada.get("/tokens").await, 503, "unavailable").await;
 }
 
 #[tokio::test]
@@ -74,7 +73,7 @@ async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_res
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let (ada, root) = tokio::join!(Person::known(&deploy, &web), Person::unverified(&web));
-    let read = token(&ada, &["reminders:read"]).await;
+    let read = token(&ada, &["tokens:read"]).await;
     assert!(deploy.admin(&["account", "grant", &root.email, "admin"]).await.status.success());
     eventually("the role", async || {
         root.log_in().await;
@@ -90,10 +89,10 @@ async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_res
 
     assert_eq!(root.post(&format!("/admin/accounts/{id}/suspend"), json!({})).await.status(), 204);
     problem(ada.get("/session").await, 401, "unauthenticated").await;
-    problem(with(&web, &read, Method::GET, "/reminders").await, 401, "unauthenticated").await;
+    problem(with(&web, &read, Method::GET, "/tokens").await, 401, "unauthenticated").await;
     problem(ada.log_in().await, 401, "wrong-credentials").await;
     assert_eq!(root.post(&format!("/admin/accounts/{id}/restore"), json!({})).await.status(), 204);
-    assert_eq!(with(&web, &read, Method::GET, "/reminders").await.status(), 200);
+    assert_eq!(with(&web, &read, Method::GET, "/tokens").await.status(), 200);
     assert_eq!(ada.log_in().await.status(), 200);
     let mine = all.iter().find(|account| account["email"] == root.email.as_str()).unwrap()["id"].as_str().unwrap().to_owned();
     problem(root.post(&format!("/admin/accounts/{mine}/suspend"), json!({})).await, 409, "own-account").await;
@@ -120,17 +119,17 @@ async fn a_token_needs_a_verified_address_and_scopes_that_exist_and_ends_with_a_
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let eve = Person::unverified(&web).await;
-    let body = json!({ "name": "before the owner came", "scopes": ["reminders:read"], "expires_in_days": 366 });
+    let body = json!({ "name": "before the owner came", "scopes": ["tokens:read"], "expires_in_days": 366 });
     problem(eve.post("/tokens", body.clone()).await, 403, "email-not-verified").await;
 
     let ada = Person::known(&deploy, &web).await;
     let unknown =
         problem(ada.post("/tokens", json!({ "name": "x", "scopes": ["admin"], "expires_in_days": 1 })).await, 422, "invalid-input").await;
-    assert!(unknown["errors"][0]["detail"].as_str().unwrap().contains("reminders:read, reminders:write"), "{unknown}");
-    let read = token(&ada, &["reminders:read"]).await;
+    assert!(unknown["errors"][0]["detail"].as_str().unwrap().contains("tokens:read, tokens:write"), "{unknown}");
+    let read = token(&ada, &["tokens:read"]).await;
     ada.post("/password-resets", json!({ "email": ada.email })).await;
     let link = deploy.mail.to(&ada.email, "Set another password").await.token();
     let reset = json!({ "token": link, "password": "another password altogether" });
     assert_eq!(ada.post("/password-resets/redeem", reset).await.status(), 204);
-    problem(with(&web, &read, Method::GET, "/reminders").await, 401, "unauthenticated").await;
+    problem(with(&web, &read, Method::GET, "/tokens").await, 401, "unauthenticated").await;
 }

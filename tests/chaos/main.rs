@@ -7,7 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::HashMap;
+use std::collections::HashMap; // only: sample
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use uuid::Uuid;
+use uuid::Uuid; // only: sample
 
 use crate::support::formation::{self, Links, PLACES, Place};
 use crate::support::journal::{Journal, Kind};
@@ -26,7 +26,8 @@ use crate::support::{Deploy, PATIENCE, Proxy, eventually};
 /// Short, so that processes are stopped for longer.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Half of them make reminders, half ask for their session.
+/// Who ask for their session.
+/// Half of them make reminders instead. // only: sample
 const CUSTOMERS: usize = 16;
 
 const POSTGRES_POOL: usize = 4;
@@ -70,14 +71,17 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     }
     sqlx::query("UPDATE accounts SET verified_at = now()").execute(&database).await.unwrap();
     settle(&database).await;
-    journal.note_jobs(&database).await;
+    journal.note_jobs(&database).await; // only: sample
 
     let until = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
     let stop = Arc::new(AtomicBool::new(false));
-    let (making, looking) = customers.split_at(CUSTOMERS / 2);
-    let making = making.iter().map(|customer| tokio::spawn(customer.clone().remind(stop.clone())));
-    let looking = looking.iter().map(|customer| tokio::spawn(customer.clone().look(stop.clone())));
-    let load: Vec<_> = making.chain(looking).collect();
+    let mut load = Vec::new();
+    let looking = customers.iter();
+    // begin: sample
+    load.extend(customers[..CUSTOMERS / 2].iter().map(|customer| tokio::spawn(customer.clone().remind(stop.clone()))));
+    let looking = looking.skip(CUSTOMERS / 2);
+    // end: sample
+    load.extend(looking.map(|customer| tokio::spawn(customer.clone().look(stop.clone()))));
     let mut networks = Vec::new();
     for variable in ["DATABASE_URL", "REDIS_URL", "SMTP_URL"] {
         networks.push(tokio::spawn(disturb_network(variable, links.clone(), journal.clone(), random.fork(), until)));
@@ -109,22 +113,29 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
         place.read_log();
     }
     assert!(seen.wrong.is_empty(), "{} wrong answers: {:#?}", seen.wrong.len(), &seen.wrong[..seen.wrong.len().min(20)]);
-    let accepted = u32::try_from(seen.accepted.len()).unwrap();
-    assert!(f64::from(accepted) > minutes * 50.0, "too little load to tell: {accepted} reminders");
+    let answered = u32::try_from(seen.answered).unwrap();
+    assert!(f64::from(answered) > minutes * 100.0, "too little load to tell: {answered} answers");
     let unexpected: Vec<_> = seen.broken.iter().filter(|broken| !journal.was_away(broken.web, broken.from, broken.to)).collect();
     assert!(unexpected.is_empty(), "connections broke to webs that nobody took away: {unexpected:#?}");
     for customer in &customers {
         customer.is_known_everywhere().await;
     }
+    let promised = format!("| sessions kept, lost | {CUSTOMERS}, 0 |");
+    // begin: sample
+    let accepted = u32::try_from(seen.accepted.len()).unwrap();
+    assert!(f64::from(accepted) > minutes * 50.0, "too little load to tell: {accepted} reminders");
     let (mailed, twice) = mails(&deploy, &database, &journal, &seen).await;
+    let promised = format!(
+        "{promised}\n| reminders accepted, lost | {accepted}, 0 |\n| reminders mailed; twice, each explained | {mailed}; {twice} |"
+    );
+    // end: sample
     let at_rest = at_rest(&places).await;
     let count = |kind| journal.count(kind);
     println!(
         "| | |\n|---|---|\n| minutes, seed | {minutes}, {seed} |\n| `kill -9`, SIGTERM, SIGSTOP | {}, {}, {} |\n\
          | ways to resources cut, stalled | {}, {} |\n| crashes of Postgres | {} |\n\
          | requests answered, refused with 503, broken with their process | {}, {}, {} |\n\
-         | reminders accepted, lost | {accepted}, 0 |\n| reminders mailed; twice, each explained | {mailed}; {twice} |\n\
-         | sessions kept, lost | {CUSTOMERS}, 0 |\n{at_rest}",
+         {promised}\n{at_rest}",
         count(Kind::Kill),
         count(Kind::Terminate),
         count(Kind::Stop),
@@ -198,6 +209,7 @@ async fn settle(database: &PgPool) {
     })
     .await;
 }
+// begin: sample
 
 /// Every promised reminder was mailed and is marked so, none was made twice, and every copy is explained.
 /// The number of reminders that were mailed, and of those that were mailed more than once.
@@ -227,6 +239,7 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
     (mailed.len(), mailed.values().filter(|(_, count)| *count > 1).count())
 }
 
+// end: sample
 /// No process has grown much, or holds more connections than its pools, one for its probes and in a worker one for news: a
 /// line for the table.
 async fn at_rest(places: &[Place]) -> String {

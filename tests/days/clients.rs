@@ -18,15 +18,15 @@ async fn connect(web: &Web) -> TcpStream {
 /// Asks for a list of four megabytes and reads nothing of it.
 async fn a_client_that_does_not_read(deploy: &Deploy, web: &Web) -> TcpStream {
     let cookie = Person::stranger(web).cookie().await;
-    let fill = "INSERT INTO reminders (id, account_id, message, due_at)
-        SELECT gen_random_uuid(), id, repeat('\u{1f514}', 10000), now() + interval '1 day' FROM accounts, generate_series(1, 100)";
+    let fill = "INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at)
+        SELECT gen_random_uuid(), n::text::bytea, id, repeat('\u{1f514}', 10000), '{}', now() + interval '1 day' FROM accounts, generate_series(1, 100) AS n";
     sqlx::query(fill).execute(&mut deploy.database().await).await.unwrap();
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(format!("127.0.0.1:{}", web.port()).parse().unwrap()).await.unwrap();
-    let request = format!("GET /api/v1/reminders?limit=100 HTTP/1.1\r\nhost: x\r\ncookie: {cookie}\r\n\r\n");
+    let request = format!("GET /api/v1/tokens?limit=100 HTTP/1.1\r\nhost: x\r\ncookie: {cookie}\r\n\r\n");
     client.write_all(request.as_bytes()).await.unwrap();
-    web.process.logged("the answer", |line| line["route"] == "/api/v1/reminders" && line["status"] == 200).await;
+    web.process.logged("the answer", |line| line["route"] == "/api/v1/tokens" && line["status"] == 200).await;
     client
 }
 

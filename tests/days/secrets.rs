@@ -96,7 +96,7 @@ async fn a_file_that_runs_ahead_of_the_resource_changes_nothing_until_it_works()
     let file = Secret::new(&with_password(&url, &role, "one"));
     let deploy = deploy.without("DATABASE_URL").with("DATABASE_URL_FILE", file.0.display());
     let (web, clock) = (deploy.web().await, deploy.start("clock"));
-    clock.says("schedule daily-digest is new").await;
+    clock.says("schedule purge-expired is new").await;
     file.write(&with_password(&url, &role, "two"));
     web.process.says("does not work yet").await;
     assert_eq!(web.get("/readyz").await.status(), 200);

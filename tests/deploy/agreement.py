@@ -41,7 +41,7 @@ def read(path):
 
 
 # Every YAML file of the repository can be read, and names no key twice.
-for path in subprocess.run(["git", "ls-files", "*.yml", "*.yaml"], capture_output=True, check=True, text=True).stdout.split():
+for path in subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.yml", "*.yaml"], capture_output=True, check=True, text=True).stdout.split():
     list(YAML(typ="safe", pure=True).load_all(read(path)))
 
 # What the others say. In .env.example a paragraph is a variable: its meaning, who reads it, its default.

@@ -36,14 +36,14 @@ async fn the_lock_is_current_and_every_dependency_comes_from_the_registry() {
     }
 }
 
-/// What a deploy is for: somebody signs up, is mailed, and leaves a reminder that is mailed when it is due.
+/// What a deploy is for: somebody signs up, is mailed a link, follows it, and is mailed another for the password.
 async fn serve_somebody(deploy: &Deploy, start: impl Fn(&str) -> Process) {
     let web = Web::of(start("web")).await;
     web.process.says("ready").await;
     let (worker, clock) = (start("worker"), start("clock"));
     let ada = Person::verified(deploy, &web).await;
-    assert_eq!(ada.remind("out of an empty room", 1).await.status(), 201);
-    deploy.mail.to(&ada.email, "A reminder").await;
+    assert_eq!(ada.forget().await.status(), 202);
+    deploy.mail.to(&ada.email, "Set another password").await;
     clock.says("is new").await;
     drop(worker);
 }

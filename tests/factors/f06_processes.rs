@@ -52,8 +52,8 @@ async fn nothing_is_kept_on_the_disk() {
     let web = Web::of(deploy.start_without_disk("web")).await;
     let (worker, mut clock) = (deploy.start_without_disk("worker"), deploy.start_without_disk("clock"));
     let ada = Person::verified(&deploy, &web).await;
-    assert_eq!(ada.remind("written nowhere but in Postgres", 1).await.status(), 201);
-    deploy.mail.to(&ada.email, "A reminder").await;
+    assert_eq!(ada.forget().await.status(), 202);
+    deploy.mail.to(&ada.email, "Set another password").await;
     clock.says("is new").await;
     assert!(clock.ended().is_none() && !worker.lines().iter().any(|line| line.contains("Read-only")));
 }

@@ -56,8 +56,8 @@ async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
     let ada = Person::known(&deploy, &web).await;
     let mut database = deploy.database().await;
     let mut lock = database.begin().await.unwrap();
-    sqlx::query("LOCK TABLE reminders").execute(&mut *lock).await.unwrap();
-    let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/reminders").send());
+    sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
+    let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/tokens").send());
     waits_for_a_lock(&deploy).await;
     // An idle connection, and one with half a request, which must not hold the drain.
     let idle = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
@@ -84,8 +84,8 @@ async fn what_is_still_answered_at_the_end_of_the_drain_is_cut_off_and_counted()
     let ada = Person::known(&deploy, &web).await;
     let mut database = deploy.database().await;
     let mut lock = database.begin().await.unwrap();
-    sqlx::query("LOCK TABLE reminders").execute(&mut *lock).await.unwrap();
-    let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/reminders").send());
+    sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
+    let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/tokens").send());
     waits_for_a_lock(&deploy).await;
     web.process.signal(Signal::SIGTERM);
     assert_eq!(web.process.exit_within(LONG_BEFORE).await.code(), Some(1));

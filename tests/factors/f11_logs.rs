@@ -88,21 +88,22 @@ async fn what_is_secret_or_personal_is_in_no_line() {
     let ada = Person::verified(&deploy, &web).await;
     let token = deploy.mail.to(&ada.email, "Is this your address?").await.token();
     web.get(&format!("/verify?token={token}")).await;
-    ada.remind("a private message", 1).await;
-    deploy.mail.to(&ada.email, "A reminder").await;
+    ada.remind("a private message", 1).await; // only: sample
+    deploy.mail.to(&ada.email, "A reminder").await; // only: sample
+    ada.forget().await;
+    let reset = deploy.mail.to(&ada.email, "Set another password").await.token();
     let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split([';', '=']).nth(1).unwrap().to_owned();
-    let minted =
-        ada.post("/tokens", serde_json::json!({ "name": "a marked name", "scopes": ["reminders:read"], "expires_in_days": 1 })).await;
+    let minted = ada.post("/tokens", serde_json::json!({ "name": "a marked name", "scopes": ["tokens:read"], "expires_in_days": 1 })).await;
     let minted: serde_json::Value = minted.json().await.unwrap();
     let bearer = minted["secret"].as_str().unwrap_or_else(|| panic!("{minted}")).to_owned();
-    let asked = client().get(format!("{}/api/v1/reminders?limit=5&marker=of-a-query", web.url)).bearer_auth(&bearer);
+    let asked = client().get(format!("{}/api/v1/tokens?limit=5&marker=of-a-query", web.url)).bearer_auth(&bearer);
     asked.header("user-agent", "marker-of-a-header").send().await.unwrap();
     ada.patch("/account", serde_json::json!({ "email": format!("new-{}", ada.email) })).await;
     ada.post("/account/password", serde_json::json!({ "old": "marker-of-a-wrong-password", "new": "marker-of-a-new-password" })).await;
-    worker.logged("the job's end", |line| line["job_kind"] == "send_reminder" && line["outcome"] == "done").await;
+    worker.logged("the job's end", |line| line["job_kind"] == "send_password_reset" && line["outcome"] == "done").await;
     let lines = [web.process.lines(), worker.lines()].concat().join("\n");
     assert!(lines.contains("/verify"), "the route is there, the query is not");
-    for secret in [PASSWORD, &ada.email, &token, &cookie, &bearer, "a private message", "a marked name", "marker-of-"] {
+    for secret in [PASSWORD, &ada.email, &token, &reset, &cookie, &bearer, "a private message", "a marked name", "marker-of-"] {
         assert!(!lines.contains(secret), "{secret}: {lines}");
     }
 }

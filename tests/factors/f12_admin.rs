@@ -58,8 +58,8 @@ async fn no_process_migrates_by_itself_and_web_says_that_it_is_not_ready_until_s
 #[tokio::test]
 async fn it_migrates_while_web_serves_and_no_request_fails() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
-    // As a release left it that had no reminders yet.
-    for statement in ["DROP TABLE reminders", "DELETE FROM _sqlx_migrations WHERE description = 'reminders'"] {
+    // As a release left it that had no idempotency keys yet.
+    for statement in ["DROP TABLE idempotency_keys", "DELETE FROM _sqlx_migrations WHERE description = 'idempotency keys'"] {
         sqlx::query(statement).execute(&mut deploy.database().await).await.unwrap();
     }
     let web = deploy.web_unready().await;

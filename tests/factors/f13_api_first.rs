@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::support::Deploy;
 use crate::support::deploy::client;
-use crate::support::person::{Person, in_seconds};
+use crate::support::person::Person;
+use crate::support::person::in_seconds; // only: sample
 
 /// What clients were promised.
 fn contract() -> Value {
@@ -98,13 +99,17 @@ async fn an_answer_has_the_properties_that_the_document_names_and_no_others() {
     let (deploy, contract) = (Deploy::new().await, contract());
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
-    let reminder = json!({ "message": "as written", "due_at": in_seconds(600) });
     let mut made = String::new();
+    let token = json!({ "name": "as written", "scopes": ["tokens:read"], "expires_in_days": 1 });
+    assert_eq!(ada.post("/tokens", token).await.status(), 201);
     for (method, path, body, expected) in [
-        (Method::POST, "/reminders", Some(reminder), "201"),
+        // begin: sample
+        (Method::POST, "/reminders", Some(json!({ "message": "as written", "due_at": in_seconds(600) })), "201"),
         (Method::GET, "/reminders", None, "200"),
         (Method::GET, "/reminders/{id}", None, "200"),
         (Method::PATCH, "/reminders/{id}", Some(json!({ "message": "changed" })), "200"),
+        // end: sample
+        (Method::GET, "/tokens", None, "200"),
         (Method::GET, "/session", None, "200"),
         (Method::GET, "/account/sessions", None, "200"),
         (Method::PATCH, "/account", Some(json!({ "digest": true })), "200"),
@@ -121,10 +126,10 @@ async fn an_answer_has_the_properties_that_the_document_names_and_no_others() {
         let schema = &operation["responses"][expected]["content"]["application/json"]["schema"];
         assert!(schema.is_object(), "{what}: the document describes no answer");
         assert_eq!(fault(&contract, schema, &answer), None, "{what} answers otherwise than documented: {answer}");
-        if made.is_empty() {
-            made = answer["id"].as_str().unwrap().to_owned();
+        if let (true, Some(id)) = (made.is_empty(), answer["id"].as_str()) {
+            id.clone_into(&mut made);
         }
     }
-    let refused: Value = Person::stranger(&web).get("/reminders").await.json().await.unwrap();
+    let refused: Value = Person::stranger(&web).get("/tokens").await.json().await.unwrap();
     assert_eq!(fault(&contract, &contract["components"]["schemas"]["Problem"], &refused), None, "{refused}");
 }

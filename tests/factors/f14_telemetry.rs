@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::support::balancer::has;
+use crate::support::balancer::has; // only: dashboards
 use crate::support::collector::Collector;
 use crate::support::deploy::{Web, client};
 use crate::support::person::{PASSWORD, Person};
-use crate::support::prometheus::Prometheus;
+use crate::support::prometheus::Prometheus; // only: dashboards
 use crate::support::{Deploy, Process, Proxy, eventually, free_port};
 
 /// A web, a worker and a clock that can be measured, with the ports where.
@@ -30,19 +30,22 @@ async fn metrics(port: u16) -> String {
 fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
+// begin: dashboards
 
 /// Names of metrics, as they stand in a text or an expression.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.contains('_') || *word == "ready").map(str::to_owned).collect()
 }
+// end: dashboards
 
 #[tokio::test]
 async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 4).with("RELEASE_VERSION", "v17");
     let (web, _worker, _clock, [of_web, of_worker, of_clock]) = formation(&deploy).await;
     let ada = Person::verified(&deploy, &web).await;
-    ada.remind("water the plants", 600).await;
+    let later = "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('purge_expired', '{}', 1, now() + interval '10 minutes')";
+    sqlx::query(later).execute(&mut deploy.database().await).await.unwrap();
     while ada.log_in().await.status() != 429 {}
     reqwest::get(format!("{}/readyz", web.url)).await.unwrap();
 
@@ -69,7 +72,7 @@ async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
 
     let counted = eventually("the queue is counted", async || {
         let text = metrics(of_clock).await;
-        text.contains("jobs_queued{kind=\"send_reminder\",state=\"scheduled\"} 1").then_some(text)
+        text.contains("jobs_queued{kind=\"purge_expired\",state=\"scheduled\"} 1").then_some(text)
     });
     let text = counted.await;
     assert!(value(&text, "schedule_last_look_timestamp_seconds").unwrap() > 1.7e9, "{text}");
@@ -120,13 +123,13 @@ async fn no_label_takes_a_value_from_outside() {
     let odd = reqwest::Method::from_bytes(b"MARKER").unwrap();
     let ask = client().request(odd, format!("{}/marker/path?marker=query", web.url)).header("user-agent", "marker");
     assert_eq!(ask.send().await.unwrap().status(), 404);
-    web.get("/api/v1/reminders/marker").await;
+    web.get("/api/v1/tokens/marker").await;
     let text = metrics(port).await;
     assert!(text.contains("http_request_method=\"_OTHER\",http_route=\"none\"") && !text.to_lowercase().contains("marker"), "{text}");
 }
 
 #[tokio::test]
-async fn every_metric_that_the_dashboard_and_the_alerts_name_exists() {
+async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_exist() {
     let deploy = Deploy::new().await;
     let deploy = deploy.with("JOB_LEASE", "3s");
     let (web, worker, clock, ports) = formation(&deploy).await;
@@ -136,7 +139,7 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_exists() {
         .execute(&mut deploy.database().await)
         .await
         .unwrap();
-    clock.says("schedule daily-digest is new").await;
+    clock.says("schedule purge-expired is new").await;
     // What has no series until it has happened: a tick, and a job whose worker was lost.
     for statement in [
         "UPDATE schedules SET last_tick = last_tick - interval '2 days'",
@@ -160,6 +163,7 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_exists() {
             known.extend(endings.iter().map(|ending| format!("{name}{ending}")));
         }
     }
+    // begin: dashboards
     let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string("deploy/grafana/dashboard.json").unwrap()).unwrap();
     let panels = dashboard["panels"].as_array().unwrap().iter();
     let mut texts: Vec<_> =
@@ -172,6 +176,7 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_exists() {
     let named: BTreeSet<_> = texts.iter().flat_map(|text| names(text)).filter(|name| !labels.contains(name)).collect();
     assert!(named.len() > 15, "{named:?}");
     assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new());
+    // end: dashboards
     let docs = std::fs::read_to_string("docs/metrics.md").unwrap();
     let undocumented: Vec<_> = known
         .iter()
@@ -180,6 +185,7 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_exists() {
     assert_eq!(undocumented, Vec::<&String>::new(), "docs/metrics.md names every metric");
 }
 
+// begin: dashboards
 #[tokio::test]
 async fn alerts_fire_when_the_worker_and_the_clock_stop() {
     if !has("prometheus") || !has("promtool") {
@@ -209,6 +215,7 @@ async fn alerts_fire_when_the_worker_and_the_clock_stop() {
     prometheus.until("NoTick ends", async || !prometheus.firing().await.contains("NoTick")).await;
 }
 
+// end: dashboards
 #[tokio::test]
 async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
     let deploy = Deploy::new().await;

@@ -1,6 +1,6 @@
 //! A backup with Postgres's own programs, as `docs/operations.md` describes it, is a whole deploy again.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::deploy::connect;
@@ -24,19 +24,24 @@ async fn run(program: &str, arguments: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_restored_backup_has_the_account_the_reminder_and_its_job_which_runs_once() {
+async fn a_restored_backup_has_the_account_what_is_its_own_and_a_job_which_runs_once() {
     let Some(programs) = programs() else { return };
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
-    assert_eq!(ada.remind("water the plants", 3600).await.status(), 201);
+    let token =
+        async |name: &str| ada.post("/tokens", json!({ "name": name, "scopes": ["tokens:read"], "expires_in_days": 1 })).await.status();
+    assert_eq!(token("before").await, 201);
+    assert_eq!(ada.forget().await.status(), 202);
+    // Later, so that no worker has run it by then.
+    sql(&mut deploy.database().await, "UPDATE jobs SET run_at = now() + interval '1 hour' WHERE kind = 'send_password_reset'").await;
 
     let file = std::env::temp_dir().join(format!("{}.dump", uuid::Uuid::new_v4()));
     let file = file.to_str().unwrap();
     let dump = ["--format=custom", "--no-owner", "--no-privileges", "--file", file, &deploy.environment["DATABASE_URL"]];
     run(&format!("{programs}/pg_dump"), &dump).await;
     // What comes after it is not in it.
-    ada.remind("mow the lawn", 3600).await;
+    assert_eq!(token("after").await, 201);
     drop(web);
 
     // Another server's Postgres, Redis and mail; a session is in no backup.
@@ -53,19 +58,19 @@ async fn a_restored_backup_has_the_account_the_reminder_and_its_job_which_runs_o
     let web = deploy.web().await;
     let ada = Person { email: ada.email, ..Person::stranger(&web) };
     assert_eq!(ada.log_in().await.status(), 200, "with the password from before");
-    let reminders: Value = ada.get("/reminders").await.json().await.unwrap();
-    assert_eq!(reminders["items"].as_array().map(Vec::len), Some(1), "{reminders}");
-    assert_eq!(reminders["items"][0]["message"], "water the plants");
+    let tokens: Value = ada.get("/tokens").await.json().await.unwrap();
+    assert_eq!(tokens["items"].as_array().map(Vec::len), Some(1), "{tokens}");
+    assert_eq!(tokens["items"][0]["name"], "before");
     let jobs = rows(&deploy, &["jobs", "list"]).await;
-    assert_eq!(jobs.iter().filter(|job| job["kind"] == "send_reminder").count(), 1, "{jobs:?}");
+    assert_eq!(jobs.iter().filter(|job| job["kind"] == "send_password_reset").count(), 1, "{jobs:?}");
 
     let mut database = deploy.database().await;
-    sql(&mut database, "UPDATE jobs SET run_at = now() WHERE kind = 'send_reminder'").await;
+    sql(&mut database, "UPDATE jobs SET run_at = now() WHERE kind = 'send_password_reset'").await;
     let workers = [deploy.start("worker"), deploy.start("worker")];
-    deploy.mail.to(&ada.email, "A reminder").await;
+    deploy.mail.to(&ada.email, "Set another password").await;
     eventually("an empty queue", async || (count(&mut deploy.database().await, "jobs").await == 0).then_some(())).await;
     drop(workers);
-    let mails = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "A reminder").count();
+    let mails = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "Set another password").count();
     assert_eq!(mails, 1);
-    assert_eq!(count(&mut database, "reminders WHERE sent_at IS NOT NULL").await, 1);
+    assert_eq!(count(&mut database, "mailed_tokens WHERE purpose = 'reset'").await, 1);
 }

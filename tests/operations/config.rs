@@ -62,9 +62,9 @@ async fn the_schedule_is_printed_with_its_ticks() {
     let deploy = Deploy::new().await;
     let before = rows(&deploy, &["schedule"]).await;
     assert!(before.iter().all(|row| row["last_tick"].is_null()), "no clock has run: {before:?}");
-    let digest = before.iter().find(|row| row["name"] == "daily-digest").unwrap();
-    assert_eq!(digest["cron"], "0 6 * * *");
-    assert!(digest["next_tick"].as_str().unwrap().ends_with("T06:00:00Z"), "{digest}");
+    let purge = before.iter().find(|row| row["name"] == "purge-expired").unwrap();
+    assert_eq!(purge["cron"], "15 * * * *");
+    assert!(purge["next_tick"].as_str().unwrap().ends_with(":15:00Z"), "{purge}");
 
     let clock = deploy.start("clock");
     clock.says("schedule purge-expired is new").await;

@@ -56,8 +56,7 @@ async fn line(deploy: &Deploy, check: &str) -> String {
 async fn each_of_twelve_faults_is_named_alone_with_what_to_do() {
     let late = "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('unheard_of', '1', 1, now() - interval '5 minutes')";
     let dead = "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now())";
-    let missed =
-        "INSERT INTO schedules SELECT name, now() - interval '2 days' FROM (VALUES ('daily-digest'), ('purge-expired')) AS seen (name)";
+    let missed = "INSERT INTO schedules VALUES ('purge-expired', now() - interval '2 days')";
     let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$";
     let with = async |statement: &str| {
         let deploy = Deploy::new().await;
@@ -74,7 +73,7 @@ async fn each_of_twelve_faults_is_named_alone_with_what_to_do() {
         (Deploy::unmigrated().await, "schema", " migration(s) pending", "run `admin migrate`"),
         (with(late).await, "late jobs", "a job unheard_of has been due for 30", "start a worker"),
         (with(dead).await, "dead jobs", "1 dead job(s)", "admin jobs list --dead"),
-        (with(missed).await, "schedule", "the tick of daily-digest at ", "start a clock"),
+        (with(missed).await, "schedule", "the tick of purge-expired at ", "start a clock"),
         (Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1"), "redis", "no connection to Redis", "check REDIS_URL"),
         (Deploy::new().await.with("REDIS_URL", redis(3600, "noeviction").await), "redis", "1h", "NTP"),
         (Deploy::new().await.with("REDIS_URL", redis(0, "allkeys-lru").await), "redis", "allkeys-lru", "drops nothing"),

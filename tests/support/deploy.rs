@@ -69,7 +69,7 @@ impl Deploy {
             ("REDIS_URL", redis_url),
             ("REDIS_POOL_SIZE", "2".to_owned()),
             ("SMTP_URL", mail.smtp_url.clone()),
-            ("MAIL_FROM", "Reminders <hello@example.com>".to_owned()),
+            ("MAIL_FROM", "Example <hello@example.com>".to_owned()),
             ("PUBLIC_URL", "http://localhost:8080".to_owned()),
             ("PORT", "0".to_owned()),
             // All tests come from one address.

@@ -120,6 +120,7 @@ impl Journal {
         }
         self.entries().attempts.append(&mut attempts);
     }
+    // begin: sample
 
     /// Has the database note which job sends which reminder, since a job that is done leaves nothing behind.
     pub async fn note_jobs(&self, database: &PgPool) {
@@ -131,6 +132,7 @@ impl Journal {
             CREATE TRIGGER note AFTER INSERT ON jobs FOR EACH ROW WHEN (NEW.kind = 'send_reminder') EXECUTE FUNCTION note();";
         sqlx::raw_sql(statements).execute(database).await.expect("the database notes jobs");
     }
+    // end: sample
 
     pub fn count(&self, kind: Kind) -> usize {
         self.entries().faults.iter().filter(|fault| fault.kind == kind).count()
@@ -150,7 +152,7 @@ impl Journal {
         copies
     }
 
-    /// The mails that were sent again without a reason.
+    /// The mails of noted jobs that were sent again without a reason.
     ///
     /// Who sends a mail must also mark it as sent, so a mail is sent again only where the harness has come between. Copies
     /// must be those of attempts of their own; and who made an earlier attempt was killed, stopped, or cut off from Postgres
@@ -164,7 +166,7 @@ impl Journal {
             copies.entry(&sent.id).or_default().push(sent);
         }
         let mut unexplained = Vec::new();
-        for (id, copies) in copies.into_iter().filter(|(_, copies)| copies.len() > 1) {
+        for (id, copies) in copies.into_iter().filter(|(id, copies)| copies.len() > 1 && jobs.contains_key(*id)) {
             let mut attempts = Vec::new();
             for sent in copies {
                 match jobs.get(id).and_then(|job| entries.attempt(sent, *job)) {

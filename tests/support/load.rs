@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::{Client, RequestBuilder};
-use serde_json::{Value, json};
+use serde_json::Value;
+use serde_json::json; // only: sample
 use uuid::Uuid;
 
 use super::deploy::client;
 use super::journal::now;
-use super::person::{Person, in_seconds};
+use super::person::Person;
+use super::person::in_seconds; // only: sample
 
 /// Clients that ask one thing after the other until they are told to stop.
 pub struct Load {
@@ -86,8 +88,10 @@ pub struct Seen {
     /// Answered with 503.
     pub refused: usize,
     pub broken: Vec<Broken>,
+    // begin: sample
     /// Reminders that were promised: id and message.
     pub accepted: Vec<(Uuid, String)>,
+    // end: sample
     /// What no client should ever see.
     pub wrong: Vec<String>,
 }
@@ -97,7 +101,7 @@ impl Seen {
         self.answered += other.answered;
         self.refused += other.refused;
         self.broken.extend(other.broken);
-        self.accepted.extend(other.accepted);
+        self.accepted.extend(other.accepted); // only: sample
         self.wrong.extend(other.wrong);
     }
 }
@@ -133,6 +137,7 @@ impl Customer {
         }
         seen
     }
+    // begin: sample
 
     /// Makes reminders, each until it is promised or too late.
     pub async fn remind(mut self, stop: Arc<AtomicBool>) -> Seen {
@@ -163,6 +168,7 @@ impl Customer {
         }
         seen
     }
+    // end: sample
 
     /// The status and the body, or nothing if there is no use of it.
     async fn ask(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) -> Option<(u16, Value)> {
