@@ -1,6 +1,6 @@
 # What run and base-images ask of the engine that $ENGINE names, docker or buildah, for a script that sources this after
 # bin/services.sh.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # work, run and launched are set elsewhere
 
 # has_plugins: whether Docker can build and compose; base-images brings what is missing.
 has_plugins() {
