@@ -1,5 +1,5 @@
 # Build stage (factor V): one image for every process type and every deploy; it holds code and no config.
-FROM rust:1.95-slim-trixie AS build
+FROM rust:1.95-slim-trixie AS source
 WORKDIR /src
 # Each program carries the list of what it was built from, for scanners: `cargo audit bin web`, `syft`, `trivy`.
 COPY bin/tools.sh bin/
@@ -10,15 +10,20 @@ ENV RUSTFLAGS="-C target-feature=+crt-static" SQLX_OFFLINE=true
 # Unless it is told, build.rs finds the commit in what is copied.
 ARG GIT_COMMIT
 COPY . .
+
+FROM source AS build
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo auditable build --release --locked --target x86_64-unknown-linux-gnu --bins --example mail \
+    cargo auditable build --release --locked --target x86_64-unknown-linux-gnu --bins \
     && cd target/x86_64-unknown-linux-gnu/release \
-    && install -D -t /out/bin web worker clock admin \
-    && install -D -t /out/mail examples/mail
+    && install -D -t /out/bin web worker clock admin
 
 # The mail sink of a trial; no deploy runs it.
+FROM source AS build-mail
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+    cargo build --locked --target x86_64-unknown-linux-gnu --example mail \
+    && install -D -t /out target/x86_64-unknown-linux-gnu/debug/examples/mail
 FROM scratch AS mail
-COPY --from=build /out/mail/mail /bin/mail
+COPY --from=build-mail /out/mail /bin/mail
 USER 10001:10001
 STOPSIGNAL SIGTERM
 EXPOSE 1025 8025
