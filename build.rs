@@ -10,6 +10,10 @@ fn main() {
         println!("cargo:rerun-if-changed={path}");
     }
     println!("cargo:rerun-if-changed=build.rs");
+    // A static program carries half a megabyte of relocations, unless they are packed.
+    if std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|features| features.split(',').any(|feature| feature == "crt-static")) {
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
     // A new migration changes what `migrate!` embeds.
     println!("cargo:rerun-if-changed=migrations");
     let said = std::env::var("GIT_COMMIT").ok().filter(|commit| !commit.is_empty());
