@@ -54,7 +54,7 @@ async fn line(deploy: &Deploy, check: &str) -> String {
 
 #[tokio::test]
 async fn each_of_twelve_faults_is_named_alone_with_what_to_do() {
-    let late = "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('unheard_of', '1', 1, now() - interval '5 minutes')";
+    let late = "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('unheard_of', '1', 1, now() - interval '100 minutes')";
     let dead = "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now())";
     let missed = "INSERT INTO schedules VALUES ('purge-expired', now() - interval '2 days')";
     let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$";
@@ -71,7 +71,7 @@ async fn each_of_twelve_faults_is_named_alone_with_what_to_do() {
         (wrong_password.with("DATABASE_URL", url), "postgres", "password authentication failed", "check DATABASE_URL"),
         (with(read_only).await, "postgres", "takes no changes", "lets you write"),
         (Deploy::unmigrated().await, "schema", " migration(s) pending", "run `admin migrate`"),
-        (with(late).await, "late jobs", "a job unheard_of has been due for 30", "start a worker"),
+        (with(late).await, "late jobs", "a job unheard_of has been due for 60", "start a worker"),
         (with(dead).await, "dead jobs", "1 dead job(s)", "admin jobs list --dead"),
         (with(missed).await, "schedule", "the tick of purge-expired at ", "start a clock"),
         (Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1"), "redis", "no connection to Redis", "check REDIS_URL"),
