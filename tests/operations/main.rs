@@ -56,7 +56,8 @@ async fn on_a_terminal(deploy: &Deploy, arguments: &str, typed: &str) -> Option<
     let line = format!("{} {arguments}", programs().join("admin").display());
     let mut command = Command::new("sh");
     command.args(["-c", "(sleep 1; echo \"$TYPED\"; sleep 1) | script --quiet --return --command \"$LINE\" /dev/null"]);
-    command.envs(&deploy.environment).env("LINE", line).env("TYPED", typed);
+    // What kind of terminal it is, which where tests run without one nobody says.
+    command.envs(&deploy.environment).env("LINE", line).env("TYPED", typed).env("TERM", "xterm");
     let output = tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap();
     Some(stdout(&output))
 }
