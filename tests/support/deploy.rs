@@ -108,7 +108,10 @@ impl Deploy {
     /// Starts a process type, or an `admin` command, where nothing can be written to: a mount namespace of its own in which
     /// every file system is read-only, /tmp too. Needs root.
     pub fn start_without_disk(&self, command_line: &str) -> Process {
-        let script = "set -e; mount --make-rprivate /; mount --bind / /mnt; mount -o remount,bind,ro /mnt; ! touch /mnt/tmp/x 2>/dev/null; \
+        // Everything that is mounted goes along, since the programs may lie on a disk of their own.
+        let script = "set -e; mount --make-rprivate /; mount --rbind / /mnt; \
+                      for at in $(findmnt --raw --noheadings --output TARGET --submounts /mnt); do mount -o remount,bind,ro \"$at\"; done; \
+                      if touch /mnt/tmp/x 2>/dev/null; then echo 'the disk takes files' >&2; exit 99; fi; \
                       exec chroot /mnt /usr/bin/env --ignore-environment $VARIABLES $PROGRAM";
         // A shell splits the variables at spaces, so the sender is one word.
         let deploy = self.clone_with("MAIL_FROM", "hello@example.com");
