@@ -4,6 +4,7 @@
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use deadpool_redis::redis;
@@ -19,6 +20,7 @@ pub const PASSWORD: &str = "correct horse battery staple";
 pub struct Server {
     child: Child,
     pub url: String,
+    asked: AtomicU64,
 }
 
 impl Server {
@@ -32,11 +34,16 @@ impl Server {
             assert!(started.elapsed() < Duration::from_secs(10), "{} does not listen", program.display());
             std::thread::sleep(Duration::from_millis(5));
         }
-        Self { child, url: format!("http://127.0.0.1:{port}") }
+        Self { child, url: format!("http://127.0.0.1:{port}"), asked: AtomicU64::new(0) }
     }
 
     fn process(&self) -> procfs::process::Process {
         procfs::process::Process::new(i32::try_from(self.child.id()).unwrap()).unwrap()
+    }
+
+    /// How many requests of measurements it has answered.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Seconds of CPU since its start.
@@ -123,6 +130,8 @@ pub fn ask(server: &Server, request: &Request, sessions: &[String], connections:
     let numbers: Vec<f64> = result.split(' ').map(|number| number.parse().unwrap()).collect();
     let [requests, duration_us, p50_us, p99_us, errors] = numbers[..] else { panic!("{result}") };
     assert!(errors == 0.0, "{} failed {errors} of {requests} times", request.name);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    server.asked.fetch_add(requests as u64, Ordering::Relaxed);
     rounds.rate.push(requests / duration_us * 1e6);
     rounds.cpu_us.push(cpu / requests * 1e6);
     rounds.p50_ms.push(p50_us / 1000.0);
