@@ -15,6 +15,16 @@ pinned() { sed -n "s/.*image: *\($1:[^ ]*\).*/\1/p" docker-compose.yml; }
 # Where cargo puts what it builds.
 target_directory() { cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'; }
 
+# seed_target FOLDER: gives a target folder that is not there yet what this checkout's own holds, so that another project's
+# dependencies, which are mostly the same, are not built again. Linked, or copied where that is another disk.
+seed_target() {
+    local from way
+    from=$(target_directory)/debug
+    if [ -d "$1" ] || [ ! -d "$from/deps" ]; then return; fi
+    mkdir -p "$1/debug"
+    for way in -Rlp -Rp; do if (cd "$from" && cp "$way" deps build .fingerprint "$1/debug/" 2>/dev/null); then break; fi; done
+}
+
 is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # A free port: the preferred one, else any.
