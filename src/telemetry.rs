@@ -17,9 +17,9 @@ use serde::ser::{SerializeMap, Serializer};
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Subscriber, warn};
+use tracing::{Event, Metadata, Subscriber, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::{DynFilterFn, FilterExt, dynamic_filter_fn};
+use tracing_subscriber::filter::{DynFilterFn, FilterExt, LevelFilter, dynamic_filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -110,7 +110,9 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
 /// library that asked for another place, on the same thread and in the instant in which that was first met, leaves its
 /// answer behind, and the next span would be taken for filtered out: all its lines would lack the request's id.
 fn each_time<S>() -> DynFilterFn<S> {
-    dynamic_filter_fn(|_, _| true)
+    // Without this hint events of all levels would be looked at, which the log's own filter leaves out at once.
+    let all: fn(&Metadata<'_>, &Context<'_, S>) -> bool = |_, _| true;
+    dynamic_filter_fn(all).with_max_level_hint(LevelFilter::TRACE)
 }
 
 fn instance(config: &config::Process) -> String {
