@@ -56,8 +56,10 @@ fn main() {
 /// Seconds of a build into a target folder.
 fn cargo(target: &str, arguments: &[&str]) -> f64 {
     let started = Instant::now();
-    let status = Command::new("cargo").args(["build", "--locked", "--quiet"]).args(arguments).env("CARGO_TARGET_DIR", target).status();
-    assert!(status.unwrap().success());
+    let mut command = Command::new("cargo");
+    command.args(["build", "--locked", "--quiet"]).args(arguments).env("CARGO_TARGET_DIR", target);
+    // Queries are checked against .sqlx, as for everybody.
+    assert!(command.env_remove("DATABASE_URL").status().unwrap().success());
     started.elapsed().as_secs_f64()
 }
 
