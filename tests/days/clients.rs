@@ -15,6 +15,12 @@ async fn connect(web: &Web) -> TcpStream {
     TcpStream::connect(("127.0.0.1", web.port())).await.unwrap()
 }
 
+fn resident_kb(web: &Web) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", web.process.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap().to_owned();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 /// Asks for a list of four megabytes and reads nothing of it.
 async fn a_client_that_does_not_read(deploy: &Deploy, web: &Web) -> TcpStream {
     let cookie = Person::stranger(web).cookie().await;
@@ -78,12 +84,7 @@ async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() 
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
-    let memory = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", web.process.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap().to_owned();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-    };
-    let before = memory();
+    let before = resident_kb(&web);
     let mut slow = Vec::new();
     for number in 0..500 {
         let mut client = connect(&web).await;
@@ -108,7 +109,7 @@ async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() 
         let answer = tokio::time::timeout(Duration::from_secs(5), ada.get("/session")).await.expect("others are served");
         assert_eq!(answer.status(), 200);
     }
-    let after = memory();
+    let after = resident_kb(&web);
     assert!(after < before + 64 * 1024, "{before} kB before, {after} kB with 500 slow clients");
     // A header may take ten seconds, a request too; then they are gone.
     eventually("the slow ones are let go", async || {
@@ -159,4 +160,18 @@ async fn without_file_descriptors_web_waits_says_so_once_and_recovers() {
 #[tokio::test]
 async fn without_file_descriptors_worker_and_clock_do_the_same() {
     tokio::join!(without_file_descriptors("worker"), without_file_descriptors("clock"));
+}
+
+#[tokio::test]
+async fn forty_log_ins_leave_no_memory_behind() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let before = resident_kb(&web);
+    for _ in 0..40 {
+        assert_eq!(ada.log_in().await.status(), 200);
+    }
+    // Each works on 19 MiB.
+    let after = resident_kb(&web);
+    assert!(after < before + 32 * 1024, "{before} kB before, {after} kB after 40 log-ins");
 }
