@@ -84,23 +84,27 @@ in_suite() {
 
 # run_without_engine FOLDER: an unpacked image's programs as a container would run them, from its root and as its user.
 run_without_engine() {
-    local port url status=0
+    local port url inside status=0
     bin/setup
     . .local/services
     begin ".local/images-$$.throwaway"
     start_for_tests
     port=$(free_port)
     url=http://localhost:$port
-    inside() { env -i PATH=/bin PORT="$port" DATABASE_URL="$SERVER_URL/postgres" REDIS_URL="$TEST_REDIS_URL/0" PUBLIC_URL="$url" chroot --userspec=10001:10001 "$@"; }
-    inside "$1" admin migrate
-    launch TERM inside "$1" web >"$run/web.log"
+    # What every engine lays into a container.
+    mkdir -p "$1/dev" && cp -R /dev/null /dev/random /dev/urandom "$1/dev/"
+    # By its full path, for the programs' own PATH is the image's.
+    inside=(env -i PATH=/bin PORT="$port" DATABASE_URL="$SERVER_URL/postgres" REDIS_URL="$TEST_REDIS_URL/0" PUBLIC_URL="$url"
+        "$(PATH=$PATH:/usr/sbin command -v chroot)" --userspec=10001:10001 "$1")
+    "${inside[@]}" admin migrate
+    launch TERM "${inside[@]}" web >"$run/web.log"
     local web=$launched tries=0
     until [ "$(curl --silent --output /dev/null --write-out '%{http_code}' "$url/readyz")" = 200 ]; do
         tries=$((tries + 1))
         [ "$tries" -lt 100 ] || die "web is not ready: $(tail -n 3 "$run/web.log")"
         sleep 0.1
     done
-    same "health, as the image asks for it" "$(inside "$1" admin health >/dev/null && echo yes)" yes
+    same "health, as the image asks for it" "$("${inside[@]}" admin health >/dev/null && echo yes)" yes
     kill -s TERM "$web"
     wait "$web" || status=$?
     same "exit of web on SIGTERM" "$status" 0
