@@ -75,7 +75,7 @@ in_suite() {
     else
         local container status=0 own=$work/local
         mkdir -p "$own"
-        container=$(buildah from --pull-never suite)
+        container=$(buildah from --pull-never --cap-add CAP_SYS_ADMIN --cap-add CAP_SYS_PTRACE --security-opt seccomp=unconfined suite)
         buildah run --isolation chroot "${mounts[@]}" --volume "$own:$PWD/.local" --workingdir "$PWD" "$container" -- sh -c "$as_owner" _ "${settings[@]}" "$@" || status=$?
         buildah rm "$container" >/dev/null
         return "$status"
