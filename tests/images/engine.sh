@@ -75,7 +75,8 @@ in_suite() {
     else
         local container status=0 own=$work/local
         mkdir -p "$own"
-        container=$(buildah from --pull-never --cap-add CAP_SYS_ADMIN --cap-add CAP_SYS_PTRACE --security-opt seccomp=unconfined suite)
+        # A balancer of a test wants more than 1024 files.
+        container=$(buildah from --pull-never --cap-add CAP_SYS_ADMIN --cap-add CAP_SYS_PTRACE --security-opt seccomp=unconfined --ulimit nofile=8192:8192 suite)
         buildah run --isolation chroot "${mounts[@]}" --volume "$own:$PWD/.local" --workingdir "$PWD" "$container" -- sh -c "$as_owner" _ "${settings[@]}" "$@" || status=$?
         buildah rm "$container" >/dev/null
         return "$status"
