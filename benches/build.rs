@@ -18,7 +18,7 @@ use std::time::{Instant, SystemTime};
 use report::{Report, median, spread};
 
 const ROUNDS: usize = 5;
-/// A file that half of the others use, and one with a test of its own that only one program has.
+/// A file of the library, after which all programs are built, and one that is a program's alone.
 const TOUCHED: &str = "src/http/mod.rs";
 const ALONE: &str = "bin/clock.rs";
 
