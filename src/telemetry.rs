@@ -6,10 +6,10 @@
 pub mod metrics;
 #[cfg(target_os = "linux")]
 mod process;
+mod stream;
 pub mod traces;
 
 use std::fmt;
-use std::io::{self, Write};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,9 +18,7 @@ use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber, warn};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{DynFilterFn, FilterExt, LevelFilter, dynamic_filter_fn};
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -29,48 +27,25 @@ use tracing_subscriber::{EnvFilter, Registry};
 use crate::config::{self, LogFormat};
 use crate::release::{COMMIT, Release, SERVICE};
 
-/// Where a process logs: `admin` keeps stdout for its results.
-#[derive(Debug, Clone, Copy)]
-pub enum Stream {
-    Stdout,
-    Stderr,
-}
-
-impl io::Write for Stream {
-    /// Never fails: a log line that nobody can read must not take the process down.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let _ = match self {
-            Self::Stdout => io::stdout().lock().write_all(line).and_then(|()| io::stdout().flush()),
-            Self::Stderr => io::stderr().lock().write_all(line),
-        };
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// How many lines wait for a reader of the stream before lines are lost: a reader that has stalled must not stall the
-/// service.
-const WAITING: usize = 4096;
+pub use stream::Stream;
+use stream::{Lines, Writing};
 
 /// The log of a process, until it is dropped; what waits is written then.
 pub struct Log {
-    lost: ErrorCounter,
+    lines: Lines,
     _traces: Option<traces::Export>,
-    _writing: WorkerGuard,
+    _writing: Writing,
 }
 
 impl Log {
     /// Tells how many lines were lost, for as long as it is polled.
     pub fn tell_lost(&self) -> impl Future<Output = ()> + Send + 'static {
-        let counter = self.lost.clone();
+        let lines = self.lines.clone();
         async move {
             let mut told = 0;
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                let lost = counter.dropped_lines();
+                let lost = lines.lost();
                 if lost > told {
                     warn!(lost = lost - told, "{} log line(s) were lost, since nobody read them in time", lost - told);
                     told = lost;
@@ -85,14 +60,15 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
     let release = Release { service: SERVICE, commit: COMMIT, release: config.release_version.clone(), process };
     // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
     let filter = EnvFilter::new(format!("sqlx::postgres::notice=warn,{}", config.log_level.0));
-    // A thread of its own writes, so that no request waits for whoever reads.
-    let (stream, writing) = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING).finish(stream);
-    let lost = stream.error_counter();
-    let lines = match config.log_format {
-        LogFormat::Pretty => SpanFields.and_then(tracing_subscriber::fmt::layer().with_writer(stream).with_target(false)).boxed(),
-        LogFormat::Json => SpanFields.and_then(JsonLines { release: release.clone(), instance: instance(config), stream }).boxed(),
+    let (lines, writing) = Lines::to(stream);
+    let writer = lines.clone();
+    let log = match config.log_format {
+        LogFormat::Pretty => {
+            SpanFields.and_then(tracing_subscriber::fmt::layer().with_writer(move || writer.clone()).with_target(false)).boxed()
+        }
+        LogFormat::Json => SpanFields.and_then(JsonLines { release: release.clone(), instance: instance(config), lines: writer }).boxed(),
     };
-    let registry = tracing_subscriber::registry().with(lines.with_filter(filter.and(each_time())));
+    let registry = tracing_subscriber::registry().with(log.with_filter(filter.and(each_time())));
     let (layer, traces, broken) = match traces::layer(config, &release) {
         Ok(Some((layer, export))) => (Some(layer), Some(export), None),
         Ok(None) => (None, None, None),
@@ -103,7 +79,7 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
     if let Some(e) = broken {
         warn!(error = format!("{e:#}"), "no traces are sent: {e:#}");
     }
-    (release, Log { lost, _traces: traces, _writing: writing })
+    (release, Log { lines, _traces: traces, _writing: writing })
 }
 
 /// Has a filter asked anew for each span and event. Where its answer for a place in the code is remembered instead, a
@@ -155,7 +131,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanFields {
 struct JsonLines {
     release: Release,
     instance: String,
-    stream: NonBlocking,
+    lines: Lines,
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
@@ -170,7 +146,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
         }
         if let Ok(mut line) = self.line(event, &fields) {
             line.push(b'\n');
-            let _ = self.stream.make_writer().write_all(&line);
+            self.lines.send(line);
         }
     }
 }
