@@ -156,7 +156,8 @@ impl Pool {
         let _waiting = Waiting::new(&self.pending);
         let started = Instant::now();
         loop {
-            match take().await {
+            // Boxed, or every request would carry the 4 KB that connecting takes, from its beginning to its end.
+            match Box::pin(take()).await {
                 // Class 28: refused authorization.
                 Err(sqlx::Error::Database(e))
                     if e.code().is_some_and(|code| code.starts_with("28")) && started.elapsed() < ACQUIRE_TIMEOUT =>

@@ -143,21 +143,26 @@ impl Redis {
         if let Some(connection) = &slot.connection {
             return Ok((slot.generation, MultiplexedConnection::clone(connection)));
         }
+        // Boxed, or every request would carry the 7 KB that connecting takes.
+        let connection = Box::pin(self.take()).await?;
+        let shared = MultiplexedConnection::clone(&connection);
+        slot.connection = Some(connection);
+        slot.generation += 1;
+        Ok((slot.generation, shared))
+    }
+
+    async fn take(&self) -> Result<deadpool_redis::Connection, Error> {
         let started = Instant::now();
-        let connection = loop {
+        loop {
             let pool = self.0.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
             match pool.get().await {
                 // The file that holds the password may be about to change.
                 Err(PoolError::Backend(e)) if e.kind() == ErrorKind::AuthenticationFailed && started.elapsed() < PATIENCE => {
                     sleep(Duration::from_millis(100)).await;
                 }
-                taken => break taken?,
+                taken => return Ok(taken?),
             }
-        };
-        let shared = MultiplexedConnection::clone(&connection);
-        slot.connection = Some(connection);
-        slot.generation += 1;
-        Ok((slot.generation, shared))
+        }
     }
 }
 
