@@ -163,6 +163,42 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
 }
 
 #[tokio::test]
+async fn the_lines_of_processes_that_share_a_pipe_are_never_mixed() {
+    let deploy = Deploy::new().await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    let start = async || {
+        let port = free_port();
+        let mut command = Command::new(programs().join("web"));
+        command.env_clear().envs(&deploy.environment).env("PORT", port.to_string()).env("RATE_LIMIT_REQUESTS", "1000000");
+        let web = command.stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).kill_on_drop(true).spawn().unwrap();
+        eventually("an answer", async || reqwest::get(format!("http://127.0.0.1:{port}/version")).await.ok()).await;
+        (web, port)
+    };
+    let (mut first, mut second) = (start().await, start().await);
+    drop(writer);
+    // More than the pipe takes, so that both wait for it in the middle of what they have to write.
+    for port in [first.1, second.1] {
+        let mut connection = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let requests =
+            "GET /version HTTP/1.1\r\nhost: x\r\n\r\n".repeat(999) + "GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let (mut answers, mut asking) = connection.split();
+        let mut told = Vec::new();
+        let (asked, answered) = tokio::join!(asking.write_all(requests.as_bytes()), answers.read_to_end(&mut told));
+        asked.and(answered).unwrap();
+    }
+    let reading = tokio::task::spawn_blocking(|| std::io::read_to_string(reader).unwrap());
+    for (web, _) in [&mut first, &mut second] {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(web.id().unwrap().cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
+        web.wait().await.unwrap();
+    }
+    let lines = reading.await.unwrap();
+    assert!(lines.matches("\"route\":\"/version\"").count() >= 2_000, "a line for each request, and no more are lost: {}", lines.len());
+    for line in lines.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok_and(|line| line.is_object()), "mixed: {line}");
+    }
+}
+
+#[tokio::test]
 async fn a_resource_that_stays_away_is_told_once_and_not_each_second() {
     let deploy = Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1/0");
     let web = deploy.web_unready().await;
