@@ -10,8 +10,8 @@ use std::time::Duration;
 /// How many lines wait for a reader of the stream before lines are lost: a reader that has stalled must not stall the
 /// service.
 const WAITING: usize = 4096;
-/// How long a line waits for others, so that they are written together: waking the thread and writing for each of them
-/// would be a tenth of what a busy process does.
+/// How long a line waits for others, so that they are written together: a busy process would otherwise wake the thread and
+/// write once for each request.
 const GATHERING: Duration = Duration::from_millis(2);
 /// How much is written at a time, in whole lines: what a pipe takes in one piece (`PIPE_BUF`), so that the lines of
 /// processes that share one are never mixed.
