@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use axum::routing::get;
 use axum::{Extension, Router, middleware};
 use jiff::Timestamp;
+use tower::ServiceBuilder;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
@@ -93,8 +94,9 @@ pub fn document() -> serde_json::Result<serde_json::Value> {
 
 /// Every route of the service.
 fn routes(app: App, gate: Guard, passwords: Passwords, release: Release) -> anyhow::Result<Router> {
-    let guarded = Router::from(api()).merge(accounts::pages()).layer(Extension(passwords)).with_state(app);
-    let guarded = guarded.route_layer(middleware::from_fn_with_state(Arc::new(gate), guard));
+    let guarded = Router::from(api()).merge(accounts::pages()).with_state(app);
+    let around = ServiceBuilder::new().layer(middleware::from_fn_with_state(Arc::new(gate), guard)).layer(Extension(passwords));
+    let guarded = guarded.route_layer(around);
     let docs = Router::from(SwaggerUi::new("/docs").external_url_unchecked("/openapi.json", document()?));
     Ok(guarded
         .merge(docs.layer(middleware::map_response(http::page::allow_own_scripts)))

@@ -28,6 +28,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
+use tower::ServiceBuilder;
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
@@ -70,16 +71,17 @@ pub struct App {
 /// headers that make browsers careful, the access line.
 pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: Metrics) -> Router {
     let free = Arc::new(Semaphore::new(IN_FLIGHT));
-    routes
-        .fallback(|| async { Problem::not_found() })
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout.0))
-        .layer(middleware::from_fn(move |request, next| shed(free.clone(), request, next)))
+    // The outermost first. One layer for all, since each that is put on routes by itself is boxed, and cloned for each request.
+    let around = ServiceBuilder::new()
+        .layer(middleware::from_fn_with_state(metrics, observe::observe))
+        .layer(middleware::from_fn_with_state(site.is_https(), harden))
+        .layer(option_layer(cors(config)))
         // The panic hook has logged it; the client gets a bare 500, which `observe` gives a body.
         .layer(CatchPanicLayer::custom(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response()))
-        .layer(option_layer(cors(config)))
-        .layer(middleware::from_fn_with_state(site.is_https(), harden))
-        .layer(middleware::from_fn_with_state(metrics, observe::observe))
+        .layer(middleware::from_fn(move |request, next| shed(free.clone(), request, next)))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout.0))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT));
+    routes.fallback(|| async { Problem::not_found() }).layer(around)
 }
 
 async fn shed(free: Arc<Semaphore>, request: Request, next: Next) -> Response {
