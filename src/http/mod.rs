@@ -72,9 +72,10 @@ pub struct App {
 pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: Metrics) -> Router {
     let free = Arc::new(Semaphore::new(IN_FLIGHT));
     // The outermost first. One layer for all, since each that is put on routes by itself is boxed, and cloned for each request.
+    let https = site.is_https();
     let around = ServiceBuilder::new()
         .layer(middleware::from_fn_with_state(metrics, observe::observe))
-        .layer(middleware::from_fn_with_state(site.is_https(), harden))
+        .map_response(move |response| harden(response, https))
         .layer(option_layer(cors(config)))
         // The panic hook has logged it; the client gets a bare 500, which `observe` gives a body.
         .layer(CatchPanicLayer::custom(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response()))
@@ -107,8 +108,7 @@ fn cors(config: &config::Http) -> Option<CorsLayer> {
 }
 
 /// What OWASP's HTTP Headers Cheat Sheet asks for; a page that needs more than nothing brings a policy of its own.
-async fn harden(axum::extract::State(https): axum::extract::State<bool>, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+fn harden<B>(mut response: Response<B>, https: bool) -> Response<B> {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
