@@ -18,11 +18,11 @@ use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber, warn};
+use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{DynFilterFn, FilterExt, LevelFilter, dynamic_filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::config::{self, LogFormat};
 use crate::release::{COMMIT, Release, SERVICE};
@@ -58,8 +58,6 @@ impl Log {
 /// Starts the log of this process; the subscriber is the one global that there is.
 pub fn start(process: &'static str, config: &config::Process, stream: Stream) -> (Release, Log) {
     let release = Release { service: SERVICE, commit: COMMIT, release: config.release_version.clone(), process };
-    // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
-    let filter = EnvFilter::new(format!("sqlx::postgres::notice=warn,{}", config.log_level.0));
     let (lines, writing) = Lines::to(stream);
     let writer = lines.clone();
     let log = match config.log_format {
@@ -68,7 +66,7 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
         }
         LogFormat::Json => SpanFields.and_then(JsonLines { release: release.clone(), instance: instance(config), lines: writer }).boxed(),
     };
-    let registry = tracing_subscriber::registry().with(log.with_filter(filter.and(each_time())));
+    let registry = tracing_subscriber::registry().with(log.with_filter(config.log_level.0.clone().and(each_time())));
     let (layer, traces, broken) = match traces::layer(config, &release) {
         Ok(Some((layer, export))) => (Some(layer), Some(export), None),
         Ok(None) => (None, None, None),

@@ -7,14 +7,14 @@ use deadpool_redis::redis::IntoConnectionInfo;
 use lettre::message::Mailbox;
 use lettre::{AsyncSmtpTransport, Tokio1Executor};
 use secrecy::SecretString;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::Setting;
 
 /// Filter directives of the log.
 #[derive(Debug, Clone)]
-pub struct LogFilter(pub String);
+pub struct LogFilter(pub Targets);
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,9 +150,9 @@ impl Setting for Mailbox {
 
 impl Setting for LogFilter {
     fn parse(text: &str) -> Result<Self, String> {
-        EnvFilter::try_new(text)
-            .map(|_| Self(text.to_owned()))
-            .map_err(|_| "must be a level or filter directives such as `info,sqlx=warn`".to_owned())
+        // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
+        let directives = format!("sqlx::postgres::notice=warn,{text}");
+        directives.parse().map(Self).map_err(|_| "must be a level or filter directives such as `info,sqlx=warn`".to_owned())
     }
 }
 
