@@ -30,8 +30,10 @@ fn git(arguments: &[&str]) -> Option<String> {
 /// An image's build has no git, but its file that names the commit.
 fn from_files() -> Option<String> {
     let read = |name: &str| {
+        let text = std::fs::read_to_string(format!(".git/{name}")).ok()?;
+        // A file that is not there would have everything built again each time.
         println!("cargo:rerun-if-changed=.git/{name}");
-        std::fs::read_to_string(format!(".git/{name}")).ok()
+        Some(text)
     };
     let head = read("HEAD")?;
     let Some(reference) = head.trim().strip_prefix("ref: ") else { return Some(head.trim().to_owned()) };
