@@ -1,15 +1,13 @@
 //! How far a request has come on its connection, which decides what a drain waits for and what it may cut off.
 
-use std::future::pending;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{self, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, Incoming};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// How long a client may take to read an answer.
@@ -37,33 +35,37 @@ pub(super) enum Stage {
 }
 
 /// What a connection is at, and since when.
-pub(super) struct Progress(watch::Sender<(Stage, Instant)>);
+pub(super) struct Progress(Mutex<(Stage, Instant)>);
 
 impl Default for Progress {
     fn default() -> Self {
-        Self(watch::Sender::new((Stage::Idle, Instant::now())))
+        Self(Mutex::new((Stage::Idle, Instant::now())))
     }
 }
 
 impl Progress {
     pub(super) fn stage(&self) -> Stage {
-        self.0.borrow().0
+        self.get().0
     }
 
     pub(super) fn set(&self, stage: Stage) {
-        self.0.send_replace((stage, Instant::now()));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (stage, Instant::now());
+    }
+
+    fn get(&self) -> (Stage, Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when an answer has been going out for longer than a client may take.
     pub(super) async fn unread(&self) {
-        let mut changes = self.0.subscribe();
         loop {
-            let (stage, since) = *changes.borrow_and_update();
-            let limit = async { if stage == Stage::Sending { sleep_until(since + READ_LIMIT).await } else { pending().await } };
-            tokio::select! {
-                () = limit => return,
-                _ = changes.changed() => {}
-            }
+            // An answer that begins later is not late before the next look, so no change needs to wake anybody.
+            let begun = match self.get() {
+                (Stage::Sending, since) if since.elapsed() >= READ_LIMIT => return,
+                (Stage::Sending, since) => since,
+                _ => Instant::now(),
+            };
+            sleep_until(begun + READ_LIMIT).await;
         }
     }
 }

@@ -62,6 +62,17 @@ async fn an_answer_that_is_read_slowly_is_finished_in_the_drain() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_reads_its_answer_is_let_go_after_a_minute() {
+    let deploy = Deploy::new().await.with("LOG_LEVEL", "info,app=debug");
+    let web = deploy.web().await;
+    let _client = a_client_that_does_not_read(&deploy, &web).await;
+    let let_go = "its client does not read the answer";
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    assert!(!web.process.lines().iter().any(|line| line.contains(let_go)), "it must have had its time");
+    web.process.says(let_go).await;
+}
+
+#[tokio::test]
 async fn a_request_that_is_not_all_there_holds_a_drain_no_longer_than_its_limit_and_does_not_count() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut web = deploy.web().await;
