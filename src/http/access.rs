@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::client::{ClientAddress, Peer};
 use super::limit::{self, Budget};
 use super::problem::{Problem, Result};
-use super::session::{Role, Session, Sessions};
+use super::session::{self, Role, Session, Sessions};
 use super::token;
 use crate::config::{self, PublicUrl};
 use crate::resources::postgres::Pool;
@@ -131,12 +131,13 @@ impl Guard {
 
     /// Session and limit in one round trip. Without Redis there is neither: 503.
     async fn by_session(&self, id: &str, bucket: Option<(String, u32)>) -> Result<Option<(Session, Budget)>> {
+        let hash = session::hash(id);
         let mut commands = pipe();
-        self.sessions.ask(&mut commands, id);
-        let (bucket, a_minute) = bucket.unwrap_or_else(|| (self.sessions.bucket(id), self.config.rate_limit_requests.get()));
+        self.sessions.ask(&mut commands, &hash);
+        let (bucket, a_minute) = bucket.unwrap_or_else(|| (format!("session:{hash}"), self.config.rate_limit_requests.get()));
         limit::ask(&mut commands, &bucket, a_minute);
         let (data, answer): (Option<String>, limit::Answer) = self.redis.run(&commands).await?;
-        let Some(session) = self.sessions.read(id, data) else { return Ok(None) };
+        let Some(session) = self.sessions.read(hash, data) else { return Ok(None) };
         Ok(Some((session, Budget::of(answer, a_minute)?)))
     }
 

@@ -91,20 +91,15 @@ impl Sessions {
     }
 
     /// Adds the question for a session, which also gives it a new lease of life, to what is asked of Redis anyway.
-    pub fn ask(&self, commands: &mut Pipeline, id: &str) {
-        commands.cmd("GETEX").arg(key(&hash(id))).arg("PX").arg(millis(self.ttl));
+    pub fn ask(&self, commands: &mut Pipeline, hash: &str) {
+        commands.cmd("GETEX").arg(key(hash)).arg("PX").arg(millis(self.ttl));
     }
 
     /// Reads the answer: the session, if there is one and it is not too old.
-    pub fn read(&self, id: &str, data: Option<String>) -> Option<Session> {
+    pub fn read(&self, hash: String, data: Option<String>) -> Option<Session> {
         let session = serde_json::from_str::<Session>(&data?).ok()?;
         let age = (self.now)().duration_since(session.created_at).unsigned_abs();
-        (age < self.max_age).then(|| Session { hash: hash(id), ..session })
-    }
-
-    /// What limits count a session by.
-    pub fn bucket(&self, id: &str) -> String {
-        format!("session:{}", hash(id))
+        (age < self.max_age).then_some(Session { hash, ..session })
     }
 
     /// An account's sessions with the time of their last use, the oldest first.
@@ -212,7 +207,8 @@ async fn members(redis: &Redis, account_id: Uuid) -> Result<Vec<String>, redis::
     Ok(hashes)
 }
 
-fn hash(id: &str) -> String {
+/// What Redis knows of a session's id.
+pub fn hash(id: &str) -> String {
     URL_SAFE_NO_PAD.encode(secret::hash(id))
 }
 
