@@ -134,15 +134,7 @@ struct JsonLines {
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        // The innermost says it; what it repeats of an outer one is left out.
-        for span in context.event_scope(event).into_iter().flatten() {
-            if let Some(outer) = span.extensions().get::<Fields>() {
-                fields.0.extend(outer.0.iter().filter(|(name, _)| fields.get(name).is_none()).cloned().collect::<Vec<_>>());
-            }
-        }
-        if let Ok(mut line) = self.line(event, &fields) {
+        if let Ok(mut line) = self.line(event, &context) {
             line.push(b'\n');
             self.lines.send(line);
         }
@@ -150,8 +142,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for JsonLines {
 }
 
 impl JsonLines {
-    fn line(&self, event: &Event<'_>, fields: &Fields) -> serde_json::Result<Vec<u8>> {
-        let mut line = Vec::with_capacity(512);
+    fn line<S: Subscriber + for<'a> LookupSpan<'a>>(&self, event: &Event<'_>, context: &Context<'_, S>) -> serde_json::Result<Vec<u8>> {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let mut line = Vec::with_capacity(1024);
         let mut json = serde_json::Serializer::new(&mut line);
         let mut map = json.serialize_map(None)?;
         #[expect(clippy::disallowed_methods, reason = "a log line's time is the machine's own")]
@@ -166,12 +160,11 @@ impl JsonLines {
         map.serialize_entry("instance", &self.instance)?;
         map.serialize_entry("release", &self.release.release)?;
         map.serialize_entry("commit", self.release.commit)?;
-        for (name, value) in &fields.0 {
-            match *name {
-                "message" => {}
-                // The trace's id is what people search for.
-                "traceparent" => map.serialize_entry("trace_id", value.as_str().and_then(|text| text.get(3..35)).unwrap_or_default())?,
-                name => map.serialize_entry(name, value)?,
+        let mut told = vec!["message"];
+        fields.tell(&mut map, &mut told)?;
+        for span in context.event_scope(event).into_iter().flatten() {
+            if let Some(fields) = span.extensions().get::<Fields>() {
+                fields.tell(&mut map, &mut told)?;
             }
         }
         map.end()?;
@@ -186,6 +179,22 @@ struct Fields(Vec<(&'static str, Value)>);
 impl Fields {
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.iter().find_map(|(known, value)| (*known == name).then_some(value))
+    }
+
+    /// Adds those to a line that it does not have yet: the innermost says it, what repeats it is left out.
+    fn tell<M: SerializeMap>(&self, line: &mut M, told: &mut Vec<&'static str>) -> Result<(), M::Error> {
+        for (name, value) in &self.0 {
+            if told.contains(name) {
+                continue;
+            }
+            told.push(name);
+            match *name {
+                // The trace's id is what people search for.
+                "traceparent" => line.serialize_entry("trace_id", value.as_str().and_then(|text| text.get(3..35)).unwrap_or_default())?,
+                name => line.serialize_entry(name, value)?,
+            }
+        }
+        Ok(())
     }
 
     fn set(&mut self, field: &Field, value: impl Into<Value>) {
