@@ -169,24 +169,18 @@ fn report(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinErr
     }
 }
 
-/// When something last happened.
-#[derive(Clone)]
-pub struct Pulse(Arc<Mutex<Instant>>);
-
-impl Default for Pulse {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
-    }
-}
+/// When something last happened; by default never.
+#[derive(Clone, Default)]
+pub struct Pulse(Arc<Mutex<Option<Instant>>>);
 
 impl Pulse {
-    /// It happened now.
+    /// It happens now.
     pub fn beat(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// How long ago it happened.
     pub fn age(&self) -> Duration {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).map_or(Duration::MAX, |at| at.elapsed())
     }
 }

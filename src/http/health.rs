@@ -111,9 +111,10 @@ impl Health {
         })
     }
 
-    /// Something that must keep happening has happened not longer ago than `limit`.
+    /// Something that must keep happening, from now on, has happened not longer ago than `limit`.
     pub fn pulse(self, name: &'static str, pulse: &Pulse, limit: Duration) -> Self {
         let pulse = pulse.clone();
+        pulse.beat();
         self.check(name, move || {
             let age = pulse.age();
             async move { if age <= limit { Ok(()) } else { Err(("stalled", format!("nothing for more than {limit:?}"))) } }
