@@ -7,13 +7,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use axum::body::Bytes;
+use axum::http::header;
+use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Extension, Router, middleware};
 use jiff::Timestamp;
+use tokio::sync::OnceCell;
 use tower::ServiceBuilder;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use crate::accounts;
 use crate::accounts::password::Passwords;
@@ -22,7 +26,7 @@ use crate::http::access::{Guard, guard, scopes};
 use crate::http::health::{self, Health};
 use crate::http::serve::{listen, serve};
 use crate::http::session::Sessions;
-use crate::http::{self, App, openapi};
+use crate::http::{self, App, Parts, Problem, openapi};
 use crate::jobs::Notifier;
 use crate::lifecycle::{self, Lifecycle};
 use crate::release::Release;
@@ -58,12 +62,12 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
         site: site.clone(),
         unlimited: AtomicBool::new(false),
     };
-    let app = App { postgres: postgres.clone(), sessions, notifier, scopes: scopes(ACCESS).into(), now };
+    let app = Parts { postgres: postgres.clone(), sessions, notifier, scopes: scopes(ACCESS).into(), now }.into();
 
     // Before the first look: who reads that it is ready must reach it.
     let listener = listen("web", http.port).await?;
     let probes = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
-    let routes = routes(app, guard, Passwords::new()?, lifecycle.release.clone())?;
+    let routes = routes(app, guard, Passwords::new()?, lifecycle.release.clone());
     let routes = http::finish(routes, &http, &site, lifecycle.metrics.clone());
     let delay = http.drain_delay;
     lifecycle.delay_drain(delay);
@@ -92,13 +96,21 @@ pub fn document() -> serde_json::Result<serde_json::Value> {
     openapi::complete(&api().into_openapi(), ACCESS)
 }
 
+/// The document as it is served: made when first asked for, since it takes a megabyte of memory, and most processes never are.
+async fn described(text: &OnceCell<Bytes>) -> http::Result<impl IntoResponse + use<>> {
+    let text = text.get_or_try_init(async || serde_json::to_vec(&document()?).map(Bytes::from)).await.map_err(Problem::internal)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text.clone()))
+}
+
 /// Every route of the service.
-fn routes(app: App, gate: Guard, passwords: Passwords, release: Release) -> anyhow::Result<Router> {
+fn routes(app: App, gate: Guard, passwords: Passwords, release: Release) -> Router {
     let guarded = Router::from(api()).merge(accounts::pages()).with_state(app);
     let around = ServiceBuilder::new().layer(middleware::from_fn_with_state(Arc::new(gate), guard)).layer(Extension(passwords));
     let guarded = guarded.route_layer(around);
-    let docs = Router::from(SwaggerUi::new("/docs").external_url_unchecked("/openapi.json", document()?));
-    Ok(guarded
+    let docs = Router::from(SwaggerUi::new("/docs").config(SwaggerConfig::from("/openapi.json")));
+    let text = Arc::new(OnceCell::new());
+    guarded
         .merge(docs.layer(middleware::map_response(http::page::allow_own_scripts)))
-        .route("/version", get(async move || axum::Json(release))))
+        .route("/openapi.json", get(async move || described(&text).await))
+        .route("/version", get(async move || axum::Json(release)))
 }

@@ -14,7 +14,7 @@ use super::Task;
 use super::output::{note, say};
 use crate::accounts::{account, account::Account, audit, audit::Action, password::Passwords, sessions::end_before};
 use crate::http::session::{Role, Sessions};
-use crate::http::{App, Problem, secret, token};
+use crate::http::{App, Parts, Problem, secret, token};
 use crate::reminders::reminder; // only: sample
 use crate::resources::{postgres::Pool, redis::Redis};
 use crate::{config, jobs::Notifier};
@@ -201,7 +201,7 @@ fn attach(task: &Task) -> Result<App> {
     let now = Timestamp::now;
     let sessions = Sessions::new(Redis::attach(&redis)?, &http, &site.public_url, now);
     // Nobody wakes the workers, who find a job at their next poll.
-    Ok(App { postgres: Pool::attach(&database, "admin")?, sessions, notifier: Notifier::default(), scopes: [].into(), now })
+    Ok(Parts { postgres: Pool::attach(&database, "admin")?, sessions, notifier: Notifier::default(), scopes: [].into(), now }.into())
 }
 
 /// What was wrong inside: an operator may know.

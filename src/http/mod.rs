@@ -19,6 +19,7 @@ pub mod serve;
 pub mod session;
 pub mod token;
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::Router;
@@ -54,9 +55,12 @@ const BODY_LIMIT: usize = 1024 * 1024;
 /// How many requests are worked on at a time; more would wait for each other until all are too late.
 const IN_FLIGHT: usize = 512;
 
-/// What handlers reach: the attached resources and what is passed in instead of being global.
+/// What handlers reach. Each layer that a request passes clones it.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Parts>);
+
+/// The attached resources and what is passed in instead of being global.
+pub struct Parts {
     pub postgres: Pool,
     pub sessions: Sessions,
     /// Wakes the workers after a commit that enqueued something.
@@ -65,6 +69,20 @@ pub struct App {
     pub scopes: Arc<[&'static str]>,
     /// The time of day.
     pub now: fn() -> Timestamp,
+}
+
+impl From<Parts> for App {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 /// Puts around the routes what holds for all of them: limits of time, size and number, CORS, problem bodies, the
