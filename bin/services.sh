@@ -88,32 +88,35 @@ finish() {
 
 # launch SIGNAL COMMAND…: starts a command, to be stopped by a signal; its process id is then in $launched.
 launch() {
-    local signal=$1
-    shift
     set -m
-    "$@" </dev/null 9>&- &
+    become "$@" </dev/null &
     set +m
     launched=$!
-    printf '%s %s\n' "$signal" "$launched" >>"$run/started"
+}
+
+# A process notes itself before it lets go of the pipe: were this script killed as soon as it had started it, nobody else would.
+become() {
+    # shellcheck disable=SC2016 # the bash of macOS knows the number of a subshell by a child alone
+    printf '%s %s\n' "$1" "$(exec sh -c 'echo "$PPID"')" >>"$run/started"
+    shift
+    exec 9>&-
+    case $(type -t "$1") in function) "$@" ;; *) exec "$@" ;; esac
 }
 
 # forget PID: it has ended, and its number may become another's.
-forget() {
-    grep -v " $1\$" "$run/started" >"$run/started.new" || true
-    mv "$run/started.new" "$run/started"
-}
+forget() { printf 'ended %s\n' "$1" >>"$run/started"; }
 
 # Stops what was started. The processes of a formation (TERM) drain together, and to their end they have their services;
 # then these are stopped one by one, the last first.
 stop_all() {
     local signal id
+    sed '1!G;h;$!d' "$run/started" | awk '$1 == "ended" { ended[$2]; next } $2 in ended { delete ended[$2]; next } 1' >"$run/stop-order"
     while read -r signal id; do
         [ "$signal" != TERM ] || kill -s TERM "$id" 2>/dev/null || true
-    done <"$run/started"
+    done <"$run/stop-order"
     while read -r signal id; do
         [ "$signal" != TERM ] || wait_for_end "$id"
-    done <"$run/started"
-    sed '1!G;h;$!d' "$run/started" >"$run/stop-order"
+    done <"$run/stop-order"
     while read -r signal id; do
         case $signal in
             TERM) ;;
