@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::queue::{self, Expired};
-use super::within;
+use super::{FIRST_LOOK, within};
 use crate::telemetry::metrics::Metrics;
 
 /// The jobs that a worker holds, with their tokens, and whom to tell when a lease is extended.
@@ -83,7 +83,7 @@ impl Leases {
     /// Fails what ran on workers that are gone. It is another task: what holds it up must not cost a lease here.
     pub(super) async fn expire(self, pool: PgPool, metrics: Metrics) {
         let every = self.length / 3;
-        let mut look = interval(every);
+        let mut look = interval_at(Instant::now() + FIRST_LOOK, every);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             look.tick().await;

@@ -179,6 +179,9 @@ fn enqueue_parsed<J: Job>(connection: &mut PgConnection, payload: serde_json::Va
 /// again, would never have one.
 const CONNECT: Duration = Duration::from_secs(2);
 
+/// When a worker first looks for what can wait: connecting is most of its start, and this would have it connect twice more.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+
 /// An answer of the database that comes within a limit, or an error that says that none came.
 async fn within<T>(limit: Duration, query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     tokio::time::timeout(limit.max(CONNECT), query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))

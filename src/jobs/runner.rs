@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::execution::{COMPLETION_BATCH, Execution, write_back, write_completions};
 use super::lease::Leases;
-use super::{CHANNEL, Registry, Resources, queue, within};
+use super::{CHANNEL, FIRST_LOOK, Registry, Resources, queue, within};
 use crate::lifecycle::Pulse;
 use crate::resources::postgres::{self, Timestamp};
 use crate::telemetry::metrics::Metrics;
@@ -197,7 +197,7 @@ async fn listen(pool: PgPool, wake: Arc<Notify>) {
 /// Tells, once for each, of kinds that wait and that this worker does not know: a newer release enqueues them, or an
 /// older one did. They stay in the queue for a worker that knows them.
 async fn report_unknown(pool: PgPool, mut known: Vec<String>) {
-    let mut look = interval(UNKNOWN);
+    let mut look = interval_at(Instant::now() + FIRST_LOOK, UNKNOWN);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
