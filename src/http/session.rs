@@ -129,15 +129,13 @@ impl Sessions {
     /// Ends one session of an account, by its hash; says whether the account had it.
     /// Errors: Redis is away, and the session goes on.
     pub async fn end(&self, account_id: Uuid, hash: &str) -> Result<bool, redis::Error> {
-        let mut commands = pipe();
-        commands.zrem(set_key(account_id), hash);
-        let (was_there,): (bool,) = self.redis.run(&commands).await?;
-        if was_there {
-            let mut commands = pipe();
-            commands.del(key(hash)).ignore();
-            self.redis.run::<()>(&commands).await?;
+        let mut ask = pipe();
+        ask.cmd("ZSCORE").arg(set_key(account_id)).arg(hash);
+        let (born,): (Option<f64>,) = self.redis.run(&ask).await?;
+        if born.is_some() {
+            end(&self.redis, account_id, hash).await?;
         }
-        Ok(was_there)
+        Ok(born.is_some())
     }
 
     /// Ends the session whose id a request brings, if it brings one.
@@ -192,12 +190,17 @@ pub async fn end_before(redis: &Redis, account_id: Uuid, epoch: i32) -> Result<(
         let (data,): (Option<String>,) = redis.run(&get).await?;
         let stays = data.and_then(|data| serde_json::from_str::<Session>(&data).ok()).is_some_and(|session| session.epoch >= epoch);
         if !stays {
-            let mut end = pipe();
-            end.del(key(&hash)).ignore().zrem(set_key(account_id), &hash).ignore();
-            redis.run::<()>(end.atomic()).await?;
+            end(redis, account_id, &hash).await?;
         }
     }
     Ok(())
+}
+
+/// At once, or a session that goes on would be in no list, and nobody could end it.
+async fn end(redis: &Redis, account_id: Uuid, hash: &str) -> Result<(), redis::Error> {
+    let mut commands = pipe();
+    commands.del(key(hash)).ignore().zrem(set_key(account_id), hash).ignore();
+    redis.run(commands.atomic()).await
 }
 
 async fn members(redis: &Redis, account_id: Uuid) -> Result<Vec<String>, redis::Error> {

@@ -1,5 +1,7 @@
 //! Another password, another address, the end of sessions: exactly those that it shall be.
 
+use std::time::Duration;
+
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -7,7 +9,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use crate::support::person::{PASSWORD, Person, problem};
-use crate::support::{Deploy, eventually};
+use crate::support::{Deploy, Proxy, eventually};
 
 const OTHER: &str = "another password altogether";
 
@@ -149,6 +151,30 @@ async fn my_sessions_are_listed_and_ended_one_or_all() {
     other.log_in().await;
     assert_eq!(ada.delete("/account/sessions").await.status(), 204);
     assert_eq!((status(&ada).await, status(&other).await), (401, 401));
+}
+
+#[tokio::test]
+async fn a_session_that_could_not_be_ended_stays_in_the_list_until_it_is() {
+    let deploy = Deploy::new().await;
+    let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
+    let url = deploy.through("REDIS_URL", &proxy);
+    let web = deploy.with("REDIS_URL", url).web().await;
+    let ada = Person::unverified(&web).await;
+    let other = elsewhere(&ada).await;
+    let list: Value = ada.get("/account/sessions").await.json().await.unwrap();
+    let second = format!("/account/sessions/{}", list["items"][1]["id"].as_str().unwrap());
+
+    // Redis goes away as the session is about to be deleted there.
+    proxy.delay(Duration::from_millis(300));
+    let interrupted = async {
+        eventually("the deletion", async || proxy.sent().iter().any(|piece| piece.contains("\r\nDEL\r\n")).then_some(())).await;
+        proxy.cut();
+    };
+    let (answer, ()) = tokio::join!(ada.delete(&second), interrupted);
+    problem(answer, 503, "unavailable").await;
+    proxy.heal();
+    let again = eventually("an answer", async || Some(ada.delete(&second).await).filter(|answer| answer.status() != 503)).await;
+    assert_eq!((again.status().as_u16(), status(&other).await), (204, 401));
 }
 
 #[tokio::test]
