@@ -1,14 +1,24 @@
 //! How far a request has come on its connection, which decides what a drain waits for and what it may cut off.
 
+use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{self, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, Incoming};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
+
+/// How long a client may take over the head of a request.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a connection may be idle: longer than balancers keep theirs (60 s at most of them, 90 s at Heroku's router), since
+/// one that asks on a connection that is just being closed gets no answer.
+const IDLE_LIMIT: Duration = Duration::from_secs(100);
 
 /// How long a client may take to read an answer.
 const READ_LIMIT: Duration = Duration::from_mins(1);
@@ -35,38 +45,126 @@ pub(super) enum Stage {
 }
 
 /// What a connection is at, and since when.
-pub(super) struct Progress(Mutex<(Stage, Instant)>);
+pub(super) struct Progress(Mutex<State>);
+
+#[derive(Clone, Copy)]
+struct State {
+    stage: Stage,
+    since: Instant,
+    /// Since when the head of a request comes in.
+    head: Option<Instant>,
+    /// Since when the client takes nothing of what is sent.
+    stuck: Option<Instant>,
+}
 
 impl Default for Progress {
     fn default() -> Self {
-        Self(Mutex::new((Stage::Idle, Instant::now())))
+        let now = Instant::now();
+        // Who connects is expected to ask.
+        Self(Mutex::new(State { stage: Stage::Idle, since: now, head: Some(now), stuck: None }))
     }
 }
 
 impl Progress {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn stage(&self) -> Stage {
-        self.get().0
+        self.state().stage
     }
 
-    pub(super) fn set(&self, stage: Stage) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (stage, Instant::now());
+    /// Nobody waits for an answer, or for the rest of one.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.stage == Stage::Idle && state.stuck.is_none()
     }
 
-    fn get(&self) -> (Stage, Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn set(&self, stage: Stage) {
+        let mut state = self.state();
+        (state.stage, state.since, state.head) = (stage, Instant::now(), None);
     }
 
-    /// Returns when an answer has been going out for longer than a client may take.
-    pub(super) async fn unread(&self) {
-        loop {
-            // An answer that begins later is not late before the next look, so no change needs to wake anybody.
-            let begun = match self.get() {
-                (Stage::Sending, since) if since.elapsed() >= READ_LIMIT => return,
-                (Stage::Sending, since) => since,
-                _ => Instant::now(),
-            };
-            sleep_until(begun + READ_LIMIT).await;
+    fn heard(&self) {
+        let mut state = self.state();
+        if state.stage == Stage::Idle && state.head.is_none() {
+            state.head = Some(Instant::now());
         }
+    }
+
+    /// Returns when the client has taken longer than it may: over a request's head, over an answer, or over nothing.
+    pub(super) async fn late(&self) {
+        loop {
+            let (state, now) = (*self.state(), Instant::now());
+            let whole = match state.stage {
+                Stage::Sending => Some(state.since + READ_LIMIT),
+                Stage::Idle => Some(state.since + IDLE_LIMIT),
+                Stage::Receiving | Stage::Working => None,
+            };
+            let ends = [whole, state.head.map(|at| at + HEAD_LIMIT), state.stuck.map(|at| at + READ_LIMIT)];
+            // What begins later is not late before the next look, so no change needs to wake anybody.
+            let next = ends.into_iter().flatten().fold(now + HEAD_LIMIT, Instant::min);
+            if next <= now {
+                return;
+            }
+            sleep_until(next).await;
+        }
+    }
+}
+
+/// A client's connection, which notes when something comes in and when nothing goes out.
+pub(super) struct Noted {
+    stream: TcpStream,
+    progress: Arc<Progress>,
+    stuck: bool,
+}
+
+impl Noted {
+    pub(super) fn new(stream: TcpStream, progress: Arc<Progress>) -> Self {
+        Self { stream, progress, stuck: false }
+    }
+
+    fn sent(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_pending() != self.stuck {
+            self.stuck = written.is_pending();
+            self.progress.state().stuck = self.stuck.then(Instant::now);
+        }
+        written
+    }
+}
+
+impl AsyncRead for Noted {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut task::Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.progress.heard();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Noted {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut task::Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, data);
+        self.sent(written)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut task::Context<'_>, data: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, data);
+        self.sent(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -81,12 +179,12 @@ impl Lingering {
     pub(super) fn new(body: Incoming, progress: Arc<Progress>) -> Self {
         progress.set(Stage::Receiving);
         let body = Self { body: Some(body), progress };
-        body.note_end();
+        body.note_end(false);
         body
     }
 
-    fn note_end(&self) {
-        if self.is_end_stream() && self.progress.stage() == Stage::Receiving {
+    fn note_end(&self, ended: bool) {
+        if (ended || self.is_end_stream()) && self.progress.stage() == Stage::Receiving {
             self.progress.set(Stage::Working);
         }
     }
@@ -94,6 +192,8 @@ impl Lingering {
 
 impl Drop for Lingering {
     fn drop(&mut self) {
+        // Nobody asks for the rest, so nothing is missing.
+        self.note_end(true);
         if let Some(mut body) = self.body.take().filter(|body| !body.is_end_stream()) {
             tokio::spawn(timeout(LINGER, async move {
                 let mut left = LINGER_LIMIT;
@@ -114,7 +214,8 @@ impl hyper::body::Body for Lingering {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context));
-        self.note_end();
+        // Of a body in chunks, only this tells.
+        self.note_end(matches!(frame, Poll::Ready(None)));
         frame
     }
 

@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use axum::http::Request;
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,11 +21,8 @@ use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::client::Peer;
-use super::progress::{Guarded, Lingering, Progress, Stage};
+use super::progress::{Guarded, Lingering, Noted, Progress, Stage};
 use crate::lifecycle::Lifecycle;
-
-/// How long a client may take over the head of a request, and so how long an idle connection lives.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest head that a request may have, in bytes; a larger one is 431.
 const HEADER_LIMIT: usize = 32 * 1024;
@@ -34,6 +32,9 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// How many connections a listener holds at a time; who comes after waits in the system's queue.
 const CONNECTIONS: usize = 4096;
+
+/// What has come in when a listener closes is read within this time.
+const ARRIVED: Duration = Duration::from_millis(5);
 
 /// After an answer's end its last bytes may still be on the way to the client.
 const FLUSH: Duration = Duration::from_millis(300);
@@ -81,6 +82,13 @@ async fn accept(
         soft.cancelled().await;
         sleep(delay).await;
     });
+    let begin = |stream, peer, slot: Result<OwnedSemaphorePermit, _>, connections: &mut JoinSet<bool>| {
+        let connection = connection(stream, Peer(peer), routes.clone(), closing.clone(), hard.clone());
+        connections.spawn(async move {
+            let _slot = slot;
+            connection.await
+        });
+    };
     loop {
         let accept = async {
             let slot = slots.clone().acquire_owned().await;
@@ -90,13 +98,7 @@ async fn accept(
             () = &mut closed => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             (slot, accepted) = accept => match accepted {
-                Ok((stream, peer)) => {
-                    let connection = connection(stream, Peer(peer), routes.clone(), closing.clone(), hard.clone());
-                    connections.spawn(async move {
-                        let _slot = slot;
-                        connection.await
-                    });
-                }
+                Ok((stream, peer)) => begin(stream, peer, slot, &mut connections),
                 Err(e) => {
                     // Out of file descriptors, most often: accepting again at once would spin, and telling it each time too.
                     if told.is_none_or(|at| at.elapsed() > TELL_AGAIN) {
@@ -107,6 +109,12 @@ async fn accept(
                 }
             }
         }
+    }
+    // Who has connected by now is answered too.
+    while let Ok(slot) = slots.clone().try_acquire_owned()
+        && let Some(Ok((stream, peer))) = socket.accept().now_or_never()
+    {
+        begin(stream, peer, Ok(slot), &mut connections);
     }
     drop(socket);
     closing.cancel();
@@ -132,25 +140,31 @@ async fn connection(stream: TcpStream, peer: Peer, routes: Router, closing: Canc
     let mut connection = pin!(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+            // It would end idle connections too; `progress` tells the two apart.
+            .header_read_timeout(None)
             .max_buf_size(HEADER_LIMIT)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(Noted::new(stream, progress.clone())), service)
     );
     tokio::select! {
+        biased;
         // A client that hangs up or talks nonsense is its own business.
         ended = connection.as_mut() => {
             if let Err(e) = ended { debug!("connection ended: {e}") }
             return false;
         }
-        () = progress.unread() => {
-            debug!("connection closed: its client does not read the answer");
+        () = progress.late() => {
+            debug!("connection closed: its client takes too long");
             return false;
         }
-        () = closing.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = closing.cancelled() => {}
     }
-    if progress.stage() == Stage::Idle {
-        // Idle connections close at once; what is left is a half-sent head, or an answer's last bytes.
-        let _ = timeout(FLUSH, connection).await;
+    // A request may lie in the socket, and to close now would reset it.
+    if timeout(ARRIVED, connection.as_mut()).await.is_ok() {
+        return false;
+    }
+    connection.as_mut().graceful_shutdown();
+    // Idle connections close at once; what is left is a half-sent head, whose rest may come, or an answer's last bytes.
+    if progress.is_idle() && (timeout(FLUSH, connection.as_mut()).await.is_ok() || progress.is_idle()) {
         return false;
     }
     tokio::select! {

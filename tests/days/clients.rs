@@ -66,10 +66,55 @@ async fn a_client_that_never_reads_its_answer_is_let_go_after_a_minute() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "info,app=debug");
     let web = deploy.web().await;
     let _client = a_client_that_does_not_read(&deploy, &web).await;
-    let let_go = "its client does not read the answer";
+    // One whose answers are many and small, and lie in the process as it asks for more.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut many = socket.connect(format!("127.0.0.1:{}", web.port()).parse().unwrap()).await.unwrap();
+    while let Ok(sent) = tokio::time::timeout(Duration::from_secs(1), many.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")).await {
+        sent.unwrap();
+    }
+    let let_go = || web.process.lines().iter().filter(|line| line.contains("its client takes too long")).count();
     tokio::time::sleep(Duration::from_secs(45)).await;
-    assert!(!web.process.lines().iter().any(|line| line.contains(let_go)), "it must have had its time");
-    web.process.says(let_go).await;
+    assert_eq!(let_go(), 0, "they must have had their time");
+    eventually("both are let go", async || (let_go() >= 2).then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_longer_than_the_head_of_a_request_may_take() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let mut client = connect(&web).await;
+    for pause in [0, 15] {
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+        client.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        while !client.read_u8().await.unwrap().eq(&b'\n') || client.read_u8().await.unwrap() != b'l' {}
+        client.read_exact(&mut [0; 4]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_has_asked_before_the_listener_closes_is_answered() {
+    let deploy = Deploy::new().await;
+    let mut web = deploy.web().await;
+    // While it sleeps, they connect and ask; as it wakes, it finds them and the signal.
+    web.process.signal(Signal::SIGSTOP);
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = connect(&web).await;
+        client.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        clients.push(client);
+    }
+    web.process.signal(Signal::SIGTERM);
+    web.process.signal(Signal::SIGCONT);
+    for mut client in clients {
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+    }
+    assert_eq!(web.process.exit().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -88,6 +133,27 @@ async fn a_request_that_is_not_all_there_holds_a_drain_no_longer_than_its_limit_
     let started = Instant::now();
     assert_eq!(web.process.terminate().await, Some(0), "{:#?}", web.process.lines());
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_request_in_chunks_that_is_worked_on_at_the_end_of_the_drain_counts() {
+    let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
+    let mut web = deploy.web().await;
+    let cookie = Person::known(&deploy, &web).await.cookie().await;
+    let mut database = deploy.database().await;
+    let mut lock = sqlx::Connection::begin(&mut database).await.unwrap();
+    sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
+    let body = r#"{"name": "x", "scopes": ["tokens:read"], "expires_in_days": 1}"#;
+    let request = format!(
+        "POST /api/v1/tokens HTTP/1.1\r\nhost: x\r\ncookie: {cookie}\r\nsec-fetch-site: same-origin\r\ncontent-type: application/json\r\n\
+         transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    let mut client = connect(&web).await;
+    client.write_all(request.as_bytes()).await.unwrap();
+    deploy.waits_for_a_lock().await;
+    assert_eq!(web.process.terminate().await, Some(1), "{:#?}", web.process.lines());
+    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
 }
 
 #[tokio::test]

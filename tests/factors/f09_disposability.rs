@@ -58,7 +58,7 @@ async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
     let mut lock = database.begin().await.unwrap();
     sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
     let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/tokens").send());
-    waits_for_a_lock(&deploy).await;
+    deploy.waits_for_a_lock().await;
     // An idle connection, and one with half a request, which must not hold the drain.
     let idle = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
     let mut half_sent = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
@@ -86,20 +86,11 @@ async fn what_is_still_answered_at_the_end_of_the_drain_is_cut_off_and_counted()
     let mut lock = database.begin().await.unwrap();
     sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
     let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/tokens").send());
-    waits_for_a_lock(&deploy).await;
+    deploy.waits_for_a_lock().await;
     web.process.signal(Signal::SIGTERM);
     assert_eq!(web.process.exit_within(LONG_BEFORE).await.code(), Some(1));
     assert!(reading.await.unwrap().is_err());
     assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
-}
-
-async fn waits_for_a_lock(deploy: &Deploy) {
-    eventually("a query that waits", async || {
-        let mut database = deploy.database().await;
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut database).await.unwrap() > 0).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]
@@ -147,7 +138,7 @@ async fn with_a_stuck_job(deploy: &Deploy) -> (Person, crate::support::Process, 
     let grace = Person::stranger(&web);
     grace.sign_up().await;
     first.says("send_verification starts").await;
-    waits_for_a_lock(deploy).await;
+    deploy.waits_for_a_lock().await;
     (grace, first, database)
 }
 

@@ -141,6 +141,17 @@ impl Deploy {
         Web::of(self.start("web")).await
     }
 
+    /// Waits until somebody's query waits for a lock.
+    pub async fn waits_for_a_lock(&self) {
+        super::eventually("a query that waits", async || {
+            let mut database = self.database().await;
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            let count: i64 = sqlx::query_scalar(waiting).fetch_one(&mut database).await.expect("Postgres answers");
+            (count > 0).then_some(())
+        })
+        .await;
+    }
+
     /// Runs `admin` to its end.
     pub async fn admin(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(self.programs.join("admin"));
