@@ -7,6 +7,7 @@ use std::sync::Arc;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use sqlx::error::DatabaseError;
 use utoipa::ToSchema;
 
 use crate::jobs::EnqueueError;
@@ -159,7 +160,12 @@ impl IntoResponse for Problem {
 
 impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Self {
-        if postgres::is_unavailable(&error) { Self::unavailable(error) } else { Self::internal(error) }
+        match error.as_database_error().and_then(DatabaseError::code) {
+            // A time that Postgres does not know, as only a cursor may bring that no page has given.
+            Some(code) if code == "22008" => Self::invalid(Vec::new()),
+            _ if postgres::is_unavailable(&error) => Self::unavailable(error),
+            _ => Self::internal(error),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config::{self, Section};
@@ -36,6 +36,9 @@ impl Drop for Waiting {
 
 /// How often files are read again.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a resource may take to show that what is new works.
+const RENEW: Duration = Duration::from_secs(5);
 
 /// Registers a task that reads a section again, if this deploy has secrets in files: when `secret` has changed, `renew`
 /// gets the section, again and again until it succeeds, since the file and the resource never change at the same moment.
@@ -67,7 +70,11 @@ fn follow<S, F>(
             if new.expose_secret() == known.expose_secret() {
                 continue;
             }
-            match renew(section).await {
+            let renewed = tokio::select! {
+                () = soft.cancelled() => return Ok(()),
+                renewed = timeout(RENEW, renew(section)) => renewed.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {RENEW:?}"))),
+            };
+            match renewed {
                 Ok(()) => {
                     (known, told) = (new, false);
                     info!("{name} has changed, and new connections use it");

@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a connect may take: who waits for it is to have the time for another.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// For how long nobody tries again after that.
+const IN_VAIN: Duration = Duration::from_millis(500);
+
 /// How long a connection may take to show that it is still one.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -54,6 +57,8 @@ struct Shared {
 #[derive(Default)]
 struct Slot {
     generation: u64,
+    /// When connecting last took its whole time for nothing.
+    in_vain: Option<Instant>,
     connection: Option<deadpool_redis::Connection>,
 }
 
@@ -143,8 +148,16 @@ impl Redis {
         if let Some(connection) = &slot.connection {
             return Ok((slot.generation, MultiplexedConnection::clone(connection)));
         }
+        // Who waited while another tried has waited enough: behind a network that says nothing, turns of a second each would
+        // keep all but the first few until their time is over.
+        if slot.in_vain.is_some_and(|at| at.elapsed() < IN_VAIN) {
+            return Err(RedisError::from((ErrorKind::Io, "no connection a moment ago")).into());
+        }
+        let started = Instant::now();
         // Boxed, or every request would carry the 7 KB that connecting takes.
-        let connection = Box::pin(self.take()).await?;
+        let taken = Box::pin(self.take()).await;
+        slot.in_vain = (taken.is_err() && started.elapsed() >= CONNECT_TIMEOUT / 2).then(Instant::now);
+        let connection = taken?;
         let shared = MultiplexedConnection::clone(&connection);
         slot.connection = Some(connection);
         slot.generation += 1;

@@ -101,6 +101,9 @@ async fn a_list_comes_in_pages_in_the_order_of_their_time() {
     problem(ada.get("/reminders?limit=0").await, 422, "invalid-input").await;
     problem(ada.get("/reminders?limit=many").await, 422, "invalid-input").await;
     problem(ada.get("/reminders?cursor=nonsense").await, 422, "invalid-input").await;
+    // A time before Postgres's first, which has the right form.
+    let before_all = "WyItMDA5OTk5LTAxLTAyVDAxOjU5OjU5WiIsIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd";
+    problem(ada.get(&format!("/reminders?cursor={before_all}")).await, 422, "invalid-input").await;
 }
 
 #[tokio::test]

@@ -30,6 +30,18 @@ async fn redis_down_is_503_and_its_return_brings_the_sessions_back() {
 }
 
 #[tokio::test]
+async fn while_redis_says_nothing_many_who_need_no_session_are_answered() {
+    let deploy = Deploy::new().await;
+    let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
+    let url = deploy.through("REDIS_URL", &proxy);
+    let web = deploy.with("REDIS_URL", url).web().await;
+    proxy.stall();
+    let strangers =
+        futures_util::future::join_all((0..400).map(|_| async { Person::stranger(&web).get("/session").await.status().as_u16() }));
+    assert!(strangers.await.iter().all(|status| *status == 401), "their limit cannot be counted, and nobody waits for another's turn");
+}
+
+#[tokio::test]
 async fn postgres_down_is_503_within_the_request_timeout_and_its_return_needs_no_restart() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::support::load::Load;
 use crate::support::mail::Sink;
 use crate::support::person::Person;
-use crate::support::{Deploy, eventually};
+use crate::support::{Deploy, Proxy, eventually};
 
 /// A file that holds a secret, as Docker and Kubernetes mount one.
 struct Secret(PathBuf);
@@ -125,4 +125,23 @@ async fn another_redis_and_another_mail_server_are_used_without_a_restart() {
     worker.says("SMTP_URL has changed").await;
     let grace = Person::unverified(&web).await;
     sink.to(&grace.email, "Is this your address?").await;
+}
+
+#[tokio::test]
+async fn a_new_address_where_nobody_answers_keeps_nobody_from_the_next_one_nor_a_drain() {
+    let deploy = Deploy::new().await;
+    let url = deploy.environment["DATABASE_URL"].clone();
+    let nobody = Proxy::to(deploy.address_of("DATABASE_URL")).await;
+    nobody.stall();
+    let silent = deploy.through("DATABASE_URL", &nobody);
+    let file = Secret::new(&url);
+    let deploy = deploy.without("DATABASE_URL").with("DATABASE_URL_FILE", file.0.display());
+    let mut web = deploy.web().await;
+    file.write(&silent);
+    web.process.says("DATABASE_URL has changed and does not work yet").await;
+    file.write(&format!("{url}?application_name=other"));
+    web.process.says("DATABASE_URL has changed, and new connections use it").await;
+    file.write(&silent);
+    eventually("the look at it", async || (nobody.connections() > 0).then_some(())).await;
+    assert_eq!(web.process.terminate().await, Some(0), "{:#?}", web.process.lines());
 }
