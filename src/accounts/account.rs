@@ -97,18 +97,18 @@ pub async fn session_epoch(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Res
 }
 
 /// Notes that the address is the person's own, and puts it in the place of the one before if it is another. False if it
-/// has an account of its own by now.
+/// has an account of its own by now, or is not asked for any more: it may have been mistyped, and somebody else's.
 #[instrument(name = "postgres accounts verify", level = "debug", skip_all)]
 pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str) -> sqlx::Result<bool> {
     let verified = sqlx::query!(
         r#"UPDATE accounts SET verified_at = CASE WHEN email = $2 THEN COALESCE(verified_at, now()) ELSE now() END,
-               email = $2, new_email = NULL WHERE id = $1"#,
+               email = $2, new_email = NULL WHERE id = $1 AND $2 IN (email, new_email)"#,
         id,
         email
     );
     match verified.execute(connection).await {
         Err(sqlx::Error::Database(e)) if e.constraint() == Some("accounts_email") => Ok(false),
-        result => result.map(|_| true),
+        result => result.map(|verified| verified.rows_affected() == 1),
     }
 }
 

@@ -18,11 +18,8 @@ pub struct SendVerification {
 }
 
 impl Job for SendVerification {
+    // No unique key: one that runs may be for the address before.
     const KIND: &'static str = "send_verification";
-
-    fn unique_key(&self) -> Option<String> {
-        Some(self.account_id.to_string())
-    }
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Some(account) = account::find(&mut *context.postgres.acquire().await?, self.account_id).await? else { return Ok(()) };
@@ -55,11 +52,8 @@ pub struct SendPasswordReset {
 }
 
 impl Job for SendPasswordReset {
+    // No unique key: a second request would take less time where there is an account.
     const KIND: &'static str = "send_password_reset";
-
-    fn unique_key(&self) -> Option<String> {
-        Some(self.account_id.to_string())
-    }
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Some(account) =
@@ -138,6 +132,8 @@ pub struct EndSessions {
 
 impl Job for EndSessions {
     const KIND: &'static str = "end_sessions";
+    // Given up, it would leave sessions open: however long Redis is away, they must end.
+    const MAX_ATTEMPTS: i32 = 10_000;
 
     fn unique_key(&self) -> Option<String> {
         Some(format!("{}:{}", self.account_id, self.epoch))

@@ -50,6 +50,9 @@ pub struct Session {
 /// A new session's id, which only its cookie may hold.
 pub struct SessionId(String);
 
+/// How many sessions an account has at most, or one account could fill the store.
+const SESSIONS: isize = 100;
+
 /// The store of sessions.
 #[derive(Clone)]
 pub struct Sessions {
@@ -72,7 +75,7 @@ impl Sessions {
         Self { redis, ttl: config.session_ttl.0, max_age: config.session_max_age.0, cookie, attributes, now }
     }
 
-    /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here.
+    /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here. It ends the oldest beyond [`SESSIONS`].
     /// Errors: Redis is away, or the system has no randomness.
     pub async fn start(&self, session: Session) -> Result<(SessionId, Session), Problem> {
         let id = secret::mint().map_err(Problem::internal)?;
@@ -86,7 +89,11 @@ impl Sessions {
         // What is too old anyway needs no place in the set.
         commands.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(born.saturating_sub_unsigned(millis(self.max_age))).ignore();
         commands.cmd("PEXPIRE").arg(&set).arg(millis(self.max_age)).ignore();
-        self.redis.run::<()>(commands.atomic()).await?;
+        commands.zrange(&set, 0, -SESSIONS - 1);
+        let (beyond,): (Vec<String>,) = self.redis.run(commands.atomic()).await?;
+        for hash in beyond {
+            end(&self.redis, session.account_id, &hash).await?;
+        }
         Ok((SessionId(id), session))
     }
 

@@ -100,7 +100,7 @@ impl Execution {
             self.metrics.job_ends(&kind, outcome, took);
             // What was interrupted is still held, so that it is given back with the rest.
             if outcome != "interrupted" {
-                self.leases.drop(id);
+                self.leases.drop(id, token);
             }
         }
         .instrument(span)

@@ -48,8 +48,12 @@ impl Leases {
         LeaseEnd(receiver)
     }
 
-    pub(super) fn drop(&self, id: i64) {
-        self.held().remove(&id);
+    /// Another attempt of the same job, which has another token, keeps its own.
+    pub(super) fn drop(&self, id: i64, token: Uuid) {
+        let mut held = self.held();
+        if held.get(&id).is_some_and(|(holder, _)| *holder == token) {
+            held.remove(&id);
+        }
     }
 
     /// What is still held.

@@ -49,8 +49,8 @@ pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqu
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name under which the queue stores it.
     const KIND: &'static str;
-    /// How often it is started before it is given up.
-    const MAX_ATTEMPTS: i32 = 10;
+    /// How often it is started before it is given up: some seven hours, in which what it needs may be away.
+    const MAX_ATTEMPTS: i32 = 20;
     /// How long one attempt may take.
     const TIMEOUT: Duration = Duration::from_mins(1);
 

@@ -121,7 +121,7 @@ pub enum Failed {
 pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool) -> sqlx::Result<Failed> {
     let dead = sqlx::query_scalar!(
         r#"UPDATE jobs SET token = NULL, last_error = $3,
-               run_at = now() + (0.5 + random() / 2) * LEAST(power(2, attempt), 3600) * interval '1 second',
+               run_at = now() + (0.5 + random() / 2) * LEAST(power(2, LEAST(attempt, 12)), 3600) * interval '1 second',
                dead_at = CASE WHEN NOT $4 OR attempt >= max_attempts THEN now() END
            WHERE id = $1 AND token = $2
            RETURNING dead_at IS NOT NULL AS "dead!""#,
@@ -171,7 +171,7 @@ pub async fn expire(pool: &PgPool) -> sqlx::Result<Vec<Expired>> {
                SELECT id FROM jobs WHERE token IS NOT NULL AND run_at < now() ORDER BY run_at LIMIT 1000 FOR UPDATE SKIP LOCKED
            )
            UPDATE jobs SET token = NULL, last_error = 'the worker was lost before the job ended',
-               run_at = now() + random() * LEAST(power(2, attempt), 3600) * interval '1 second',
+               run_at = now() + random() * LEAST(power(2, LEAST(attempt, 12)), 3600) * interval '1 second',
                dead_at = CASE WHEN attempt >= max_attempts THEN now() END
            FROM lost WHERE jobs.id = lost.id
            RETURNING jobs.id, kind, attempt, dead_at IS NOT NULL AS "dead!""#

@@ -43,7 +43,7 @@ pub struct Runner {
     pub concurrency: usize,
     /// How long a job is the worker's own without a heartbeat.
     pub lease: Duration,
-    /// Beats with each claim that Postgres has answered.
+    /// Beats with each claim that Postgres has answered, and while there is no slot to claim for.
     pub claims: Pulse,
     pub metrics: Metrics,
 }
@@ -85,6 +85,11 @@ impl Runner {
                 () = soft.cancelled() => break,
                 ended = helpers.join_next() => anyhow::bail!("a part of the runner has ended: {ended:?}"),
                 free = free_slots(&slots, self.concurrency) => free,
+                // Every slot works: that is no stall.
+                _ = poll.tick() => {
+                    self.claims.beat();
+                    continue;
+                }
             };
             let token = Uuid::new_v4();
             // Whether slots are left over, and so nothing more is due.

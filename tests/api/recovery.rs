@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use deadpool_redis::redis;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -178,6 +179,49 @@ async fn a_session_that_could_not_be_ended_stays_in_the_list_until_it_is() {
 }
 
 #[tokio::test]
+async fn of_very_many_sessions_the_oldest_end() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let first = Person::unverified(&web).await;
+    let me: Value = first.get("/session").await.json().await.unwrap();
+    let second = elsewhere(&first).await;
+    // Ninety-eight more, without a log-in's work for each.
+    let client = redis::Client::open(deploy.environment["REDIS_URL"].as_str()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut add = redis::cmd("ZADD");
+    add.arg(format!("sessions:{}", me["id"].as_str().unwrap()));
+    for number in 0..98 {
+        add.arg(i64::MAX / 2048).arg(number);
+    }
+    add.query_async::<()>(&mut redis).await.unwrap();
+    assert_eq!((status(&first).await, status(&second).await), (200, 200));
+    elsewhere(&first).await;
+    assert_eq!((status(&first).await, status(&second).await), (401, 200));
+}
+
+#[tokio::test]
+async fn however_long_redis_was_away_sessions_that_must_end_do() {
+    let deploy = Deploy::new().await;
+    let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
+    let url = deploy.through("REDIS_URL", &proxy);
+    let web = deploy.web().await;
+    let far = deploy.clone_with("REDIS_URL", url);
+    let ada = Person::unverified(&web).await;
+    proxy.cut();
+    let output = far.admin(&["account", "suspend", &ada.email]).await;
+    assert!(output.status.success(), "{output:?}");
+    // As after months of attempts.
+    let often = sqlx::query("UPDATE jobs SET attempt = 2000, run_at = now() WHERE kind = 'end_sessions'");
+    assert_eq!(often.execute(&mut deploy.database().await).await.unwrap().rows_affected(), 1);
+    let worker = far.start("worker");
+    worker.logged("the failure", |line| line["job_kind"] == "end_sessions" && line["outcome"] == "failed").await;
+    assert_eq!(status(&ada).await, 200, "nobody could end it yet");
+    proxy.heal();
+    sqlx::query("UPDATE jobs SET run_at = now() WHERE token IS NULL").execute(&mut deploy.database().await).await.unwrap();
+    eventually("the end of the session", async || (status(&ada).await == 401).then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
@@ -202,6 +246,18 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
     });
     problem(ada.post("/email-verifications/redeem", json!({ "token": mail.await.token() })).await, 422, "invalid-token").await;
     assert_eq!(ada.get("/session").await.json::<Value>().await.unwrap()["email"], json!(new));
+
+    // The link to one that was mistyped is worth nothing once another was asked for.
+    let strangers = format!("{}@example.net", Uuid::new_v4().simple());
+    ada.patch("/account", json!({ "email": strangers })).await;
+    let theirs = deploy.mail.to(&strangers, "Is this your address?").await.token();
+    let own = format!("{}@example.net", Uuid::new_v4().simple());
+    ada.patch("/account", json!({ "email": own })).await;
+    let token = deploy.mail.to(&own, "Is this your address?").await.token();
+    problem(ada.post("/email-verifications/redeem", json!({ "token": theirs })).await, 422, "invalid-token").await;
+    assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
+    let me: Value = ada.get("/session").await.json().await.unwrap();
+    assert_eq!(me["email"], own);
 }
 
 #[tokio::test]
@@ -283,11 +339,11 @@ async fn a_web_that_is_killed_between_the_reset_and_redis_leaves_no_session_behi
     let ada = Person::unverified(&web).await;
     let token = token(&mut deploy.database().await, &ada.email).await;
 
-    // This one commits, and hangs before Redis hears of it.
+    // This one commits, and is killed before Redis hears of it.
     let redis = deploy.environment["REDIS_URL"].clone();
     let deploy = deploy.with("REDIS_URL", behind).with("RATE_LIMIT_LOGIN", 1_000_000);
     let hanging = deploy.web().await;
-    proxy.stall();
+    proxy.delay(Duration::from_millis(200));
     let body = json!({ "token": token, "password": OTHER });
     let at = ada.at(&hanging);
     let reset = tokio::spawn(async move { at.request(Method::POST, "/password-resets/redeem").json(&body).send().await });

@@ -1,6 +1,6 @@
 //! Data and its job commit together; a key is taken once; a job starts when it is due and not before.
 
-use app::accounts::jobs::SendVerification;
+use app::accounts::jobs::{EndSessions, SendVerification};
 use app::jobs::{Enqueued, Job, JobContext, JobError, enqueue};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -64,9 +64,9 @@ async fn of_twenty_that_race_for_a_key_one_wins_and_a_dead_job_holds_none() {
         for _ in 0..20 {
             connections.push(deploy.database().await);
         }
-        let tasks = connections
-            .into_iter()
-            .map(|mut connection| tokio::spawn(async move { enqueue(&mut connection, &SendVerification { account_id }).await.unwrap() }));
+        let tasks = connections.into_iter().map(|mut connection| {
+            tokio::spawn(async move { enqueue(&mut connection, &EndSessions { account_id, epoch: 1 }).await.unwrap() })
+        });
         let mut new = 0;
         for task in tasks {
             new += i32::from(matches!(task.await.unwrap(), Enqueued::New(_)));

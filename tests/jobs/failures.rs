@@ -82,3 +82,12 @@ async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
         done(&deploy, id).await;
     }
 }
+
+#[tokio::test]
+async fn a_worker_whose_every_slot_works_for_long_is_ready_all_the_time() {
+    let deploy = Deploy::new().await.with("WORKER_CONCURRENCY", 1);
+    let id = insert(&mut deploy.database().await, "sleep", json!({ "millis": 7000 }), 10).await;
+    let worker = deploy.rough_worker();
+    done(&deploy, id).await;
+    assert!(!worker.lines().iter().any(|line| line.contains("not ready: claims")), "{:#?}", worker.lines());
+}
