@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::dev::{Dev, bin_dev};
-use crate::support::eventually;
+use crate::support::{Deploy, eventually};
 
 #[tokio::test]
 async fn ctrl_c_drains_every_process_before_its_services_stop() {
@@ -50,6 +50,23 @@ async fn a_killed_process_is_started_again_and_a_killed_bin_dev_leaves_nothing_b
     dev.process.exit_within(Duration::from_mins(1)).await;
     eventually("nothing left behind", async || dev.processes().is_empty().then_some(())).await;
     assert!(!std::path::Path::new(&dev.folder).exists());
+}
+
+#[tokio::test]
+async fn what_it_is_told_by_a_file_it_uses_and_another_terminal_knows_all_of_it() {
+    let deploy = Deploy::new().await;
+    let file = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+    std::fs::write(&file, &deploy.environment["DATABASE_URL"]).unwrap();
+    let dev = Dev::start_with(&["clock=0"], &[("DATABASE_URL_FILE", file.to_str().unwrap()), ("SESSION_TTL", "3d")]).await;
+    let accounts: i64 = sqlx::query_scalar("SELECT count(*) FROM accounts").fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(accounts, 2, "the demo accounts are in that database");
+    let mut other = tokio::process::Command::new("bash");
+    other.args(["-c", &format!(". {}/env && admin config", dev.folder)]).env_remove("DATABASE_URL").env_remove("SESSION_TTL");
+    let config = other.output().await.unwrap();
+    let told = String::from_utf8_lossy(&config.stdout);
+    let line = |name: &str| told.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(config.status.success() && line("SESSION_TTL ").contains(" 3d ") && line("DATABASE_URL ").contains("(file)"), "{config:?}");
+    std::fs::remove_file(file).unwrap();
 }
 
 #[tokio::test]

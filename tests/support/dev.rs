@@ -15,13 +15,18 @@ pub struct Dev {
 
 impl Dev {
     pub async fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[]).await
+    }
+
+    /// With variables of one's own.
+    pub async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         // Before anybody waits: on a busy machine it may take longer than what never takes this long.
         let built = typed("cargo").args(["build", "--locked", "--quiet", "--bins", "--example", "mail"]).status().await;
         assert!(built.expect("cargo runs").success());
         let folder = format!(".local/dev-{}.throwaway", uuid::Uuid::new_v4().simple());
         let port = two_free_ports();
         let mut command = bin_dev(arguments);
-        command.env("DEV_DIR", &folder).env("PORT", port.to_string());
+        command.env("DEV_DIR", &folder).env("PORT", port.to_string()).envs(variables.iter().copied());
         let process = Process::spawn(command);
         let page = process.line("the mail sink", |line| line.starts_with("mail.1 | takes mail at")).await;
         let page = page.rsplit(' ').next().expect("an address").to_owned();
