@@ -31,7 +31,7 @@ section! {
         hostname: Option<String>,
         /// Port of a second listener with `/metrics`, `/livez` and `/readyz`; unset opens none
         metrics_port: Option<u16>,
-        /// File with the certificates of a private authority, in place of the system's: for TLS to Postgres, Redis and the mail server
+        /// File with the certificates of a private authority, in place of the system's: for TLS to Postgres, Redis, the mail server and the collector
         ssl_cert_file: Option<CertificateFile>,
         /// How long requests and jobs in flight may finish after SIGTERM
         drain_timeout: Duration = "25s",

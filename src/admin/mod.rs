@@ -78,7 +78,7 @@ enum Command {
     Schedule,
     /// Make two verified demo accounts and print their passwords; refused on a deploy with https
     Seed,
-    /// Delete what is old and done with: audit events, expired tokens, idempotency keys, dead jobs
+    /// Delete what is old and done with, such as expired tokens and dead jobs
     Purge(purge::Arguments),
     /// Print all that is kept of one person, as JSON
     Export { account: String },
