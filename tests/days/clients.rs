@@ -102,7 +102,7 @@ async fn who_has_asked_before_the_listener_closes_is_answered() {
     // While it sleeps, they connect and ask; as it wakes, it finds them and the signal.
     web.process.signal(Signal::SIGSTOP);
     let mut clients = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..100 {
         let mut client = connect(&web).await;
         client.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         clients.push(client);
