@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 
 const SECONDS: u32 = 4;
-const ACCOUNTS: usize = 500;
+pub const ACCOUNTS: usize = 500;
 const SESSIONS: usize = 20;
 pub const PASSWORD: &str = "correct horse battery staple";
 
