@@ -195,15 +195,23 @@ impl Drop for Lingering {
         // Nobody asks for the rest, so nothing is missing.
         self.note_end(true);
         if let Some(mut body) = self.body.take().filter(|body| !body.is_end_stream()) {
-            tokio::spawn(timeout(LINGER, async move {
-                let mut left = LINGER_LIMIT;
-                while let Some(Ok(frame)) = body.frame().await {
-                    left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-                    if left == 0 {
-                        return;
+            let progress = self.progress.clone();
+            tokio::spawn(async move {
+                let rest = async {
+                    let mut left = LINGER_LIMIT;
+                    while let Some(Ok(frame)) = body.frame().await {
+                        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                        if left == 0 {
+                            return;
+                        }
                     }
+                };
+                let _ = timeout(LINGER, rest).await;
+                // What came in was no head of another request.
+                if progress.stage() == Stage::Idle {
+                    progress.set(Stage::Idle);
                 }
-            }));
+            });
         }
     }
 }

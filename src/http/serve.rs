@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -110,9 +111,9 @@ async fn accept(
             }
         }
     }
-    // Who has connected by now is answered too.
+    // Who has connected by now is answered too, all of them: tokio's budget would end this after a hundred.
     while let Ok(slot) = slots.clone().try_acquire_owned()
-        && let Some(Ok((stream, peer))) = socket.accept().now_or_never()
+        && let Some(Ok((stream, peer))) = unconstrained(socket.accept()).now_or_never()
     {
         begin(stream, peer, Ok(slot), &mut connections);
     }
@@ -163,7 +164,7 @@ async fn connection(stream: TcpStream, peer: Peer, routes: Router, closing: Canc
         return false;
     }
     connection.as_mut().graceful_shutdown();
-    // Idle connections close at once; what is left is a half-sent head, whose rest may come, or an answer's last bytes.
+    // Idle connections close at once; what is left is a half-sent first head, whose rest may come, or an answer's last bytes.
     if progress.is_idle() && (timeout(FLUSH, connection.as_mut()).await.is_ok() || progress.is_idle()) {
         return false;
     }
