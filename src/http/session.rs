@@ -91,10 +91,30 @@ impl Sessions {
         commands.cmd("PEXPIRE").arg(&set).arg(millis(self.max_age)).ignore();
         commands.zrange(&set, 0, -SESSIONS - 1);
         let (beyond,): (Vec<String>,) = self.redis.run(commands.atomic()).await?;
-        for hash in beyond {
-            end(&self.redis, session.account_id, &hash).await?;
+        if !beyond.is_empty() {
+            self.thin_out(session.account_id).await?;
         }
         Ok((SessionId(id), session))
+    }
+
+    /// Takes the sessions out of an account's set that have run out by themselves, and ends the oldest of those that are
+    /// still too many.
+    async fn thin_out(&self, account_id: Uuid) -> Result<(), redis::Error> {
+        let hashes = members(&self.redis, account_id).await?;
+        let mut ask = pipe();
+        for hash in &hashes {
+            ask.exists(key(hash));
+        }
+        let live: Vec<bool> = self.redis.run(&ask).await?;
+        let mut beyond = live.iter().filter(|live| **live).count().saturating_sub(SESSIONS.unsigned_abs());
+        let mut commands = pipe();
+        for (hash, live) in hashes.iter().zip(live) {
+            if !live || beyond > 0 {
+                beyond -= usize::from(live);
+                commands.del(key(hash)).ignore().zrem(set_key(account_id), hash).ignore();
+            }
+        }
+        self.redis.run(commands.atomic()).await
     }
 
     /// Adds the question for a session, which also gives it a new lease of life, to what is asked of Redis anyway.

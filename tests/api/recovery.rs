@@ -188,15 +188,19 @@ async fn of_very_many_sessions_the_oldest_end() {
     // Ninety-eight more, without a log-in's work for each.
     let client = redis::Client::open(deploy.environment["REDIS_URL"].as_str()).unwrap();
     let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-    let mut add = redis::cmd("ZADD");
-    add.arg(format!("sessions:{}", me["id"].as_str().unwrap()));
+    let set = format!("sessions:{}", me["id"].as_str().unwrap());
+    let mut add = redis::pipe();
     for number in 0..98 {
-        add.arg(i64::MAX / 2048).arg(number);
+        add.zadd(&set, number, i64::MAX / 2048).ignore().set(format!("session:{number}"), "{}").ignore();
     }
+    // One that has run out counts for nothing.
+    add.zadd(&set, "gone", 0).ignore();
     add.query_async::<()>(&mut redis).await.unwrap();
     assert_eq!((status(&first).await, status(&second).await), (200, 200));
+    let count = async || redis::cmd("ZCARD").arg(&set).query_async::<usize>(&mut redis.clone()).await.unwrap();
+    assert_eq!(count().await, 101);
     elsewhere(&first).await;
-    assert_eq!((status(&first).await, status(&second).await), (401, 200));
+    assert_eq!((status(&first).await, status(&second).await, count().await), (401, 200, 100));
 }
 
 #[tokio::test]
