@@ -56,6 +56,9 @@ pub fn bin_dev(arguments: &[&str]) -> Command {
     command.args(["--default-signal=INT", "bin/dev"]);
     // A developer's own `.env` must decide nothing here.
     command.args(arguments).env_remove("CI").env("ENV_FILE", "/dev/null");
+    for name in ["DATABASE_URL_FILE", "REDIS_URL_FILE", "SMTP_URL_FILE"] {
+        command.env_remove(name);
+    }
     command
 }
 
