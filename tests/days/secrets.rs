@@ -1,7 +1,7 @@
 //! Secrets that stand in files and change while the processes run.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::Executor;
 use uuid::Uuid;
@@ -141,7 +141,10 @@ async fn a_new_address_where_nobody_answers_keeps_nobody_from_the_next_one_nor_a
     web.process.says("DATABASE_URL has changed and does not work yet").await;
     file.write(&format!("{url}?application_name=other"));
     web.process.says("DATABASE_URL has changed, and new connections use it").await;
+    let before = nobody.connections();
     file.write(&silent);
-    eventually("the look at it", async || (nobody.connections() > 0).then_some(())).await;
+    eventually("the look at it", async || (nobody.connections() > before).then_some(())).await;
+    let started = Instant::now();
     assert_eq!(web.process.terminate().await, Some(0), "{:#?}", web.process.lines());
+    assert!(started.elapsed() < Duration::from_secs(3), "it gives up the look, which takes five: {:?}", started.elapsed());
 }
