@@ -75,7 +75,7 @@ impl Sessions {
         Self { redis, ttl: config.session_ttl.0, max_age: config.session_max_age.0, cookie, attributes, now }
     }
 
-    /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here. It ends the oldest beyond [`SESSIONS`].
+    /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here. The oldest end where there are too many.
     /// Errors: Redis is away, or the system has no randomness.
     pub async fn start(&self, session: Session) -> Result<(SessionId, Session), Problem> {
         let id = secret::mint().map_err(Problem::internal)?;
