@@ -14,7 +14,7 @@ use crate::http::serve::{listen, serve};
 use crate::jobs::schedule::Schedule;
 use crate::jobs::{Notifier, queue};
 use crate::lifecycle::{self, Lifecycle, Pulse};
-use crate::reminders::SendDigests; // only: sample
+use crate::reminders::SendDigests;
 use crate::resources::postgres::{self, Pool};
 use crate::telemetry::metrics::Metrics;
 
@@ -34,7 +34,7 @@ const TICKS_STALL: Duration = Duration::from_secs(10);
 pub fn schedule() -> anyhow::Result<Vec<Schedule>> {
     Ok(vec![
         // The name is what a last tick is kept under.
-        Schedule::new("daily-digest", "0 6 * * *", SendDigests::of)?, // only: sample
+        Schedule::new("daily-digest", "0 6 * * *", SendDigests::of)?,
         Schedule::new("purge-expired", "15 * * * *", |_| PurgeExpired {})?,
     ])
 }

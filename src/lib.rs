@@ -8,7 +8,7 @@ pub mod worker;
 
 // Floor 4, features.
 pub mod accounts;
-pub mod reminders; // only: sample
+pub mod reminders;
 
 // Floor 3, tools that features are built with.
 pub mod http;

@@ -30,7 +30,7 @@ use crate::http::{self, App, Parts, Problem, openapi};
 use crate::jobs::Notifier;
 use crate::lifecycle::{self, Lifecycle};
 use crate::release::Release;
-use crate::reminders; // only: sample
+use crate::reminders;
 use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 
@@ -86,7 +86,7 @@ fn api() -> OpenApiRouter<App> {
     struct Document;
 
     let v1 = OpenApiRouter::new().merge(accounts::api());
-    let v1 = v1.merge(reminders::api()); // only: sample
+    let v1 = v1.merge(reminders::api());
     OpenApiRouter::with_openapi(Document::openapi()).nest("/api/v1", v1)
 }
 

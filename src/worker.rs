@@ -10,7 +10,7 @@ use crate::http::serve::{listen, serve};
 use crate::jobs::runner::Runner;
 use crate::jobs::{Notifier, Registry, Resources};
 use crate::lifecycle::{self, Lifecycle, Pulse};
-use crate::reminders::{SendDigest, SendDigests, SendReminder}; // only: sample
+use crate::reminders::{SendDigest, SendDigests, SendReminder};
 use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
@@ -30,9 +30,9 @@ pub fn registry() -> Registry {
         .with::<SendNotice>()
         .with::<EndSessions>()
         .with::<PurgeExpired>()
-        .with::<SendReminder>() // only: sample
-        .with::<SendDigests>() // only: sample
-        .with::<SendDigest>() // only: sample
+        .with::<SendReminder>()
+        .with::<SendDigests>()
+        .with::<SendDigest>()
 }
 
 /// A worker for the kinds of a registry.

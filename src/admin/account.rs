@@ -15,7 +15,7 @@ use super::output::{note, say};
 use crate::accounts::{account, account::Account, audit, audit::Action, password::Passwords, sessions::end_before};
 use crate::http::session::{Role, Sessions};
 use crate::http::{App, Parts, Problem, secret, token};
-use crate::reminders::reminder; // only: sample
+use crate::reminders::reminder;
 use crate::resources::{postgres::Pool, redis::Redis};
 use crate::{config, jobs::Notifier};
 
@@ -139,7 +139,7 @@ pub async fn export(task: &Task, account: &str) -> Result<()> {
     let mut snapshot = app.postgres.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let all = json!({
         "account": account,
-        "reminders": reminder::list(&mut *snapshot, id, None, i64::MAX).await?, // only: sample
+        "reminders": reminder::list(&mut *snapshot, id, None, i64::MAX).await?,
         "tokens": token::list(&mut *snapshot, id, Uuid::nil(), i64::MAX).await?,
         "sessions": list_sessions(&app.sessions, id).await?,
         "audit_events": audit::of(&mut *snapshot, id).await?,

@@ -12,7 +12,7 @@ use super::Task;
 use super::output::say;
 use crate::accounts::{audit, audit::Action, mailed_token};
 use crate::http::{idempotency, token};
-use crate::reminders::reminder; // only: sample
+use crate::reminders::reminder;
 use crate::{config::Setting, jobs::queue, resources::postgres::Timestamp};
 
 #[derive(Args)]
@@ -29,7 +29,7 @@ type Purge = for<'a> fn(&'a mut PgConnection, Timestamp, Option<i64>) -> BoxFutu
 
 /// What grows old.
 const OLD: &[(&str, Purge)] = &[
-    ("sent reminders", reminder::purge_sent), // only: sample
+    ("sent reminders", reminder::purge_sent),
     ("audit events", audit::purge),
     ("expired mailed tokens", mailed_token::purge),
     ("expired API tokens", token::purge),

@@ -40,12 +40,10 @@ pub const ACCESS: &[Rule] = &[
     (GET, "/api/v1/admin/accounts", Who::Admin, Rate::Requests),
     (POST, "/api/v1/admin/accounts/{id}/suspend", Who::Admin, Rate::Requests),
     (POST, "/api/v1/admin/accounts/{id}/restore", Who::Admin, Rate::Requests),
-    // begin: sample
     // Reminders.
     (GET, "/api/v1/reminders", Who::Scope("reminders:read"), Rate::Requests),
     (POST, "/api/v1/reminders", Who::Scope("reminders:write"), Rate::Requests),
     (GET, "/api/v1/reminders/{id}", Who::Scope("reminders:read"), Rate::Requests),
     (PATCH, "/api/v1/reminders/{id}", Who::Scope("reminders:write"), Rate::Requests),
     (DELETE, "/api/v1/reminders/{id}", Who::Scope("reminders:write"), Rate::Requests),
-    // end: sample
 ];

@@ -11,6 +11,6 @@ mod input;
 mod limits;
 mod parsers;
 mod recovery;
-mod reminders; // only: sample
+mod reminders;
 mod resources;
 mod tokens;

@@ -283,7 +283,7 @@ async fn a_deleted_account_is_gone_with_all_that_is_its_own() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     let other = elsewhere(&ada).await;
-    assert_eq!(ada.remind("never", 3600).await.status(), 201); // only: sample
+    assert_eq!(ada.remind("never", 3600).await.status(), 201);
     assert_eq!(ada.delete("/account").await.status(), 204);
     assert_eq!((status(&ada).await, status(&other).await), (401, 401));
     problem(ada.log_in().await, 401, "wrong-credentials").await;
@@ -292,8 +292,8 @@ async fn a_deleted_account_is_gone_with_all_that_is_its_own() {
         let count = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"))).fetch_one(&mut database).await.unwrap();
         assert_eq!(count.get::<i64, _>(0), 0, "{table}");
     }
-    let left = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM reminders").fetch_one(&mut database).await; // only: sample
-    assert_eq!(left.unwrap(), 0, "reminders"); // only: sample
+    let left = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM reminders").fetch_one(&mut database).await;
+    assert_eq!(left.unwrap(), 0, "reminders");
     assert_eq!(ada.sign_up().await.status(), 202, "the address is free");
 }
 

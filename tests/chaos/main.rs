@@ -7,7 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::HashMap; // only: sample
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use uuid::Uuid; // only: sample
+use uuid::Uuid;
 
 use crate::support::formation::{self, Links, PLACES, Place};
 use crate::support::journal::{Journal, Kind};
@@ -27,7 +27,7 @@ use crate::support::{Deploy, PATIENCE, Proxy, eventually};
 const LEASE: Duration = Duration::from_secs(3);
 
 /// Who ask for their session.
-/// Half of them make reminders instead. // only: sample
+/// Half of them make reminders instead.
 const CUSTOMERS: usize = 16;
 
 const POSTGRES_POOL: usize = 4;
@@ -71,16 +71,14 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     }
     sqlx::query("UPDATE accounts SET verified_at = now()").execute(&database).await.unwrap();
     settle(&database).await;
-    journal.note_jobs(&database).await; // only: sample
+    journal.note_jobs(&database).await;
 
     let until = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
     let stop = Arc::new(AtomicBool::new(false));
     let mut load = Vec::new();
     let looking = customers.iter();
-    // begin: sample
     load.extend(customers[..CUSTOMERS / 2].iter().map(|customer| tokio::spawn(customer.clone().remind(stop.clone()))));
     let looking = looking.skip(CUSTOMERS / 2);
-    // end: sample
     load.extend(looking.map(|customer| tokio::spawn(customer.clone().look(stop.clone()))));
     let mut networks = Vec::new();
     for variable in ["DATABASE_URL", "REDIS_URL", "SMTP_URL"] {
@@ -121,14 +119,12 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
         customer.is_known_everywhere().await;
     }
     let promised = format!("| sessions kept, lost | {CUSTOMERS}, 0 |");
-    // begin: sample
     let accepted = u32::try_from(seen.accepted.len()).unwrap();
     assert!(f64::from(accepted) > minutes * 50.0, "too little load to tell: {accepted} reminders");
     let (mailed, twice) = mails(&deploy, &database, &journal, &seen).await;
     let promised = format!(
         "{promised}\n| reminders accepted, lost | {accepted}, 0 |\n| reminders mailed; twice, each explained | {mailed}; {twice} |"
     );
-    // end: sample
     let at_rest = at_rest(&places).await;
     let count = |kind| journal.count(kind);
     println!(
@@ -209,7 +205,6 @@ async fn settle(database: &PgPool) {
     })
     .await;
 }
-// begin: sample
 
 /// Every promised reminder was mailed and is marked so, none was made twice, and every copy is explained.
 /// The number of reminders that were mailed, and of those that were mailed more than once.
@@ -239,7 +234,6 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
     (mailed.len(), mailed.values().filter(|(_, count)| *count > 1).count())
 }
 
-// end: sample
 /// No process has grown much, or holds more connections than its pools, one for its probes and in a worker one for news: a
 /// line for the table.
 async fn at_rest(places: &[Place]) -> String {

@@ -30,7 +30,7 @@ class Person:
         subprocess.run([ADMIN, "account", "grant", self.email, "admin"], check=True, capture_output=True)
         self._post("/session", email=self.email, password=PASSWORD)
         scopes = ["tokens:read", "tokens:write"]
-        scopes += ["reminders:read", "reminders:write"]  # only: sample
+        scopes += ["reminders:read", "reminders:write"]
         answer = self._post("/tokens", name="contract", scopes=scopes, expires_in_days=1)
         self.token = answer.json()["secret"]
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::person::Person; // only: sample
+use crate::support::person::Person;
 use crate::support::process::{procfile, programs};
 use crate::support::{Deploy, Process, Proxy, eventually};
 
@@ -114,7 +114,6 @@ async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
     assert_eq!(kinds.len(), schedules, "{kinds:?}");
     assert_eq!(kinds.iter().filter(|kind| *kind == "purge_expired").count(), 1, "{kinds:?}");
 }
-// begin: sample
 
 #[tokio::test]
 async fn the_daily_digest_fans_out_into_one_mail_for_each_account() {
@@ -140,4 +139,3 @@ async fn the_daily_digest_fans_out_into_one_mail_for_each_account() {
     assert_eq!(digest.text.trim().lines().collect::<Vec<_>>(), ["23:00 UTC  first", "23:00 UTC  second"]);
     assert_eq!(deploy.mail.to(&grace.email, &format!("Due on {tick}")).await.text.trim(), "23:00 UTC  third");
 }
-// end: sample

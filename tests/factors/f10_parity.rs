@@ -35,7 +35,7 @@ async fn one_command_runs_it_all_and_the_first_five_minutes_of_the_readme_work_a
     let what = || format!("{commands}\n{told}\n{}\n{:#?}", String::from_utf8_lossy(&output.stderr), dev.process.lines());
     assert!(output.status.success(), "{}", what());
     assert!(told.contains("@example.com"), "{told}");
-    assert!(told.contains("water the plants"), "{told}"); // only: sample
+    assert!(told.contains("water the plants"), "{told}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 

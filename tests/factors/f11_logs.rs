@@ -88,8 +88,8 @@ async fn what_is_secret_or_personal_is_in_no_line() {
     let ada = Person::verified(&deploy, &web).await;
     let token = deploy.mail.to(&ada.email, "Is this your address?").await.token();
     web.get(&format!("/verify?token={token}")).await;
-    ada.remind("a private message", 1).await; // only: sample
-    deploy.mail.to(&ada.email, "A reminder").await; // only: sample
+    ada.remind("a private message", 1).await;
+    deploy.mail.to(&ada.email, "A reminder").await;
     ada.forget().await;
     let reset = deploy.mail.to(&ada.email, "Set another password").await.token();
     let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split([';', '=']).nth(1).unwrap().to_owned();

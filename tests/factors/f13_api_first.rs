@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::Deploy;
 use crate::support::deploy::client;
 use crate::support::person::Person;
-use crate::support::person::in_seconds; // only: sample
+use crate::support::person::in_seconds;
 
 /// What clients were promised.
 fn contract() -> Value {
@@ -103,12 +103,10 @@ async fn an_answer_has_the_properties_that_the_document_names_and_no_others() {
     let token = json!({ "name": "as written", "scopes": ["tokens:read"], "expires_in_days": 1 });
     assert_eq!(ada.post("/tokens", token).await.status(), 201);
     for (method, path, body, expected) in [
-        // begin: sample
         (Method::POST, "/reminders", Some(json!({ "message": "as written", "due_at": in_seconds(600) })), "201"),
         (Method::GET, "/reminders", None, "200"),
         (Method::GET, "/reminders/{id}", None, "200"),
         (Method::PATCH, "/reminders/{id}", Some(json!({ "message": "changed" })), "200"),
-        // end: sample
         (Method::GET, "/tokens", None, "200"),
         (Method::GET, "/session", None, "200"),
         (Method::GET, "/account/sessions", None, "200"),

@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::support::balancer::has; // only: dashboards
+use crate::support::balancer::has;
 use crate::support::collector::Collector;
 use crate::support::deploy::{Web, client};
 use crate::support::person::{PASSWORD, Person};
-use crate::support::prometheus::Prometheus; // only: dashboards
+use crate::support::prometheus::Prometheus;
 use crate::support::{Deploy, Process, Proxy, eventually, free_port};
 
 /// A web, a worker and a clock that can be measured, with the ports where.
@@ -30,14 +30,12 @@ async fn metrics(port: u16) -> String {
 fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
-// begin: dashboards
 
 /// Names of metrics, as they stand in a text or an expression.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.contains('_') || *word == "ready").map(str::to_owned).collect()
 }
-// end: dashboards
 
 #[tokio::test]
 async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
@@ -163,7 +161,6 @@ async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_ex
             known.extend(endings.iter().map(|ending| format!("{name}{ending}")));
         }
     }
-    // begin: dashboards
     let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string("deploy/grafana/dashboard.json").unwrap()).unwrap();
     let panels = dashboard["panels"].as_array().unwrap().iter();
     let mut texts: Vec<_> =
@@ -176,7 +173,6 @@ async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_ex
     let named: BTreeSet<_> = texts.iter().flat_map(|text| names(text)).filter(|name| !labels.contains(name)).collect();
     assert!(named.len() > 15, "{named:?}");
     assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new());
-    // end: dashboards
     let docs = std::fs::read_to_string("docs/metrics.md").unwrap();
     let undocumented: Vec<_> = known
         .iter()
@@ -185,7 +181,6 @@ async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_ex
     assert_eq!(undocumented, Vec::<&String>::new(), "docs/metrics.md names every metric");
 }
 
-// begin: dashboards
 #[tokio::test]
 async fn alerts_fire_when_the_worker_and_the_clock_stop() {
     if !has("prometheus") || !has("promtool") {
@@ -215,7 +210,6 @@ async fn alerts_fire_when_the_worker_and_the_clock_stop() {
     prometheus.until("NoTick ends", async || !prometheus.firing().await.contains("NoTick")).await;
 }
 
-// end: dashboards
 #[tokio::test]
 async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
     let deploy = Deploy::new().await;

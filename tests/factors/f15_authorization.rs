@@ -8,7 +8,7 @@ use app::http::access::scopes;
 use app::web::ACCESS;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
-use sqlx::Row; // only: sample
+use sqlx::Row;
 use uuid::Uuid;
 
 use crate::support::Deploy;
@@ -43,7 +43,6 @@ const MAY: &str = "
     POST   /api/v1/admin/accounts/{id}/suspend   - - - - a
     POST   /api/v1/admin/accounts/{id}/restore   - - - - a
 ";
-// begin: sample
 
 const MAY_WITH_REMINDERS: &str = "
     GET    /api/v1/reminders                     - - s u a
@@ -52,12 +51,11 @@ const MAY_WITH_REMINDERS: &str = "
     PATCH  /api/v1/reminders/{id}                - - s u a
     DELETE /api/v1/reminders/{id}                - - s u a
 ";
-// end: sample
 
 /// The lines of the table: method, path, who.
 fn operations() -> impl Iterator<Item = (Method, &'static str, Vec<&'static str>)> {
     let lines = MAY.lines();
-    let lines = lines.chain(MAY_WITH_REMINDERS.lines()); // only: sample
+    let lines = lines.chain(MAY_WITH_REMINDERS.lines());
     lines.filter(|line| !line.is_empty()).map(|line| {
         let mut words = line.split_whitespace();
         let mut next = || words.next().unwrap();
@@ -74,7 +72,7 @@ struct Cast {
     with_scope: String,
     read: String,
     write: String,
-    reminder: String, // only: sample
+    reminder: String,
     token: String,
     session: String,
     account: String,
@@ -88,10 +86,8 @@ impl Cast {
         sqlx::query(grant).bind(&admin.email).execute(&mut database).await.unwrap();
         admin.log_in().await;
         let account: Uuid = ada.get("/session").await.json::<Value>().await.unwrap()["id"].as_str().unwrap().parse().unwrap();
-        // begin: sample
         let remind = "INSERT INTO reminders (id, account_id, message, due_at) VALUES ($1, $2, 'x', now() + interval '1 day') RETURNING id";
         let reminder: Uuid = sqlx::query(remind).bind(Uuid::now_v7()).bind(account).fetch_one(&mut database).await.unwrap().get(0);
-        // end: sample
         let all = token(&ada, &scopes(ACCESS)).await;
         let (read, write) = (token(&ada, &["tokens:read"]).await, token(&ada, &["tokens:write"]).await);
         let sessions: Value = ada.get("/account/sessions").await.json().await.unwrap();
@@ -100,7 +96,7 @@ impl Cast {
             with_scope: text(&all["secret"]),
             read: text(&read["secret"]),
             write: text(&write["secret"]),
-            reminder: reminder.to_string(), // only: sample
+            reminder: reminder.to_string(),
             token: text(&read["id"]),
             session: text(&sessions["items"][0]["id"]),
             account: account.to_string(),
@@ -113,7 +109,7 @@ impl Cast {
     /// The path with the id of something of Ada's in it.
     fn path(&self, template: &str) -> String {
         let id = match template {
-            path if path.contains("reminders") => &self.reminder, // only: sample
+            path if path.contains("reminders") => &self.reminder,
             path if path.contains("tokens") => &self.token,
             path if path.contains("sessions") => &self.session,
             _ => &self.account,
@@ -192,7 +188,7 @@ async fn nothing_of_anothers_is_in_what_a_person_can_read_and_nothing_happens_to
     let eves = token(&cast.eve, &scopes(ACCESS)).await["secret"].as_str().unwrap().to_owned();
     let by_token = client();
     let things = [&cast.token, &cast.session, &cast.account, &cast.ada.email];
-    let things = [&things[..], &[&cast.reminder]].concat(); // only: sample
+    let things = [&things[..], &[&cast.reminder]].concat();
     for (client, token) in [(&cast.eve.client, None), (&by_token, Some(&*eves))] {
         for (method, template, _) in operations().filter(|(_, path, _)| path.contains("{id}")) {
             let answer = ask(client, &web, &method, &cast.path(template), token).await;
@@ -205,7 +201,7 @@ async fn nothing_of_anothers_is_in_what_a_person_can_read_and_nothing_happens_to
         }
     }
     assert_eq!(cast.ada.get("/session").await.status(), 200);
-    assert_eq!(cast.ada.get(&format!("/reminders/{}", cast.reminder)).await.status(), 200); // only: sample
+    assert_eq!(cast.ada.get(&format!("/reminders/{}", cast.reminder)).await.status(), 200);
     assert_eq!(ask(&by_token, &web, &Method::GET, "/api/v1/tokens", Some(&cast.read)).await.0, 200);
 }
 

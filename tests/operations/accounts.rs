@@ -127,15 +127,15 @@ async fn an_export_holds_all_of_one_person_and_nothing_secret_or_of_another() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::known(&deploy, &web).await, Person::known(&deploy, &web).await);
-    ada.remind("water the plants", 3600).await; // only: sample
-    grace.remind("mow the lawn", 3600).await; // only: sample
+    ada.remind("water the plants", 3600).await;
+    grace.remind("mow the lawn", 3600).await;
     let token = ada.post("/tokens", json!({ "name": "backup", "scopes": ["tokens:read"], "expires_in_days": 1 })).await;
     let secret = token.json::<Value>().await.unwrap()["secret"].as_str().unwrap().to_owned();
 
     let printed = done(&deploy, &["export", &ada.email]).await;
     let export: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(export["account"]["email"], ada.email);
-    assert_eq!(export["reminders"][0]["message"], "water the plants"); // only: sample
+    assert_eq!(export["reminders"][0]["message"], "water the plants");
     assert_eq!(export["tokens"][0]["name"], "backup");
     assert_eq!(export["sessions"].as_array().unwrap().len(), 1);
     let actions: Vec<_> = export["audit_events"].as_array().unwrap().iter().map(|event| event["action"].clone()).collect();

@@ -14,14 +14,12 @@ async fn plant(deploy: &Deploy) {
     Person::known(deploy, &web).await;
     let old = "now() - interval '100 days'";
     let mut database = deploy.database().await;
-    // begin: sample
     for (message, sent_at) in [("old", old), ("new", "now()"), ("unsent", "NULL")] {
         let remind = format!(
             "INSERT INTO reminders (id, account_id, message, due_at, sent_at) SELECT gen_random_uuid(), id, '{message}', now(), {sent_at} FROM accounts"
         );
         sql(&mut database, &remind).await;
     }
-    // end: sample
     for statement in [
         format!("INSERT INTO audit_events (action, at) SELECT 'log_in', {old} FROM generate_series(1, 2500)"),
         format!("INSERT INTO mailed_tokens SELECT 'x', id, 'verify', email, {old} FROM accounts"),
@@ -39,7 +37,7 @@ async fn plant(deploy: &Deploy) {
 
 /// What grows old: its table, how many of its rows `plant` makes old, and what it is called.
 const OLD: &[(&str, i64, &str)] = &[
-    ("reminders", 1, "sent reminders"), // only: sample
+    ("reminders", 1, "sent reminders"),
     ("audit_events", 2500, "audit events"),
     ("mailed_tokens", 1, "expired mailed tokens"),
     ("api_tokens", 1, "expired API tokens"),

@@ -11,7 +11,7 @@ mod console;
 mod data;
 mod dev;
 mod doctor;
-mod previous; // only: sample
+mod previous;
 mod release;
 
 use std::process::Output;

@@ -120,7 +120,6 @@ impl Journal {
         }
         self.entries().attempts.append(&mut attempts);
     }
-    // begin: sample
 
     /// Has the database note which job sends which reminder, since a job that is done leaves nothing behind.
     pub async fn note_jobs(&self, database: &PgPool) {
@@ -132,7 +131,6 @@ impl Journal {
             CREATE TRIGGER note AFTER INSERT ON jobs FOR EACH ROW WHEN (NEW.kind = 'send_reminder') EXECUTE FUNCTION note();";
         sqlx::raw_sql(statements).execute(database).await.expect("the database notes jobs");
     }
-    // end: sample
 
     pub fn count(&self, kind: Kind) -> usize {
         self.entries().faults.iter().filter(|fault| fault.kind == kind).count()

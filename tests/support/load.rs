@@ -7,13 +7,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::{Client, RequestBuilder};
 use serde_json::Value;
-use serde_json::json; // only: sample
+use serde_json::json;
 use uuid::Uuid;
 
 use super::deploy::client;
 use super::journal::now;
 use super::person::Person;
-use super::person::in_seconds; // only: sample
+use super::person::in_seconds;
 
 /// Clients that ask one thing after the other until they are told to stop.
 pub struct Load {
@@ -88,10 +88,8 @@ pub struct Seen {
     /// Answered with 503.
     pub refused: usize,
     pub broken: Vec<Broken>,
-    // begin: sample
     /// Reminders that were promised: id and message.
     pub accepted: Vec<(Uuid, String)>,
-    // end: sample
     /// What no client should ever see.
     pub wrong: Vec<String>,
 }
@@ -101,7 +99,7 @@ impl Seen {
         self.answered += other.answered;
         self.refused += other.refused;
         self.broken.extend(other.broken);
-        self.accepted.extend(other.accepted); // only: sample
+        self.accepted.extend(other.accepted);
         self.wrong.extend(other.wrong);
     }
 }
@@ -137,7 +135,6 @@ impl Customer {
         }
         seen
     }
-    // begin: sample
 
     /// Makes reminders, each until it is promised or too late.
     pub async fn remind(mut self, stop: Arc<AtomicBool>) -> Seen {
@@ -168,7 +165,6 @@ impl Customer {
         }
         seen
     }
-    // end: sample
 
     /// The status and the body, or nothing if there is no use of it.
     async fn ask(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) -> Option<(u16, Value)> {

@@ -16,7 +16,7 @@ pub mod mail;
 pub mod person;
 pub mod postgres;
 pub mod process;
-pub mod prometheus; // only: dashboards
+pub mod prometheus;
 pub mod proxy;
 pub mod tls;
 

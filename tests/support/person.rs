@@ -103,13 +103,11 @@ impl Person {
     pub async fn forget(&self) -> Response {
         self.post("/password-resets", json!({ "email": self.email })).await
     }
-    // begin: sample
 
     /// A reminder that is due in so many seconds.
     pub async fn remind(&self, message: &str, seconds: i64) -> Response {
         self.post("/reminders", json!({ "message": message, "due_at": in_seconds(seconds) })).await
     }
-    // end: sample
 }
 
 pub fn in_seconds(seconds: i64) -> String {
