@@ -1,5 +1,5 @@
 //! One-off tasks, in the same release and with the same config as the processes.
 
 fn main() -> std::process::ExitCode {
-    app::admin::main()
+    app::processes::admin::main()
 }

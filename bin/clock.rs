@@ -1,5 +1,5 @@
 //! The `clock` process.
 
 fn main() -> std::process::ExitCode {
-    app::clock::main()
+    app::processes::clock::main()
 }

@@ -1,5 +1,5 @@
 //! The `web` process.
 
 fn main() -> std::process::ExitCode {
-    app::web::main()
+    app::processes::web::main()
 }

@@ -1,5 +1,5 @@
 //! The `worker` process.
 
 fn main() -> std::process::ExitCode {
-    app::worker::main()
+    app::processes::worker::main()
 }

@@ -128,5 +128,5 @@ impl Job for HoldRow {
 
 fn main() -> std::process::ExitCode {
     let registry = Registry::default().with::<Count>().with::<Noop>().with::<Sleep>().with::<Abort>().with::<Panic>();
-    app::worker::run(registry.with::<Fail>().with::<GiveUp>().with::<TooSlow>().with::<HoldRow>())
+    app::processes::worker::run(registry.with::<Fail>().with::<GiveUp>().with::<TooSlow>().with::<HoldRow>())
 }

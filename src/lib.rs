@@ -1,24 +1,27 @@
-//! The one crate that every process type shares. `ARCHITECTURE.md` draws its floors: a file imports only from below.
+//! The one crate that every process type shares. `ARCHITECTURE.md` draws its layers: a module imports from its own layer
+//! or from those below it.
 
-// Floor 5, processes: one process type each, and the registries of routes, jobs and schedule.
-pub mod admin;
-pub mod clock;
-pub mod web;
-pub mod worker;
+// What each process type starts, serves and stops.
+pub mod processes;
 
-// Floor 4, features.
-pub mod accounts;
-pub mod reminders;
+// What the service does: one folder a feature, one line each in `features/mod.rs`.
+pub mod features;
 
-// Floor 3, tools that features are built with.
+// What handlers reach, and who may do what.
+pub mod app;
+pub mod auth;
+
+// Transport and the queue.
 pub mod http;
 pub mod jobs;
 
-// Floor 2, attachments.
-pub mod lifecycle;
+// Attached resources.
 pub mod resources;
+
+// The life of a process, and what it reports.
+pub mod lifecycle;
 pub mod telemetry;
 
-// Floor 1, ground.
+// Config, and which code this is.
 pub mod config;
 pub mod release;

@@ -5,14 +5,11 @@ use serde::Serialize;
 /// The commit that this program was built from, written in by `build.rs`.
 pub const COMMIT: &str = env!("BUILD_COMMIT");
 
-/// The name of this service, which is the crate's.
-pub const SERVICE: &str = env!("CARGO_PKG_NAME");
-
 /// What `/version` answers; every log line carries the rest.
 #[derive(Debug, Clone, Serialize)]
 pub struct Release {
-    /// The name of the service.
-    pub service: &'static str,
+    /// The name of the service (`OTEL_SERVICE_NAME`).
+    pub service: String,
     /// The commit that the program was built from, or `unknown` for a build without git.
     pub commit: &'static str,
     /// The release's id as the platform counts it (`RELEASE_VERSION`).

@@ -6,7 +6,9 @@ use std::fmt::{self, Display};
 use serde::{Deserialize, Deserializer};
 
 /// Reads a section, or a group of them.
-/// Errors: All problems at once, each with the variable's name and none with its value.
+///
+/// # Errors
+/// All problems at once, each with the variable's name and none with its value.
 pub fn read<S: Section>(env: &Env) -> Result<S, Problems> {
     let mut problems = Problems::default();
     S::read(env, &mut problems).filter(|_| problems.0.is_empty()).ok_or(problems)
@@ -53,7 +55,9 @@ impl Variable {
     }
 
     /// The value as it stands in the environment and where it came from, checked.
-    /// Errors: What is wrong with it, in words that complete the variable's name.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words that complete the variable's name.
     pub fn find(&self, env: &Env) -> Result<Option<(String, &'static str)>, String> {
         let found = self.look_up(env)?;
         if let Some((text, _)) = &found {

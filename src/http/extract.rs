@@ -89,20 +89,26 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 }
 
 /// For a member of a merge patch (RFC 7396) that cannot be removed: it may be absent, and it may not be null.
-/// Errors: It is null, or of another type.
+///
+/// # Errors
+/// It is null, or of another type.
 pub fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
 /// A whole number, which JSON may write as `3` or `3.0` (JSON Schema 2020-12, 6.1.1).
-/// Errors: It has a fraction, or is too large.
+///
+/// # Errors
+/// It has a fraction, or is too large.
 pub fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
     let number = f64::deserialize(deserializer)?;
     format!("{number}").parse().map_err(|_| D::Error::custom("must be a whole number"))
 }
 
 /// A rule for text that Postgres keeps: it cannot hold the character NUL.
-/// Errors: The text holds one.
+///
+/// # Errors
+/// The text holds one.
 pub fn no_nul<C>(text: &str, _: &C) -> garde::Result {
     if text.contains('\0') { Err(garde::Error::new("must not hold the character NUL")) } else { Ok(()) }
 }

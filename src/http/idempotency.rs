@@ -3,7 +3,9 @@
 //!
 //! Never for an answer that holds a secret: it is kept for a day, in the transaction of what was created.
 //!
-//! Where nothing else is said, an error is Postgres's: it does not answer.
+//! Unless noted, errors are `sqlx::Error`: the database is unreachable.
+
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
@@ -16,6 +18,9 @@ use uuid::Uuid;
 
 use super::problem::{Problem, Result};
 use crate::resources::postgres::purge;
+
+/// How long an answer is kept, and a key is taken.
+pub const KEPT: Duration = Duration::from_hours(24);
 
 static HEADER: &str = "idempotency-key";
 
@@ -39,7 +44,9 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
 impl IdempotencyKey {
     /// Looks for an earlier answer; without one the request is to be worked on, and its answer to be [saved](Self::save).
     /// Until the transaction's end no other request has the key.
-    /// Errors: 409 while another request with the key runs, 422 when it came with another body.
+    ///
+    /// # Errors
+    /// 409 while another request with the key runs, 422 when it came with another body.
     pub async fn earlier<T: DeserializeOwned>(
         &mut self,
         transaction: &mut PgConnection,
@@ -58,10 +65,11 @@ impl IdempotencyKey {
         }
         let earlier = sqlx::query!(
             r#"SELECT body_hash, answer FROM idempotency_keys
-               WHERE account_id = $1 AND route = $2 AND key = $3 AND created_at > now() - interval '24 hours'"#,
+               WHERE account_id = $1 AND route = $2 AND key = $3 AND created_at > now() - make_interval(secs => $4)"#,
             account_id,
             route,
-            key
+            key,
+            KEPT.as_secs_f64()
         );
         match earlier.fetch_optional(transaction).await? {
             None => Ok(None),

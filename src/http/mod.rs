@@ -1,25 +1,18 @@
-//! What routes are built with: problem responses, extractors, sessions, health, the serving loop.
-//!
-//! Knows no feature.
+//! Transport: what every route is built with and served by. It knows no account and no feature.
 
-pub mod access;
-pub mod client;
+pub mod client_address;
+mod connection;
 pub mod extract;
-pub mod health;
+pub mod html;
 pub mod idempotency;
-pub mod limit;
+pub mod limits;
 pub mod observe;
 pub mod openapi;
-pub mod page;
 pub mod paging;
+pub mod probes;
 pub mod problem;
-mod progress;
-pub mod secret;
-pub mod serve;
-pub mod session;
-pub mod token;
+pub mod server;
 
-use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::Router;
@@ -27,7 +20,6 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
@@ -36,54 +28,19 @@ use tower_http::cors::CorsLayer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::config::{self, PublicUrl};
-use crate::jobs::Notifier;
-use crate::resources::postgres::Pool;
 use crate::telemetry::metrics::Metrics;
-use session::Sessions;
 
 // What handlers are made of.
-pub use access::Caller;
-pub use client::ClientAddress;
+pub use client_address::ClientAddress;
 pub use extract::{Id, Json, Query, no_nul, not_null};
 pub use paging::{List, Page};
 pub use problem::{Problem, Result};
-pub use session::Session;
 
 /// The largest body that a request may have, in bytes.
 const BODY_LIMIT: usize = 1024 * 1024;
 
 /// How many requests are worked on at a time; more would wait for each other until all are too late.
 const IN_FLIGHT: usize = 512;
-
-/// What handlers reach. Each layer that a request passes clones it.
-#[derive(Clone)]
-pub struct App(Arc<Parts>);
-
-/// The attached resources and what is passed in instead of being global.
-pub struct Parts {
-    pub postgres: Pool,
-    pub sessions: Sessions,
-    /// Wakes the workers after a commit that enqueued something.
-    pub notifier: Notifier,
-    /// What tokens can be made for.
-    pub scopes: Arc<[&'static str]>,
-    /// The time of day.
-    pub now: fn() -> Timestamp,
-}
-
-impl From<Parts> for App {
-    fn from(parts: Parts) -> Self {
-        Self(Arc::new(parts))
-    }
-}
-
-impl Deref for App {
-    type Target = Parts;
-
-    fn deref(&self) -> &Parts {
-        &self.0
-    }
-}
 
 /// Puts around the routes what holds for all of them: limits of time, size and number, CORS, problem bodies, the
 /// headers that make browsers careful, the access line.

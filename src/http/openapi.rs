@@ -1,122 +1,180 @@
-//! The `OpenAPI` document: what the handlers say of themselves, and what holds for all of them.
+//! The `OpenAPI` document: what the handlers' annotations say, completed by what holds for all operations.
 //!
-//! A handler's annotation names its own answers; a problem that is its own has the description `slug: when`. Who may ask
-//! for it comes from the table of access, and with that the problems that the guard and the layers answer with.
+//! An annotation names an operation's own answers. A problem of its own has the description `slug: when`. The rules add who
+//! may ask, this module adds the problems that every operation shares. What several operations share stands once, under
+//! `components`.
 
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
-
 use utoipa::PartialSchema;
 
-use super::access::{Rate, Rule, Who, scopes};
 use super::problem;
 
-/// Problems that many operations share: status, the type's last part, when it happens.
-const COMMON: &[(&str, &str, &str)] = &[
-    ("400", "malformed", "The request is no HTTP, or its body no JSON"),
-    ("401", "unauthenticated", "There is no session or token, or it has ended"),
-    ("403", "cross-site", "A change with a cookie came from another site"),
-    ("403", "insufficient-role", "The session is no admin's"),
-    ("403", "insufficient-scope", "The token may not do this"),
-    ("404", "not-found", "It does not exist, or is another's"),
-    ("413", "body-too-large", "The body has more than a mebibyte"),
-    ("415", "unsupported-media-type", "The body is said to be no JSON"),
-    ("422", "invalid-input", "The input can be read, and breaks a rule"),
-    ("429", "too-many-requests", "The limit is reached; `Retry-After` says how long to wait"),
-    ("500", "internal", "Our own fault; `request_id` finds it in the log"),
-    ("503", "overloaded", "Too many requests at a time; ask again in a moment"),
-    ("503", "unavailable", "A resource is away, or the request took too long; ask again in a moment"),
+/// A problem as the document describes it: status, last part of its `type`, and when it happens.
+#[derive(Debug, Clone, Copy)]
+pub struct DocumentedProblem {
+    pub status: &'static str,
+    pub slug: &'static str,
+    pub when: &'static str,
+}
+
+impl DocumentedProblem {
+    pub const fn new(status: &'static str, slug: &'static str, when: &'static str) -> Self {
+        Self { status, slug, when }
+    }
+}
+
+/// Who may ask for an operation, in the document's words.
+pub struct Access {
+    /// In lower case, as the document writes it.
+    pub method: String,
+    pub path: &'static str,
+    /// The operation's `security`.
+    pub security: Value,
+    /// The variable that sets its limit.
+    pub limit: &'static str,
+    /// What a request is answered that may not.
+    pub problems: Vec<DocumentedProblem>,
+}
+
+/// Problems that many operations share.
+const SHARED: &[DocumentedProblem] = &[
+    DocumentedProblem::new("400", "malformed", "The request is not HTTP, or its body is not JSON"),
+    DocumentedProblem::new("404", "not-found", "It does not exist, or you do not have access to it"),
+    DocumentedProblem::new("413", "body-too-large", "The body is larger than one mebibyte"),
+    DocumentedProblem::new("415", "unsupported-media-type", "The body's content type is not JSON"),
+    DocumentedProblem::new("422", "invalid-input", "The input can be read and breaks a rule"),
+    DocumentedProblem::new("429", "too-many-requests", "The limit is reached. `Retry-After` says how long to wait"),
+    DocumentedProblem::new("500", "internal", "An error on our side. `request_id` finds it in the log"),
+    DocumentedProblem::new("503", "overloaded", "Too many requests at a time. Retry shortly"),
+    DocumentedProblem::new("503", "unavailable", "A dependency is unavailable or timed out. Retry shortly"),
 ];
 
 /// Completes the document that the handlers' annotations give.
-/// Errors: The annotations make no JSON.
-pub fn complete(document: &utoipa::openapi::OpenApi, table: &[Rule]) -> serde_json::Result<Value> {
+///
+/// # Errors
+/// The annotations cannot be written as JSON.
+pub fn complete(
+    document: &utoipa::openapi::OpenApi,
+    security_schemes: Value,
+    scopes: impl IntoIterator<Item = &'static str>,
+    operations: impl IntoIterator<Item = Access>,
+) -> serde_json::Result<Value> {
     let mut document = serde_json::to_value(document)?;
-    document["components"]["securitySchemes"] = json!({
-        "session": { "type": "apiKey", "in": "cookie", "name": "id", "description": "Set by a log-in; `__Host-id` over https. A change needs an `Origin` or `Sec-Fetch-Site` header too." },
-        "token": { "type": "http", "scheme": "bearer", "description": "An API token with the scope that the operation names." },
-    });
-    document["components"]["schemas"]["Problem"] = serde_json::to_value(problem::Body::schema())?;
-    if let Some(scope) = document["components"]["schemas"].get_mut("Scope") {
-        scope["enum"] = json!(scopes(table));
-    }
-    for (method, path, who, rate) in table {
-        let method_name = method.as_str().to_ascii_lowercase();
-        if let Some(operation) = document["paths"].get_mut(path).and_then(|path| path.get_mut(method_name)) {
-            describe(operation, method.is_safe(), *who, *rate);
+    let mut shared = Components::default();
+    for access in operations {
+        if let Some(operation) = document["paths"].get_mut(access.path).and_then(|path| path.get_mut(&access.method)) {
+            describe(operation, &access, &mut shared);
         }
+    }
+    let components = &mut document["components"];
+    components["securitySchemes"] = security_schemes;
+    components["schemas"]["Problem"] = serde_json::to_value(problem::Body::schema())?;
+    if let Some(scope) = components["schemas"].get_mut("Scope") {
+        scope["enum"] = scopes.into_iter().collect();
+    }
+    components["headers"] = json!({
+        "Link": { "description": "The next page (RFC 8288)", "schema": { "type": "string" } },
+        "Retry-After": { "description": "Seconds to wait", "required": true, "schema": { "type": "integer" } },
+    });
+    for (kind, entries) in shared.0 {
+        components[kind] = Value::Object(entries);
     }
     Ok(document)
 }
 
-fn describe(operation: &mut Value, safe: bool, who: Who, rate: Rate) {
-    operation["security"] = match who {
-        Who::Anyone => json!([]),
-        Who::SignedIn | Who::Admin => json!([{ "session": [] }]),
-        Who::Scope(scope) => json!([{ "session": [] }, { "token": [scope] }]),
-    };
-    let limit = if rate == Rate::Requests { "RATE_LIMIT_REQUESTS" } else { "RATE_LIMIT_LOGIN" };
-    operation["x-rate-limit"] = limit.into();
+fn describe(operation: &mut Value, access: &Access, shared: &mut Components) {
+    operation["security"] = access.security.clone();
+    operation["x-rate-limit"] = access.limit.into();
     let body = operation.get("requestBody").is_some();
-    let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+    let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
     let has = |place: &str| parameters.iter().any(|parameter| parameter["in"] == place);
     let happens = |slug| match slug {
         "malformed" | "body-too-large" | "unsupported-media-type" => body,
-        "cross-site" => !safe,
-        "insufficient-role" => who == Who::Admin,
-        "unauthenticated" | "insufficient-scope" => who != Who::Anyone,
         "not-found" => has("path"),
         "invalid-input" => body || has("query"),
         _ => true,
     };
+    let id = operation["operationId"].as_str().unwrap_or_default().to_owned();
     let mut responses = operation["responses"].take();
     if parameters.iter().any(|parameter| parameter["name"] == "cursor") {
-        responses["200"]["headers"] = json!({ "Link": { "description": "The next page", "schema": { "type": "string" } } });
+        responses["200"]["headers"]["Link"] = reference("headers", "Link");
     }
-    // What the annotation names itself.
-    let mut problems: Vec<(String, String, String)> = Vec::new();
-    for (status, response) in responses.as_object_mut().into_iter().flatten().filter(|(status, _)| status.as_str() >= "400") {
-        for line in response["description"].as_str().unwrap_or_default().lines() {
-            if let Some((slug, when)) = line.split_once(": ") {
-                problems.push((status.clone(), slug.to_owned(), when.to_owned()));
-            }
-        }
+    let mut problems = own_problems(&responses);
+    let others = access.problems.iter().chain(SHARED.iter().filter(|problem| happens(problem.slug)));
+    for problem in others {
+        problems.entry(problem.status.to_owned()).or_default().push((problem.slug.to_owned(), problem.when.to_owned()));
     }
-    let common = COMMON.iter().filter(|(_, slug, _)| happens(slug));
-    problems.extend(common.map(|(status, slug, when)| ((*status).to_owned(), (*slug).to_owned(), (*when).to_owned())));
-    for status in problems.iter().map(|problem| problem.0.clone()).collect::<std::collections::BTreeSet<_>>() {
-        let here: Vec<_> = problems.iter().filter(|problem| problem.0 == status).collect();
-        responses[&status] = response(&status, &here);
+    for (status, problems) in problems {
+        let name: Vec<_> = problems.iter().map(|(slug, _)| slug.as_str()).collect();
+        responses[&status] = shared.share("responses", &name.join("."), &id, response(&status, &problems));
     }
     operation["responses"] = responses;
+    if !parameters.is_empty() {
+        let name = |parameter: &Value| parameter["name"].as_str().unwrap_or_default().to_ascii_lowercase();
+        operation["parameters"] =
+            parameters.into_iter().map(|parameter| shared.share("parameters", &name(&parameter), &id, parameter)).collect();
+    }
 }
 
-/// A problem response: its types and an example of each.
-fn response(status: &str, problems: &[&(String, String, String)]) -> Value {
+/// The problems that an annotation names itself, by status: slug and when.
+fn own_problems(responses: &Value) -> BTreeMap<String, Vec<(String, String)>> {
+    let mut problems = BTreeMap::<_, Vec<_>>::new();
+    for (status, response) in responses.as_object().into_iter().flatten().filter(|(status, _)| status.as_str() >= "400") {
+        let lines = response["description"].as_str().unwrap_or_default().lines().filter_map(|line| line.split_once(": "));
+        problems.entry(status.clone()).or_default().extend(lines.map(|(slug, when)| (slug.to_owned(), when.to_owned())));
+    }
+    problems
+}
+
+/// A problem response: its types, and an example of each.
+fn response(status: &str, problems: &[(String, String)]) -> Value {
     let number: u16 = status.parse().unwrap_or_default();
-    let title = axum::http::StatusCode::from_u16(number).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
+    let title = StatusCode::from_u16(number).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let examples: Map<_, _> = problems
         .iter()
-        .map(|(_, slug, when)| {
+        .map(|(slug, when)| {
             let mut example = json!({
                 "type": format!("/problems/{slug}"), "title": title, "status": number, "detail": when,
                 "request_id": "0b8f0c3e-6a7e-4b52-9a3c-2f8a6f0a7c11",
             });
             if slug == "invalid-input" {
-                example["errors"] = json!([{ "field": "due_at", "detail": "must be in the future" }]);
+                example["errors"] = json!([{ "field": "email", "detail": "not a valid email" }]);
             }
             (slug.clone(), json!({ "summary": when, "value": example }))
         })
         .collect();
-    let types: Vec<_> = problems.iter().map(|(_, slug, _)| format!("/problems/{slug}")).collect();
-    let when: Vec<_> = problems.iter().map(|(_, slug, when)| format!("`{slug}`: {when}")).collect();
+    let types: Vec<_> = problems.iter().map(|(slug, _)| format!("/problems/{slug}")).collect();
+    let when: Vec<_> = problems.iter().map(|(slug, when)| format!("`{slug}`: {when}")).collect();
     let schema = json!({ "allOf": [{ "$ref": "#/components/schemas/Problem" }, { "properties": { "type": { "enum": types } } }] });
     let mut response = json!({
         "description": when.join("\n\n"),
         "content": { "application/problem+json": { "schema": schema, "examples": examples } },
     });
     if matches!(number, 429 | 503) {
-        response["headers"] =
-            json!({ "Retry-After": { "description": "Seconds to wait", "required": true, "schema": { "type": "integer" } } });
+        response["headers"]["Retry-After"] = reference("headers", "Retry-After");
     }
     response
+}
+
+/// What operations share, by kind and name.
+#[derive(Default)]
+struct Components(BTreeMap<&'static str, Map<String, Value>>);
+
+impl Components {
+    /// Adds a component and returns its reference. Another one that has the name already keeps it: this one's name then
+    /// begins with the operation.
+    fn share(&mut self, kind: &'static str, name: &str, operation: &str, value: Value) -> Value {
+        let entries = self.0.entry(kind).or_default();
+        let name = if entries.get(name).is_none_or(|known| *known == value) { name.to_owned() } else { format!("{operation}.{name}") };
+        let reference = reference(kind, &name);
+        entries.insert(name, value);
+        reference
+    }
+}
+
+fn reference(kind: &str, name: &str) -> Value {
+    json!({ "$ref": format!("#/components/{kind}/{name}") })
 }

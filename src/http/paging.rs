@@ -40,7 +40,9 @@ pub struct List<T> {
 
 impl Page {
     /// The sort key behind which the page begins.
-    /// Errors: 422: the cursor is none that a page has given.
+    ///
+    /// # Errors
+    /// 422: the cursor is none that a page has given.
     pub fn after<K: DeserializeOwned>(&self) -> Result<Option<K>> {
         let key = |cursor: &String| serde_json::from_slice(&URL_SAFE_NO_PAD.decode(cursor).ok()?).ok();
         match &self.cursor {
@@ -55,7 +57,9 @@ impl Page {
     }
 
     /// The answer: of the items that were fetched those asked for, and where the next page begins.
-    /// Errors: An item or its key makes no JSON.
+    ///
+    /// # Errors
+    /// An item or its key makes no JSON.
     pub fn answer<T: Serialize, K: Serialize>(&self, path: &MatchedPath, mut items: Vec<T>, key: impl Fn(&T) -> K) -> Result<Response> {
         let more = items.len() > usize::from(self.limit);
         items.truncate(self.limit.into());

@@ -69,7 +69,9 @@ pub struct Notifier(Arc<Notify>);
 
 impl Notifier {
     /// The task that sends them, to be registered with the process.
-    /// Errors: None: a wake that cannot be sent is logged, and the workers poll.
+    ///
+    /// # Errors
+    /// None: a wake that cannot be sent is logged, and the workers poll.
     pub async fn run(self, pool: PgPool, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             tokio::select! {
@@ -85,19 +87,25 @@ impl Notifier {
 }
 
 /// Enqueues a job that is due at once, in the caller's transaction if there is one.
-/// Errors: The payload is too large, or Postgres refuses.
+///
+/// # Errors
+/// The payload is too large, or Postgres refuses.
 pub async fn enqueue<J: Job>(connection: &mut PgConnection, job: &J) -> Result<Enqueued, EnqueueError> {
     insert(connection, std::slice::from_ref(job), None).await
 }
 
 /// Enqueues a job that is due at a time.
-/// Errors: As [`enqueue`].
+///
+/// # Errors
+/// As [`enqueue`].
 pub async fn enqueue_at<J: Job>(connection: &mut PgConnection, job: &J, run_at: Timestamp) -> Result<Enqueued, EnqueueError> {
     insert(connection, std::slice::from_ref(job), Some(run_at)).await
 }
 
 /// Enqueues many jobs of one kind in one statement; those whose key is taken are left out.
-/// Errors: As [`enqueue`], and then none is enqueued.
+///
+/// # Errors
+/// As [`enqueue`], and then none is enqueued.
 pub async fn enqueue_many<J: Job>(connection: &mut PgConnection, jobs: &[J]) -> Result<Enqueued, EnqueueError> {
     insert(connection, jobs, None).await
 }

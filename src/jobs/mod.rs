@@ -116,7 +116,9 @@ impl JobContext {
 
     /// Makes the job's end part of the caller's transaction: what the transaction changes then happens exactly once.
     /// Nothing may follow it but the commit.
-    /// Errors: The lease was lost to another worker: roll back, the other does the work.
+    ///
+    /// # Errors
+    /// The lease was lost to another worker: roll back, the other does the work.
     pub async fn complete(&mut self, transaction: &mut PgConnection) -> anyhow::Result<()> {
         anyhow::ensure!(queue::complete(transaction, self.id, self.token).await?, "the lease was lost, so another worker has the job");
         self.completed = true;
@@ -146,7 +148,9 @@ impl Registry {
     }
 
     /// Enqueues a job whose kind and payload are known only now.
-    /// Errors: The kind is unknown, the payload is not one of its, or as [`enqueue`].
+    ///
+    /// # Errors
+    /// The kind is unknown, the payload is not one of its, or as [`enqueue`].
     pub async fn enqueue(&self, connection: &mut PgConnection, kind: &str, payload: serde_json::Value) -> anyhow::Result<Enqueued> {
         let Some(known) = self.0.get(kind) else {
             anyhow::bail!("there is no kind {kind}; there are: {}", self.kinds().join(", "));

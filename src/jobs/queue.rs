@@ -3,7 +3,7 @@
 //! All times are the database's, every statement stands alone, and none needs a session of its own, so that a pooler
 //! in transaction mode breaks nothing.
 //!
-//! Where nothing else is said, an error is Postgres's: it does not answer.
+//! Unless noted, errors are `sqlx::Error`: the database is unreachable.
 
 use std::time::Duration;
 

@@ -50,7 +50,9 @@ pub struct Runner {
 
 impl Runner {
     /// Works until `soft`, finishes what runs until `hard`, and gives back the rest.
-    /// Errors: A part of it has panicked. While Postgres is away it waits.
+    ///
+    /// # Errors
+    /// A part of it has panicked. While Postgres is away it waits.
     pub async fn run(self, soft: CancellationToken, hard: CancellationToken) -> anyhow::Result<()> {
         let kinds = self.registry.kinds();
         let pool = (*self.resources.postgres).clone();

@@ -25,7 +25,9 @@ pub struct Schedule {
 
 impl Schedule {
     /// Every tick of the expression (`minute hour day month weekday`, UTC) enqueues the job that `job` makes of it.
-    /// Errors: The expression is none, or never ticks; a test holds every line of the schedule against this.
+    ///
+    /// # Errors
+    /// The expression is none, or never ticks; a test holds every line of the schedule against this.
     pub fn new<J: Job>(name: &'static str, expression: &str, job: fn(Timestamp) -> J) -> anyhow::Result<Self> {
         let cron = expression.parse::<Cron>().map_err(|e| anyhow::anyhow!("schedule {name}: `{expression}` is no cron expression: {e}"))?;
         let enqueue: Enqueue = Box::new(move |connection, tick| async move { enqueue(connection, &job(tick)).await }.boxed());
@@ -35,7 +37,9 @@ impl Schedule {
     }
 
     /// The latest tick that is not after `now`.
-    /// Errors: There is none, which [`Self::new`] has ruled out.
+    ///
+    /// # Errors
+    /// There is none, which [`Self::new`] has ruled out.
     pub fn latest_tick(&self, now: Timestamp) -> anyhow::Result<Timestamp> {
         let tick = self.cron.find_previous_occurrence(&now.to_zoned(TimeZone::UTC), true);
         Ok(tick.map_err(|e| anyhow::anyhow!("schedule {} never ticks: {e}", self.name))?.timestamp())
@@ -49,7 +53,9 @@ impl Schedule {
 
     /// Enqueues the job of the latest tick, unless that was done already. After a standstill only the latest missed
     /// tick fires; a schedule that is seen for the first time fires nothing.
-    /// Errors: Postgres does not answer, and nothing has happened.
+    ///
+    /// # Errors
+    /// Postgres does not answer, and nothing has happened.
     pub async fn tick(&self, pool: &PgPool, metrics: &Metrics) -> anyhow::Result<Option<Wake>> {
         let mut transaction = pool.begin().await?;
         let now: Timestamp = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *transaction).await?.into();

@@ -72,7 +72,9 @@ pub struct Pool {
 
 impl Pool {
     /// Attaches Postgres; connects when the first query asks. `process` names the connections in `pg_stat_activity`.
-    /// Errors: The URL is none of Postgres's, which the config has ruled out.
+    ///
+    /// # Errors
+    /// The URL is none of Postgres's, which the config has ruled out.
     pub fn attach(config: &config::Database, process: &str) -> sqlx::Result<Self> {
         let options = options(config, process)?;
         Ok(Self::new(config.database_pool_size.get(), options, Pulse::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT))
@@ -140,13 +142,17 @@ impl Pool {
     }
 
     /// Takes a connection for a request.
-    /// Errors: Postgres is away, or has no connection free.
+    ///
+    /// # Errors
+    /// Postgres is away, or has no connection free.
     pub async fn acquire(&self) -> sqlx::Result<PoolConnection<Postgres>> {
         self.while_refused(|| self.connections.acquire()).await
     }
 
     /// Begins a transaction for a request.
-    /// Errors: As [`Self::acquire`].
+    ///
+    /// # Errors
+    /// As [`Self::acquire`].
     pub async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
         self.while_refused(|| self.connections.begin()).await
     }
@@ -189,7 +195,9 @@ async fn lives(connection: &mut PgConnection, renewed: &Pulse, limit: Duration) 
 }
 
 /// How to connect: what the URL says, and nothing from elsewhere.
-/// Errors: As [`Pool::attach`].
+///
+/// # Errors
+/// As [`Pool::attach`].
 pub fn options(config: &config::Database, process: &str) -> sqlx::Result<PgConnectOptions> {
     let url = Url::parse(config.database_url.0.expose_secret()).map_err(|_| sqlx::Error::Configuration("not a URL".into()))?;
     let mut options: PgConnectOptions = url.as_str().parse()?;
@@ -249,7 +257,9 @@ pub fn migrator() -> Migrator {
 }
 
 /// The versions of the migrations that this code has and the database has not.
-/// Errors: Postgres does not answer.
+///
+/// # Errors
+/// Postgres does not answer.
 pub async fn pending_migrations(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<i64>> {
     // Not a checked query: on a new database there is no such table yet.
     let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(executor).await;

@@ -64,7 +64,9 @@ struct Slot {
 
 impl Redis {
     /// Attaches Redis; connects when the first command asks.
-    /// Errors: The URL is none of Redis's, which the config has ruled out.
+    ///
+    /// # Errors
+    /// The URL is none of Redis's, which the config has ruled out.
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
         let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
         Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn: AtomicUsize::new(0), pending: Arc::default() })))
@@ -97,7 +99,9 @@ impl Redis {
     }
 
     /// Whether Redis answers. A connection on which it does not is seldom alone, so all are made anew then.
-    /// Errors: It does not.
+    ///
+    /// # Errors
+    /// It does not.
     pub async fn check(&self) -> Result<(), Error> {
         let slot = self.next();
         let (generation, mut connection) = self.connect(slot).await?;
@@ -122,7 +126,9 @@ impl Redis {
 
     /// Runs the commands in one round trip, and once more on a new connection where the old one proved broken:
     /// commands must therefore bear being run twice.
-    /// Errors: Redis is away, too slow, or refuses a command.
+    ///
+    /// # Errors
+    /// Redis is away, too slow, or refuses a command.
     #[instrument(name = "redis", level = "debug", skip_all, fields(otel.kind = "client"))]
     pub async fn run<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
         let slot = self.next();

@@ -49,7 +49,9 @@ pub struct Mailer {
 
 impl Mailer {
     /// Attaches the mail server; connects when the first mail goes out. `domain` is the right side of Message-IDs.
-    /// Errors: The URL is none of SMTP's, which the config has ruled out.
+    ///
+    /// # Errors
+    /// The URL is none of SMTP's, which the config has ruled out.
     pub fn attach(config: &config::Smtp, domain: &str) -> anyhow::Result<Self> {
         let transport = Arc::new(RwLock::new(transport(config)?));
         Ok(Self { transport, from: config.mail_from.clone(), domain: domain.to_owned(), metrics: None })
@@ -78,7 +80,9 @@ impl Mailer {
     }
 
     /// Sends a mail, and returns when the server has taken it over.
-    /// Errors: `Refused` for a 5xx answer or an impossible address, `Delayed` for everything else. Neither holds the address.
+    ///
+    /// # Errors
+    /// `Refused` for a 5xx answer or an impossible address, `Delayed` for everything else. Neither holds the address.
     pub async fn send(&self, mail: Mail) -> Result<(), Error> {
         let sent = self.hand_over(mail).await;
         let outcome = match &sent {
@@ -121,7 +125,9 @@ impl Mailer {
     }
 
     /// Whether the server answers.
-    /// Errors: It does not, or refuses the log-in.
+    ///
+    /// # Errors
+    /// It does not, or refuses the log-in.
     pub async fn check(&self) -> Result<(), Error> {
         match self.transport().test_connection().await {
             Ok(true) => Ok(()),

@@ -108,13 +108,15 @@ impl Metrics {
         registry.register("db_client_connection_count", "Connections of a pool, by state", shared.connections.clone());
         registry.register("db_client_connection_pending_requests", "Callers who wait for a connection", shared.pending.clone());
         #[cfg(target_os = "linux")]
-        registry.register_collector(Box::new(super::process::Process));
+        registry.register_collector(Box::new(super::process_metrics::Process));
         drop(registry);
         Self(Arc::new(shared))
     }
 
     /// Everything, as Prometheus reads it.
-    /// Errors: A metric cannot be written as text.
+    ///
+    /// # Errors
+    /// A metric cannot be written as text.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
         for sample in self.0.samplers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             sample(self);

@@ -131,7 +131,9 @@ mod otel {
 
     /// The layer that sends the spans of this crate, if the config names a collector. The SDK reads the other variables
     /// (`OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_EXPORTER_OTLP_HEADERS` …) by itself, as its specification says.
-    /// Errors: The exporter cannot be built.
+    ///
+    /// # Errors
+    /// The exporter cannot be built.
     pub fn layer<S>(config: &config::Process, release: &Release) -> anyhow::Result<Option<(impl Layer<S>, Export)>>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -144,12 +146,8 @@ mod otel {
         let exporter = SpanExporter::builder().with_http().with_http_client(Client::new()).with_headers(headers.collect()).build()?;
         let resource = Resource::builder()
             .with_attribute(KeyValue::new("service.version", release.commit))
-            .with_attribute(KeyValue::new("process.type", release.process));
-        // The variable's own word counts, and without it the process type is better than `unknown_service`.
-        let resource = match config.otel_service_name {
-            Some(_) => resource,
-            None => resource.with_service_name(release.process),
-        };
+            .with_attribute(KeyValue::new("process.type", release.process))
+            .with_service_name(release.service.clone());
         let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
         let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("app") && *metadata.level() <= Level::DEBUG);
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("app")).with_location(false).with_threads(false);

@@ -1,0 +1,83 @@
+//! The audit trail: who did what to which account, when and from where.
+//!
+//! Unless noted, errors are `sqlx::Error`: the database is unreachable.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::PgExecutor;
+use tracing::instrument;
+use uuid::Uuid;
+
+use crate::http::ClientAddress;
+use crate::resources::postgres::{Timestamp, purge};
+use crate::telemetry;
+
+/// How long an event is kept at least, whatever a purge is given.
+pub const KEPT: Duration = Duration::from_hours(365 * 24);
+
+/// What was done, as the trail stores it. A feature names its own actions with constants of this type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action(pub &'static str);
+
+impl Action {
+    pub const SIGN_UP: Self = Self("sign_up");
+    pub const LOG_IN: Self = Self("log_in");
+    pub const LOG_IN_FAILED: Self = Self("log_in_failed");
+    pub const ADDRESS_VERIFIED: Self = Self("address_verified");
+    pub const ADDRESS_CHANGE_ASKED: Self = Self("address_change_asked");
+    pub const PASSWORD_RESET: Self = Self("password_reset");
+    pub const PASSWORD_CHANGED: Self = Self("password_changed");
+    pub const SESSIONS_ENDED: Self = Self("sessions_ended");
+    pub const TOKEN_CREATED: Self = Self("token_created");
+    pub const TOKEN_DELETED: Self = Self("token_deleted");
+    pub const ROLE_CHANGED: Self = Self("role_changed");
+    pub const SUSPENDED: Self = Self("suspended");
+    pub const RESTORED: Self = Self("restored");
+    pub const ACCOUNT_DELETED: Self = Self("account_deleted");
+    // Only operators do these, with one-off tasks.
+    pub const ACCOUNT_CREATED: Self = Self("account_created");
+    pub const DATA_EXPORTED: Self = Self("data_exported");
+    pub const DATA_PURGED: Self = Self("data_purged");
+    pub const JOB_ENQUEUED: Self = Self("job_enqueued");
+    pub const JOB_RETRIED: Self = Self("job_retried");
+    pub const JOB_DISCARDED: Self = Self("job_discarded");
+    pub const CONSOLE_OPENED: Self = Self("console_opened");
+}
+
+/// Records an event, in the transaction of what it reports where there is one. The address is none for what an operator
+/// did with a one-off task. The account is none where a log-in named an unknown one.
+#[instrument(name = "postgres audit record", level = "debug", skip_all)]
+pub async fn record(
+    executor: impl PgExecutor<'_>,
+    action: Action,
+    account_id: Option<Uuid>,
+    address: Option<ClientAddress>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO audit_events (action, account_id, request_id, address) VALUES ($1, $2, $3, $4)",
+        action.0,
+        account_id,
+        telemetry::current_field("request_id"),
+        address.map(|address| address.0.to_string())
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// An event, as its account may see it.
+#[derive(Debug, Serialize)]
+pub struct Event {
+    pub at: Timestamp,
+    pub action: String,
+    pub address: Option<String>,
+}
+
+/// An account's events, the oldest first.
+pub async fn of(executor: impl PgExecutor<'_>, account_id: Uuid) -> sqlx::Result<Vec<Event>> {
+    let events = sqlx::query_as!(Event, "SELECT at, action, address FROM audit_events WHERE account_id = $1 ORDER BY at, id", account_id);
+    events.fetch_all(executor).await
+}
+
+purge!(purge, "audit_events", "at");

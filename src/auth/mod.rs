@@ -1,0 +1,15 @@
+//! Who may do what (factor XV: authentication and authorization): rules, the guard, sessions, API tokens, passwords, the
+//! audit trail. It knows the account's row, and no feature.
+
+pub mod api_token;
+pub mod audit;
+pub mod guard;
+pub mod password;
+pub mod rules;
+pub mod secret;
+pub mod session;
+
+// What handlers are made of.
+pub use guard::Caller;
+pub use rules::Role;
+pub use session::Session;

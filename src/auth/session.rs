@@ -1,0 +1,256 @@
+//! Sessions in Redis (factor VI: a process keeps nothing): the next request may meet another process.
+//!
+//! A cookie holds 256 random bits; Redis knows only their hash, so that a look into Redis opens no session.
+//! `session:{hash}` is the session, `sessions:{account}` the set of an account's hashes, sorted by the time of their log-in.
+
+use std::time::Duration;
+
+use axum::Extension;
+use axum::extract::FromRequestParts;
+use axum::http::{HeaderMap, HeaderValue, header};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use deadpool_redis::redis::{Pipeline, pipe};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::rules::Role;
+use super::secret;
+use crate::config::{self, PublicUrl};
+use crate::http::Problem;
+use crate::resources::redis::{self, Redis};
+
+/// What Redis keeps of a session; the guard adds it to a request where a rule asks for one.
+#[derive(Debug, Clone, Serialize, Deserialize, FromRequestParts)]
+#[from_request(via(Extension))]
+pub struct Session {
+    pub account_id: Uuid,
+    /// The account's epoch at log-in; a session of an older epoch has been ended.
+    pub epoch: i32,
+    /// Holds as long as the session: a change of role ends it.
+    pub role: Role,
+    pub created_at: Timestamp,
+    /// The program that logged in, as it calls itself.
+    pub user_agent: Option<String>,
+    /// The Redis key's last part.
+    #[serde(skip)]
+    pub hash: String,
+}
+
+/// A new session's id, which only its cookie may hold.
+pub struct SessionId(String);
+
+/// How many sessions an account has at most, or one account could fill the store.
+const SESSIONS: isize = 100;
+
+/// The store of sessions.
+#[derive(Clone)]
+pub struct Sessions {
+    pub redis: Redis,
+    ttl: Duration,
+    max_age: Duration,
+    cookie: &'static str,
+    attributes: &'static str,
+    now: fn() -> Timestamp,
+}
+
+impl Sessions {
+    pub fn new(redis: Redis, config: &config::Http, site: &PublicUrl, now: fn() -> Timestamp) -> Self {
+        // `__Host-` makes the browser refuse a cookie that another host or plain http set (RFC 6265bis, 4.1.3.2).
+        let (cookie, attributes) = if site.is_https() {
+            ("__Host-id", "HttpOnly; SameSite=Lax; Path=/; Secure")
+        } else {
+            ("id", "HttpOnly; SameSite=Lax; Path=/")
+        };
+        Self { redis, ttl: config.session_ttl.0, max_age: config.session_max_age.0, cookie, attributes, now }
+    }
+
+    /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here. The oldest end where there are too many.
+    ///
+    /// # Errors
+    /// Redis is away, or the system has no randomness.
+    pub async fn start(&self, session: Session) -> Result<(SessionId, Session), Problem> {
+        let id = secret::mint().map_err(Problem::internal)?;
+        let session = Session { hash: hash(&id), ..session };
+        let data = serde_json::to_string(&session).map_err(Problem::internal)?;
+        let set = set_key(session.account_id);
+        let mut commands = pipe();
+        commands.cmd("SET").arg(key(&session.hash)).arg(data).arg("PX").arg(millis(self.ttl.min(self.max_age))).ignore();
+        let born = session.created_at.as_millisecond();
+        commands.zadd(&set, &session.hash, born).ignore();
+        // What is too old anyway needs no place in the set.
+        commands.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(born.saturating_sub_unsigned(millis(self.max_age))).ignore();
+        commands.cmd("PEXPIRE").arg(&set).arg(millis(self.max_age)).ignore();
+        commands.zrange(&set, 0, -SESSIONS - 1);
+        let (beyond,): (Vec<String>,) = self.redis.run(commands.atomic()).await?;
+        if !beyond.is_empty() {
+            self.thin_out(session.account_id).await?;
+        }
+        Ok((SessionId(id), session))
+    }
+
+    /// Takes the sessions out of an account's set that have run out by themselves, and ends the oldest of those that are
+    /// still too many.
+    async fn thin_out(&self, account_id: Uuid) -> Result<(), redis::Error> {
+        let hashes = members(&self.redis, account_id).await?;
+        let mut ask = pipe();
+        for hash in &hashes {
+            ask.exists(key(hash));
+        }
+        let live: Vec<bool> = self.redis.run(&ask).await?;
+        let mut beyond = live.iter().filter(|live| **live).count().saturating_sub(SESSIONS.unsigned_abs());
+        let mut commands = pipe();
+        for (hash, live) in hashes.iter().zip(live) {
+            if !live || beyond > 0 {
+                beyond -= usize::from(live);
+                commands.del(key(hash)).ignore().zrem(set_key(account_id), hash).ignore();
+            }
+        }
+        self.redis.run(commands.atomic()).await
+    }
+
+    /// Adds the question for a session, which also gives it a new lease of life, to what is asked of Redis anyway.
+    pub fn ask(&self, commands: &mut Pipeline, hash: &str) {
+        commands.cmd("GETEX").arg(key(hash)).arg("PX").arg(millis(self.ttl));
+    }
+
+    /// Reads the answer: the session, if there is one and it is not too old.
+    pub fn read(&self, hash: String, data: Option<String>) -> Option<Session> {
+        let session = serde_json::from_str::<Session>(&data?).ok()?;
+        let age = (self.now)().duration_since(session.created_at).unsigned_abs();
+        (age < self.max_age).then_some(Session { hash, ..session })
+    }
+
+    /// An account's sessions with the time of their last use, the oldest first.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn list(&self, account_id: Uuid) -> Result<Vec<(Session, Timestamp)>, redis::Error> {
+        let hashes = members(&self.redis, account_id).await?;
+        let mut commands = pipe();
+        for hash in &hashes {
+            commands.get(key(hash)).pttl(key(hash));
+        }
+        let answers: Vec<(Option<String>, i64)> = if hashes.is_empty() { Vec::new() } else { self.redis.run(&commands).await? };
+        let mut sessions: Vec<_> = hashes
+            .into_iter()
+            .zip(answers)
+            .filter_map(|(hash, (data, left))| {
+                let session = Session { hash, ..serde_json::from_str(&data?).ok()? };
+                // Each use sets its time to live anew, so what is missing of it is the time since.
+                let idle = self.ttl.saturating_sub(Duration::from_millis(u64::try_from(left).ok()?));
+                let last_used = (self.now)().checked_sub(idle).ok()?.max(session.created_at);
+                Some((session, last_used))
+            })
+            .collect();
+        sessions.sort_by(|(a, _), (b, _)| (a.created_at, &a.hash).cmp(&(b.created_at, &b.hash)));
+        Ok(sessions)
+    }
+
+    /// Ends one session of an account, by its hash; says whether the account had it.
+    ///
+    /// # Errors
+    /// Redis is away, and the session goes on.
+    pub async fn end(&self, account_id: Uuid, hash: &str) -> Result<bool, redis::Error> {
+        let mut ask = pipe();
+        ask.cmd("ZSCORE").arg(set_key(account_id)).arg(hash);
+        let (born,): (Option<f64>,) = self.redis.run(&ask).await?;
+        if born.is_some() {
+            end(&self.redis, account_id, hash).await?;
+        }
+        Ok(born.is_some())
+    }
+
+    /// Ends the session whose id a request brings, if it brings one.
+    ///
+    /// # Errors
+    /// Redis is away, and the session goes on.
+    pub async fn end_of(&self, headers: &HeaderMap) -> Result<(), redis::Error> {
+        let Some(hash) = self.id_in(headers).map(hash) else { return Ok(()) };
+        let mut commands = pipe();
+        commands.cmd("GETDEL").arg(key(&hash));
+        let (data,): (Option<String>,) = self.redis.run(&commands).await?;
+        let Some(session) = data.and_then(|data| serde_json::from_str::<Session>(&data).ok()) else { return Ok(()) };
+        let mut commands = pipe();
+        commands.zrem(set_key(session.account_id), &hash).ignore();
+        self.redis.run(&commands).await
+    }
+
+    /// The `Set-Cookie` value that hands a session to the browser.
+    pub fn cookie(&self, id: &SessionId) -> Result<HeaderValue, Problem> {
+        self.set_cookie(&id.0, self.max_age.as_secs())
+    }
+
+    /// The `Set-Cookie` value that takes the session from the browser.
+    pub fn no_cookie(&self) -> Result<HeaderValue, Problem> {
+        self.set_cookie("", 0)
+    }
+
+    fn set_cookie(&self, value: &str, max_age: u64) -> Result<HeaderValue, Problem> {
+        let mut cookie: HeaderValue =
+            format!("{}={value}; {}; Max-Age={max_age}", self.cookie, self.attributes).parse().map_err(Problem::internal)?;
+        cookie.set_sensitive(true);
+        Ok(cookie)
+    }
+
+    /// The id in a request's cookie.
+    pub fn id_in<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        cookie(headers, self.cookie)
+    }
+}
+
+/// The value of a request's cookie (RFC 6265, 5.4).
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.into_iter().find_map(|(known, value)| (known == name).then_some(value))
+}
+
+/// Ends every session of an account that began before `epoch`.
+///
+/// # Errors
+/// Redis is away; some sessions may have ended.
+pub async fn end_before(redis: &Redis, account_id: Uuid, epoch: i32) -> Result<(), redis::Error> {
+    for hash in members(redis, account_id).await? {
+        let mut get = pipe();
+        get.get(key(&hash));
+        let (data,): (Option<String>,) = redis.run(&get).await?;
+        let stays = data.and_then(|data| serde_json::from_str::<Session>(&data).ok()).is_some_and(|session| session.epoch >= epoch);
+        if !stays {
+            end(redis, account_id, &hash).await?;
+        }
+    }
+    Ok(())
+}
+
+/// At once, or a session that goes on would be in no list, and nobody could end it.
+async fn end(redis: &Redis, account_id: Uuid, hash: &str) -> Result<(), redis::Error> {
+    let mut commands = pipe();
+    commands.del(key(hash)).ignore().zrem(set_key(account_id), hash).ignore();
+    redis.run(commands.atomic()).await
+}
+
+async fn members(redis: &Redis, account_id: Uuid) -> Result<Vec<String>, redis::Error> {
+    let mut commands = pipe();
+    commands.zrange(set_key(account_id), 0, -1);
+    let (hashes,) = redis.run(&commands).await?;
+    Ok(hashes)
+}
+
+/// What Redis knows of a session's id.
+pub fn hash(id: &str) -> String {
+    URL_SAFE_NO_PAD.encode(secret::hash(id))
+}
+
+fn key(hash: &str) -> String {
+    format!("session:{hash}")
+}
+
+fn set_key(account_id: Uuid) -> String {
+    format!("sessions:{account_id}")
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+}

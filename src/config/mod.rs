@@ -1,0 +1,145 @@
+//! Every environment variable that a program reads (factor III: config).
+//!
+//! A section is one plain struct that `envy` fills; a field is a variable, its name in lower case, its doc comment
+//! the variable's meaning, unit and default. Knows nothing of what the settings are for.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use lettre::message::Mailbox;
+use secrecy::SecretString;
+
+mod reading;
+mod settings;
+
+pub use reading::{Env, Problems, Section, Setting, Variable, read};
+use reading::{group, section};
+pub use settings::{CertificateFile, DatabaseUrl, Endpoint, Lasting, LogFilter, LogFormat, Origins, PublicUrl, RedisUrl, Sampler, SmtpUrl};
+
+section! {
+    /// What every long-running process type reads.
+    pub struct Process {
+        /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or filter directives such as `info,sqlx=warn`
+        log_level: LogFilter = "info",
+        /// `json`, one object a line, or `pretty`, for people
+        log_format: LogFormat = "json",
+        /// The release's id, as the platform counts it; shown by `/version` and on every log line
+        release_version: Option<String>,
+        /// Name of this process in the log; Heroku sets it
+        dyno: Option<String>,
+        /// Name of this process in the log where `DYNO` is unset; most platforms set it
+        hostname: Option<String>,
+        /// Port of a second listener with `/metrics`, `/livez` and `/readyz`; unset opens none
+        metrics_port: Option<u16>,
+        /// File with the certificates of a private authority, in place of the system's: for TLS to Postgres, Redis, the mail server and the collector
+        ssl_cert_file: Option<CertificateFile>,
+        /// How long requests and jobs in flight may finish after SIGTERM
+        drain_timeout: Duration = "25s",
+        /// OpenTelemetry collector that takes traces over HTTP or HTTPS: `http://collector:4318`; unset sends none
+        otel_exporter_otlp_endpoint: Option<Endpoint>,
+        /// Headers for the collector, such as its key: `name=value,name=value`
+        otel_exporter_otlp_headers: Option<SecretString>,
+        /// Name of the service, in the log, in traces and at `/version`: tells two services in one log store apart
+        otel_service_name: String = "app",
+        /// More about this deploy in traces: `name=value,name=value`
+        otel_resource_attributes: Option<String>,
+        /// Which traces are sent: `always_on`, `always_off`, `traceidratio`, or one of these after `parentbased_`
+        otel_traces_sampler: Option<Sampler>,
+        /// The share of traces that `traceidratio` sends, from 0 to 1
+        otel_traces_sampler_arg: Option<String>,
+        /// Milliseconds that spans wait to be sent together
+        otel_bsp_schedule_delay: Option<u16>,
+    }
+}
+
+section! {
+    /// The Postgres database.
+    pub struct Database {
+        /// Postgres database: `postgres://user:password@host:5432/name`
+        database_url: DatabaseUrl,
+        /// Connections to Postgres that one process may hold, and one more for its probes; a worker holds another, to hear of new jobs
+        database_pool_size: NonZeroU32 = "10",
+    }
+}
+
+section! {
+    /// The Redis server that keeps the sessions.
+    pub struct Redis {
+        /// Redis: `redis://:password@host:6379/0`, or `rediss://` for TLS
+        redis_url: RedisUrl,
+        /// Connections to Redis that one process may hold; requests share them
+        redis_pool_size: NonZeroU32 = "16",
+    }
+}
+
+section! {
+    /// The mail server.
+    pub struct Smtp {
+        /// Mail server: `smtp://host:25`, `smtps://user:password@host`, or `smtp://host:587?tls=required`
+        smtp_url: SmtpUrl,
+        /// Sender of every mail: `Example <hello@example.com>`
+        mail_from: Mailbox,
+    }
+}
+
+section! {
+    /// How people reach this deploy.
+    pub struct Site {
+        /// Canonical address of this deploy, for links, cookies and the origin check: `https://example.com`; `https` makes cookies `Secure`
+        public_url: PublicUrl,
+    }
+}
+
+section! {
+    /// How `web` serves.
+    pub struct Http {
+        /// Port that `web` listens on, on all interfaces
+        port: u16 = "8080",
+        /// A session's life after its last use
+        session_ttl: Lasting = "14d",
+        /// A session's life in all
+        session_max_age: Lasting = "90d",
+        /// A request's time, after which it gets 503
+        request_timeout: Lasting = "10s",
+        /// How long `web` keeps accepting after SIGTERM while `/readyz` already says no
+        drain_delay: Duration = "0s",
+        /// Log-ins, sign-ups, resets and other requests that try a password or send a mail, a minute, by client address
+        rate_limit_login: NonZeroU32 = "10",
+        /// Requests a minute, by session or token; by client address for who has neither
+        rate_limit_requests: NonZeroU32 = "1200",
+        /// How many proxies stand in front, each of which adds the address it was called from to `X-Forwarded-For`
+        trusted_proxies: u16 = "0",
+        /// Other sites whose pages may call the API, separated by commas: `https://app.example.com`; unset allows none
+        cors_origins: Option<Origins>,
+    }
+}
+
+section! {
+    /// How `worker` works.
+    pub struct Jobs {
+        /// Jobs that one worker runs at a time
+        worker_concurrency: NonZeroU32 = "10",
+        /// How long a claimed job is a worker's own without a heartbeat; there is one every third of it
+        job_lease: Lasting = "30s",
+    }
+}
+
+group! {
+    /// What `web` reads.
+    pub struct Web { database: Database, redis: Redis, site: Site, http: Http }
+}
+
+group! {
+    /// What `worker` reads.
+    pub struct Worker { database: Database, redis: Redis, smtp: Smtp, site: Site, jobs: Jobs }
+}
+
+group! {
+    /// What `clock` reads.
+    pub struct Clock { database: Database }
+}
+
+group! {
+    /// Every variable of every program.
+    pub struct All { process: Process, web: Web, worker: Worker }
+}

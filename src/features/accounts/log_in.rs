@@ -1,0 +1,122 @@
+//! Signing up, logging in and out, who am I.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use garde::Validate;
+use secrecy::SecretString;
+use serde::Deserialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::account::{self, Account, Credentials};
+use super::mails::{Notice, SendNotice, SendVerification};
+use crate::app::App;
+use crate::auth::audit::{self, Action};
+use crate::auth::{Session, password};
+use crate::http::{ClientAddress, Json, Problem, Result, no_nul};
+use crate::jobs;
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignUp {
+    #[garde(email, length(bytes, max = 254), custom(no_nul))]
+    #[schema(format = "email", max_length = 254, example = "ada@example.com")]
+    email: String,
+    #[garde(custom(password::rule))]
+    #[schema(value_type = String, format = "password", min_length = 12, max_length = 256, example = "correct horse battery staple")]
+    password: SecretString,
+}
+
+/// Sign up
+///
+/// The answer tells nobody whether the address has an account already; a mail tells its owner.
+#[utoipa::path(post, path = "/accounts", tag = "Accounts", responses((status = 202, description = "A mail is on its way")))]
+pub async fn sign_up(State(app): State<App>, address: ClientAddress, Json(input): Json<SignUp>) -> Result<StatusCode> {
+    let password_hash = app.passwords.hash(input.password).await?;
+    let mut transaction = app.postgres.begin().await?;
+    let id = Uuid::now_v7();
+    let enqueued = if account::create(&mut transaction, id, &input.email, &password_hash).await? {
+        audit::record(&mut *transaction, Action::SIGN_UP, Some(id), Some(address)).await?;
+        jobs::enqueue(&mut transaction, &SendVerification { account_id: id }).await?
+    } else {
+        // Deleted in this very moment, perhaps; then there is nobody to tell.
+        let Some(there) = account::credentials(&mut *transaction, &input.email).await? else { return Ok(StatusCode::ACCEPTED) };
+        jobs::enqueue(&mut transaction, &SendNotice { account_id: there.id, notice: Notice::AccountExists }).await?
+    };
+    transaction.commit().await?;
+    enqueued.fire(&app.notifier);
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogIn {
+    #[garde(custom(no_nul))]
+    #[schema(pattern = r"^[^\x00]*$", example = "ada@example.com")]
+    email: String,
+    #[garde(skip)]
+    #[schema(value_type = String, format = "password", example = "correct horse battery staple")]
+    password: SecretString,
+}
+
+/// Log in
+///
+/// The session is in a cookie, `id`, or `__Host-id` over https.
+#[utoipa::path(post, path = "/session", tag = "Session", responses(
+    (status = 200, description = "Logged in", body = Account, headers(("Set-Cookie" = String))),
+    (status = 401, description = "wrong-credentials: No account has this address and this password, or it is suspended"),
+))]
+pub async fn log_in(State(app): State<App>, address: ClientAddress, headers: HeaderMap, Json(input): Json<LogIn>) -> Result<Response> {
+    let refused = || Problem::new(StatusCode::UNAUTHORIZED, "wrong-credentials", "no account has this address and this password");
+    let found = account::credentials(&mut *app.postgres.acquire().await?, &input.email).await?;
+    let hash = found.as_ref().map(|credentials| credentials.password_hash.clone());
+    let right = app.passwords.verify(input.password, hash).await?;
+    let Some(credentials) = found.as_ref().filter(|credentials| right && !credentials.suspended) else {
+        let account_id = found.map(|credentials| credentials.id);
+        audit::record(&mut *app.postgres.acquire().await?, Action::LOG_IN_FAILED, account_id, Some(address)).await?;
+        return Err(refused());
+    };
+    let cookie = start_session(&app, credentials, credentials.session_epoch, &headers).await?.ok_or_else(refused)?;
+    let mut connection = app.postgres.acquire().await?;
+    audit::record(&mut *connection, Action::LOG_IN, Some(credentials.id), Some(address)).await?;
+    tracing::Span::current().record("account_id", tracing::field::display(credentials.id));
+    let account = account::find(&mut *connection, credentials.id).await?.ok_or_else(refused)?;
+    Ok(([(header::SET_COOKIE, cookie)], axum::Json(account)).into_response())
+}
+
+/// Starts a session of an epoch; none if the sessions of that epoch have been ended in the meantime.
+pub async fn start_session(app: &App, credentials: &Credentials, epoch: i32, headers: &HeaderMap) -> Result<Option<HeaderValue>> {
+    let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    let session = Session {
+        account_id: credentials.id,
+        epoch,
+        role: credentials.role,
+        created_at: (app.now)(),
+        user_agent: user_agent.map(|text| text.chars().take(200).collect()),
+        hash: String::new(),
+    };
+    let (id, session) = app.sessions.start(session).await?;
+    // Whoever ended the sessions in the meantime has not seen this one: it withdraws itself.
+    if account::session_epoch(&mut *app.postgres.acquire().await?, credentials.id).await? != Some(epoch) {
+        app.sessions.end(credentials.id, &session.hash).await?;
+        return Ok(None);
+    }
+    app.sessions.cookie(&id).map(Some)
+}
+
+/// Who am I
+#[utoipa::path(get, path = "/session", tag = "Session", responses((status = 200, description = "My account", body = Account)))]
+pub async fn who_am_i(State(app): State<App>, session: Session) -> Result<Response> {
+    let account = account::find(&mut *app.postgres.acquire().await?, session.account_id).await?.ok_or_else(Problem::unauthenticated)?;
+    Ok(axum::Json(account).into_response())
+}
+
+/// Log out
+///
+/// 204 with or without a session: who is logged out wanted to be.
+#[utoipa::path(delete, path = "/session", tag = "Session", responses((status = 204, description = "Logged out")))]
+pub async fn log_out(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
+    app.sessions.end_of(&headers).await?;
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, app.sessions.no_cookie()?)]).into_response())
+}

@@ -1,0 +1,108 @@
+//! My sessions: where I am logged in, and how they end.
+
+use axum::extract::{MatchedPath, Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sqlx::{Postgres, Transaction};
+use tracing::warn;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::account;
+use crate::app::App;
+use crate::auth::audit::{self, Action};
+use crate::auth::session::{self, Session, Sessions};
+use crate::http::{ClientAddress, List, Page, Problem, Query, Result};
+use crate::jobs::{self, Job, JobContext, JobError};
+use crate::resources::redis;
+
+#[derive(Serialize, ToSchema)]
+pub struct MySession {
+    id: String,
+    created_at: Timestamp,
+    last_used_at: Timestamp,
+    /// The program that logged in, as it calls itself.
+    user_agent: Option<String>,
+    /// Whether it is the one that asks.
+    current: bool,
+}
+
+/// List my sessions, the oldest first
+#[utoipa::path(get, path = "/account/sessions", tag = "Account", params(Page), responses((status = 200, description = "A page of sessions", body = List<MySession>)))]
+pub async fn list_sessions(State(app): State<App>, session: Session, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+    let after: Option<(Timestamp, String)> = page.after()?;
+    let all = app.sessions.list(session.account_id).await?.into_iter().map(|(mine, last_used_at)| MySession {
+        current: mine.hash == session.hash,
+        id: mine.hash,
+        created_at: mine.created_at,
+        last_used_at,
+        user_agent: mine.user_agent,
+    });
+    let key = |mine: &MySession| (mine.created_at, mine.id.clone());
+    let behind: Vec<_> = all.filter(|mine| after.as_ref().is_none_or(|after| key(mine) > *after)).collect();
+    page.answer(&path, behind, key)
+}
+
+/// End one of my sessions
+#[utoipa::path(delete, path = "/account/sessions/{id}", tag = "Account", params(("id" = String, Path)),
+    responses((status = 204, description = "It has ended")))]
+pub async fn end_session(State(app): State<App>, session: Session, Path(id): Path<String>) -> Result<StatusCode> {
+    if app.sessions.end(session.account_id, &id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(Problem::not_found()) }
+}
+
+/// End all of my sessions, this one too
+#[utoipa::path(delete, path = "/account/sessions", tag = "Account", responses((status = 204, description = "They have ended")))]
+pub async fn end_sessions(State(app): State<App>, session: Session, address: ClientAddress) -> Result<Response> {
+    let mut transaction = app.postgres.begin().await?;
+    let epoch = account::raise_epoch(&mut transaction, session.account_id).await?.ok_or_else(Problem::unauthenticated)?;
+    audit::record(&mut *transaction, Action::SESSIONS_ENDED, Some(session.account_id), Some(address)).await?;
+    end_before(&app, transaction, session.account_id, epoch).await?;
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, app.sessions.no_cookie()?)]).into_response())
+}
+
+/// Commits what raised the epoch, and ends the sessions from before: at once if Redis answers, and in any case by a job,
+/// which makes it certain after a crash.
+pub async fn end_before(app: &App, mut transaction: Transaction<'_, Postgres>, account_id: Uuid, epoch: i32) -> Result<()> {
+    let enqueued = jobs::enqueue(&mut transaction, &EndSessions { account_id, epoch }).await?;
+    transaction.commit().await?;
+    enqueued.fire(&app.notifier);
+    if let Err(e) = session::end_before(&app.sessions.redis, account_id, epoch).await {
+        warn!(error = %e, "sessions of {account_id} end when Redis is back, by a job: {e}");
+    }
+    Ok(())
+}
+
+/// Ends the sessions that began before the account's epoch was raised: exactly those, however often it runs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EndSessions {
+    pub account_id: Uuid,
+    pub epoch: i32,
+}
+
+impl Job for EndSessions {
+    const KIND: &'static str = "end_sessions";
+    // A dead job would leave sessions open, so it retries for as long as Redis is unavailable.
+    const MAX_ATTEMPTS: i32 = 10_000;
+
+    fn unique_key(&self) -> Option<String> {
+        Some(format!("{}:{}", self.account_id, self.epoch))
+    }
+
+    async fn run(&self, context: &mut JobContext) -> std::result::Result<(), JobError> {
+        Ok(session::end_before(&context.redis, self.account_id, self.epoch).await?)
+    }
+}
+
+/// An account's sessions, as operators and exports see them.
+///
+/// # Errors
+/// Redis is unavailable.
+pub async fn as_json(sessions: &Sessions, account_id: Uuid) -> std::result::Result<Vec<Value>, redis::Error> {
+    let sessions = sessions.list(account_id).await?.into_iter().map(|(session, used)| {
+        json!({ "id": session.hash, "created_at": session.created_at, "last_used_at": used, "user_agent": session.user_agent })
+    });
+    Ok(sessions.collect())
+}

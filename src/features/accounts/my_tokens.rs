@@ -1,0 +1,94 @@
+//! My API tokens: for programs that act in my name, within their scopes and until they expire.
+
+use axum::extract::{MatchedPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use garde::Validate;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::auth::api_token::{self, Token};
+use crate::auth::audit::{self, Action};
+use crate::auth::{Caller, Session, rules, secret};
+use crate::http::extract::integer;
+use crate::http::{ClientAddress, Id, Json, List, Page, Problem, Query, Result, no_nul};
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// What I know it by.
+    #[garde(length(chars, min = 1, max = 100), custom(no_nul))]
+    #[schema(min_length = 1, max_length = 100, pattern = r"^[^\x00]*$", example = "backup script")]
+    name: String,
+    #[garde(length(min = 1, max = 20))]
+    #[schema(value_type = Vec<Scope>, min_items = 1, max_items = 20, example = json!(["tokens:read"]))]
+    scopes: Vec<String>,
+    #[garde(range(min = 1, max = 366))]
+    #[serde(deserialize_with = "integer")]
+    #[schema(minimum = 1, maximum = 366, example = 90)]
+    expires_in_days: i32,
+}
+
+/// What a token may do; who asks for an operation with one needs the scope that the operation names.
+#[derive(ToSchema)]
+#[schema(value_type = String)]
+#[expect(dead_code, reason = "it stands for a text in the document")]
+struct Scope(String);
+
+/// A new token, shown this once.
+#[derive(Serialize, ToSchema)]
+pub struct CreatedToken {
+    /// For the header `Authorization: Bearer`.
+    #[schema(example = "pat_…")]
+    secret: String,
+    #[serde(flatten)]
+    token: Token,
+}
+
+/// Make a token
+#[utoipa::path(post, path = "/tokens", tag = "Tokens", responses(
+    (status = 201, description = "The token, shown this once", body = CreatedToken),
+    (status = 403, description = "email-not-verified: The account's address has not been verified"),
+))]
+pub async fn create_token(
+    State(app): State<App>,
+    session: Session,
+    address: ClientAddress,
+    Json(input): Json<NewToken>,
+) -> Result<Response> {
+    let known = rules::scopes(app.features.iter().flat_map(|feature| feature.access));
+    if let Some(unknown) = input.scopes.iter().find(|scope| !known.contains(scope.as_str())) {
+        let known = known.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Problem::invalid_field("scopes", &format!("there is no scope {unknown}; the scopes are {known}")));
+    }
+    let secret = format!("{}{}", api_token::PREFIX, secret::mint().map_err(Problem::internal)?);
+    let mut transaction = app.postgres.begin().await?;
+    let NewToken { name, scopes, expires_in_days } = input;
+    let token = api_token::create(&mut transaction, session.account_id, &secret, &name, &scopes, expires_in_days).await?;
+    let token = token.ok_or_else(Problem::not_verified)?;
+    audit::record(&mut *transaction, Action::TOKEN_CREATED, Some(session.account_id), Some(address)).await?;
+    transaction.commit().await?;
+    Ok((StatusCode::CREATED, axum::Json(CreatedToken { secret, token })).into_response())
+}
+
+/// List my tokens, the oldest first
+#[utoipa::path(get, path = "/tokens", tag = "Tokens", params(Page), responses((status = 200, description = "A page of tokens", body = List<Token>)))]
+pub async fn list_tokens(State(app): State<App>, caller: Caller, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+    let after = page.after()?.unwrap_or_else(Uuid::nil);
+    let tokens = api_token::list(&mut *app.postgres.acquire().await?, caller.account_id, after, page.fetch()).await?;
+    page.answer(&path, tokens, |token| token.id)
+}
+
+/// End a token
+#[utoipa::path(delete, path = "/tokens/{id}", tag = "Tokens", params(("id" = Uuid, Path)), responses((status = 204, description = "It has ended")))]
+pub async fn delete_token(State(app): State<App>, caller: Caller, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
+    let mut transaction = app.postgres.begin().await?;
+    if !api_token::delete(&mut *transaction, caller.account_id, id).await? {
+        return Err(Problem::not_found());
+    }
+    audit::record(&mut *transaction, Action::TOKEN_DELETED, Some(caller.account_id), Some(address)).await?;
+    transaction.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,130 @@
+//! The reminder and its SQL.
+//!
+//! Unless noted, errors are `sqlx::Error`: the database is unreachable.
+
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, PgExecutor};
+use tracing::instrument;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::resources::postgres::{Timestamp, purge};
+
+/// A message for later.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Reminder {
+    pub id: Uuid,
+    pub message: String,
+    pub due_at: Timestamp,
+    /// Raised by each change.
+    pub version: i32,
+    /// When it was mailed.
+    pub sent_at: Option<Timestamp>,
+    pub created_at: Timestamp,
+}
+
+impl Reminder {
+    /// Tells one state of it from another (RFC 9110, 8.8.3).
+    pub fn etag(&self) -> String {
+        format!("\"{}{}\"", self.version, if self.sent_at.is_some() { "-sent" } else { "" })
+    }
+}
+
+/// Makes a reminder for an account whose address is verified; none for another.
+#[instrument(name = "postgres reminders create", level = "debug", skip_all)]
+pub async fn create(
+    connection: &mut PgConnection,
+    id: Uuid,
+    account_id: Uuid,
+    message: &str,
+    due_at: Timestamp,
+) -> sqlx::Result<Option<Reminder>> {
+    let created = sqlx::query_as!(
+        Reminder,
+        r#"INSERT INTO reminders (id, account_id, message, due_at)
+           SELECT $1, id, $3, $4 FROM accounts WHERE id = $2 AND verified_at IS NOT NULL
+           RETURNING id, message, due_at, version, sent_at, created_at"#,
+        id,
+        account_id,
+        message,
+        due_at as _
+    );
+    created.fetch_optional(connection).await
+}
+
+/// One page of an account's reminders, the earliest first, from behind `after`.
+#[instrument(name = "postgres reminders list", level = "debug", skip_all)]
+pub async fn list(
+    executor: impl PgExecutor<'_>,
+    account_id: Uuid,
+    after: Option<(Timestamp, Uuid)>,
+    limit: i64,
+) -> sqlx::Result<Vec<Reminder>> {
+    let (due_at, id) = after.unwrap_or((jiff::Timestamp::UNIX_EPOCH.into(), Uuid::nil()));
+    let rows = sqlx::query_as!(
+        Reminder,
+        r#"SELECT id, message, due_at, version, sent_at, created_at FROM reminders
+           WHERE account_id = $1 AND (due_at, id) > ($2, $3) ORDER BY due_at, id LIMIT $4"#,
+        account_id,
+        due_at as _,
+        id,
+        limit
+    );
+    rows.fetch_all(executor).await
+}
+
+/// An account's reminder; none for another's.
+#[instrument(name = "postgres reminders find", level = "debug", skip_all)]
+pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
+    let found = sqlx::query_as!(
+        Reminder,
+        "SELECT id, message, due_at, version, sent_at, created_at FROM reminders WHERE id = $1 AND account_id = $2",
+        id,
+        account_id
+    );
+    found.fetch_optional(executor).await
+}
+
+/// Locks an account's reminder until the end of the transaction, so that what is decided by its state holds.
+#[instrument(name = "postgres reminders lock", level = "debug", skip_all)]
+pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
+    let found = sqlx::query_as!(
+        Reminder,
+        "SELECT id, message, due_at, version, sent_at, created_at FROM reminders WHERE id = $1 AND account_id = $2 FOR UPDATE",
+        id,
+        account_id
+    );
+    found.fetch_optional(connection).await
+}
+
+/// Changes what is given and leaves the rest. It counts as not sent again, if its time is changed.
+#[instrument(name = "postgres reminders change", level = "debug", skip_all)]
+pub async fn change(
+    connection: &mut PgConnection,
+    account_id: Uuid,
+    id: Uuid,
+    message: Option<&str>,
+    due_at: Option<Timestamp>,
+) -> sqlx::Result<Option<Reminder>> {
+    let changed = sqlx::query_as!(
+        Reminder,
+        r#"UPDATE reminders SET message = COALESCE($3, message), due_at = COALESCE($4, due_at), version = version + 1,
+               sent_at = CASE WHEN $4::timestamptz IS NULL THEN sent_at END
+           WHERE id = $1 AND account_id = $2
+           RETURNING id, message, due_at, version, sent_at, created_at"#,
+        id,
+        account_id,
+        message,
+        due_at as _
+    );
+    changed.fetch_optional(connection).await
+}
+
+/// Deletes an account's reminder; says whether there was one.
+#[instrument(name = "postgres reminders delete", level = "debug", skip_all)]
+pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<bool> {
+    let deleted = sqlx::query!("DELETE FROM reminders WHERE id = $1 AND account_id = $2", id, account_id);
+    Ok(deleted.execute(executor).await?.rows_affected() == 1)
+}
+
+purge!(purge_sent, "reminders", "sent_at");

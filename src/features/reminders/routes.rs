@@ -1,0 +1,204 @@
+//! The routes of reminders: create, list, read, change, delete.
+
+use axum::extract::{MatchedPath, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use garde::Validate;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::reminder::{self, Reminder};
+use super::send::SendReminder;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::http::idempotency::IdempotencyKey;
+use crate::http::{Id, Json, List, Page, Problem, Query, Result, no_nul, not_null};
+use crate::jobs::{self, Enqueued};
+
+/// The operations of the API.
+pub fn api() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(create_reminder, list_reminders)).routes(routes!(read_reminder, change_reminder, delete_reminder))
+}
+
+#[derive(Serialize, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewReminder {
+    #[garde(length(chars, min = 1, max = 10_000), custom(no_nul))]
+    #[schema(min_length = 1, max_length = 10_000, pattern = r"^[^\x00]*$", example = "water the plants")]
+    message: String,
+    /// When it shall be mailed; in the future.
+    #[garde(skip)]
+    #[schema(example = "2099-01-01T09:00:00Z")]
+    due_at: Timestamp,
+}
+
+/// What an `Idempotency-Key` is one's own for.
+const CREATE: &str = "POST /reminders";
+
+/// Make a reminder
+///
+/// With an `Idempotency-Key` the same request may be sent again, and gives the same answer for a day.
+#[utoipa::path(post, path = "/reminders", tag = "Reminders",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Any text of 1 to 255 visible ASCII characters",
+        min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
+    responses(
+        (status = 201, description = "It will be mailed when it is due", body = Reminder, headers(("Location" = String), ("ETag" = String))),
+        (status = 403, description = "email-not-verified: The account's address has not been verified"),
+        (status = 409, description = "idempotency-key-in-use: A request with this Idempotency-Key is still running"),
+        (status = 422, description = "idempotency-key-reused: This Idempotency-Key came with another body before"),
+    ))]
+async fn create_reminder(State(app): State<App>, caller: Caller, key: IdempotencyKey, Json(input): Json<NewReminder>) -> Result<Response> {
+    let mut transaction = app.postgres.begin().await?;
+    let made = create_once(&app, &mut transaction, caller.account_id, key, &input).await;
+    // Ended before the answer leaves, whatever it is: who has heard it may use the key again at once.
+    let (reminder, enqueued) = match made {
+        Ok(made) => transaction.commit().await.map(|()| made)?,
+        Err(problem) => {
+            transaction.rollback().await?;
+            return Err(problem);
+        }
+    };
+    if let Some(enqueued) = enqueued {
+        enqueued.fire(&app.notifier);
+    }
+    created(reminder)
+}
+
+/// The reminder and its job, which commit together or not at all; or what was created with the key before.
+async fn create_once(
+    app: &App,
+    transaction: &mut PgConnection,
+    account_id: Uuid,
+    mut key: IdempotencyKey,
+    input: &NewReminder,
+) -> Result<(Reminder, Option<Enqueued>)> {
+    if let Some(earlier) = key.earlier(transaction, account_id, CREATE, input).await? {
+        return Ok((earlier, None));
+    }
+    in_future(app, input.due_at)?;
+    let made = reminder::create(transaction, Uuid::now_v7(), account_id, &input.message, input.due_at.into()).await?;
+    let reminder = made.ok_or_else(Problem::not_verified)?;
+    let enqueued = enqueue(transaction, &reminder).await?;
+    key.save(transaction, account_id, CREATE, &reminder).await?;
+    Ok((reminder, Some(enqueued)))
+}
+
+fn created(reminder: Reminder) -> Result<Response> {
+    let location = format!("/api/v1/reminders/{}", reminder.id);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], tagged(reminder)?).into_response())
+}
+
+/// A reminder with its `ETag`.
+fn tagged(reminder: Reminder) -> Result<Response> {
+    let etag = HeaderValue::try_from(reminder.etag()).map_err(Problem::internal)?;
+    Ok(([(header::ETAG, etag)], axum::Json(reminder)).into_response())
+}
+
+/// List my reminders, the earliest first
+#[utoipa::path(get, path = "/reminders", tag = "Reminders", params(Page), responses((status = 200, description = "A page of reminders", body = List<Reminder>)))]
+async fn list_reminders(State(app): State<App>, caller: Caller, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+    let reminders = reminder::list(&mut *app.postgres.acquire().await?, caller.account_id, page.after()?, page.fetch()).await?;
+    page.answer(&path, reminders, |last| (last.due_at, last.id))
+}
+
+/// Read a reminder
+#[utoipa::path(get, path = "/reminders/{id}", tag = "Reminders", params(("id" = Uuid, Path)),
+    responses((status = 200, description = "The reminder", body = Reminder, headers(("ETag" = String)))))]
+async fn read_reminder(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Response> {
+    tagged(reminder::find(&mut *app.postgres.acquire().await?, caller.account_id, id).await?.ok_or_else(Problem::not_found)?)
+}
+
+/// RFC 7396: what is absent stays. Nothing here can be removed, so null is not allowed.
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeReminder {
+    #[garde(length(chars, min = 1, max = 10_000), inner(custom(no_nul)))]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 10_000, pattern = r"^[^\x00]*$")]
+    message: Option<String>,
+    /// A new time, in the future; it is mailed then, even if it was mailed before.
+    #[garde(skip)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = Timestamp, required = false)]
+    due_at: Option<Timestamp>,
+}
+
+/// Change a reminder
+///
+/// With `If-Match` only if it is still as it was read (RFC 9110, 13.1.1).
+#[utoipa::path(patch, path = "/reminders/{id}", tag = "Reminders",
+    params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header, description = "The `ETag` that was read")),
+    responses(
+        (status = 200, description = "The reminder as it is now", body = Reminder, headers(("ETag" = String))),
+        (status = 412, description = "changed-meanwhile: It is no longer as it was read"),
+    ))]
+async fn change_reminder(
+    State(app): State<App>,
+    caller: Caller,
+    Id(id): Id,
+    headers: HeaderMap,
+    Json(input): Json<ChangeReminder>,
+) -> Result<Response> {
+    if let Some(due_at) = input.due_at {
+        in_future(&app, due_at)?;
+    }
+    let mut transaction = app.postgres.begin().await?;
+    let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
+    unchanged_since(&headers, &before)?;
+    if input.message.is_none() && input.due_at.is_none() {
+        // Nothing to change is no new version, and no new job.
+        return tagged(before);
+    }
+    let changed = reminder::change(&mut transaction, caller.account_id, id, input.message.as_deref(), input.due_at.map(Into::into)).await?;
+    let reminder = changed.ok_or_else(Problem::not_found)?;
+    let enqueued = if reminder.sent_at.is_none() { Some(enqueue(&mut transaction, &reminder).await?) } else { None };
+    transaction.commit().await?;
+    if let Some(enqueued) = enqueued {
+        enqueued.fire(&app.notifier);
+    }
+    tagged(reminder)
+}
+
+/// Delete a reminder
+///
+/// With `If-Match` only if it is still as it was read.
+#[utoipa::path(delete, path = "/reminders/{id}", tag = "Reminders",
+    params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header, description = "The `ETag` that was read")),
+    responses(
+        (status = 204, description = "It is gone, and will not be mailed"),
+        (status = 412, description = "changed-meanwhile: It is no longer as it was read"),
+    ))]
+async fn delete_reminder(State(app): State<App>, caller: Caller, Id(id): Id, headers: HeaderMap) -> Result<StatusCode> {
+    let mut transaction = app.postgres.begin().await?;
+    let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
+    unchanged_since(&headers, &before)?;
+    // Its job finds nothing when it is due, and ends.
+    reminder::delete(&mut *transaction, caller.account_id, id).await?;
+    transaction.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A change to what has changed since it was read would be a lost update: 412.
+fn unchanged_since(headers: &HeaderMap, reminder: &Reminder) -> Result<()> {
+    let Some(expected) = headers.get(header::IF_MATCH) else { return Ok(()) };
+    let etag = reminder.etag();
+    let expected = expected.to_str().unwrap_or_default();
+    if expected.split(',').any(|tag| tag.trim() == "*" || tag.trim() == etag) {
+        return Ok(());
+    }
+    Err(Problem::new(StatusCode::PRECONDITION_FAILED, "changed-meanwhile", "it has changed since it was read: read it again"))
+}
+
+fn in_future(app: &App, due_at: Timestamp) -> Result<()> {
+    if due_at > (app.now)() { Ok(()) } else { Err(Problem::invalid_field("due_at", "must be in the future")) }
+}
+
+async fn enqueue(connection: &mut PgConnection, reminder: &Reminder) -> Result<Enqueued> {
+    let job = SendReminder { id: reminder.id, version: reminder.version };
+    Ok(jobs::enqueue_at(connection, &job, reminder.due_at.into()).await?)
+}

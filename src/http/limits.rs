@@ -1,0 +1,62 @@
+//! Rate limits, counted in Redis so that they hold across all processes (factor VI).
+//!
+//! A bucket lets a minute's worth of requests through at once, and from then on one for each that a minute's share of
+//! time brings back (GCRA: one number a bucket, no window whose edge lets twice as many through).
+
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use deadpool_redis::redis::Pipeline;
+
+use super::problem::{Problem, Result};
+
+/// The number is the time, in microseconds, at which the bucket is full again.
+const SCRIPT: &str = "
+    local time, minute = redis.call('TIME'), 60000000
+    local now, share = time[1] * 1000000 + time[2], minute / ARGV[1]
+    local full = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
+    local wait = full + share - minute - now
+    if wait > 1 then return { 0, 0, math.ceil(wait / 1000), math.ceil((full - now) / 1000) } end
+    full = full + share
+    redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.max(math.ceil((full - now) / 1000), 1))
+    return { 1, math.floor((minute - (full - now)) / share + 0.001), 0, math.ceil((full - now) / 1000) }";
+
+/// What the script answers: whether the request may pass, how many more may, and in how many milliseconds the next may
+/// and all may again.
+pub type Answer = (bool, u32, u64, u64);
+
+/// Adds the question whether one more request may pass to what is asked of Redis anyway.
+pub fn ask(commands: &mut Pipeline, bucket: &str, a_minute: u32) {
+    commands.cmd("EVAL").arg(SCRIPT).arg(1).arg(format!("limit:{bucket}")).arg(a_minute);
+}
+
+/// What is left in a bucket after a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    a_minute: u32,
+    left: u32,
+    full_s: u64,
+}
+
+impl Budget {
+    /// # Errors
+    /// 429: the bucket is empty.
+    pub fn of((passes, left, retry_ms, full_ms): Answer, a_minute: u32) -> Result<Self> {
+        let budget = Self { a_minute, left, full_s: full_ms.div_ceil(1000) };
+        if passes {
+            return Ok(budget);
+        }
+        let wait = retry_ms.div_ceil(1000);
+        let detail = format!("too many requests: {a_minute} a minute are allowed, wait {wait} s");
+        let headers = budget.headers().chain([(header::RETRY_AFTER, wait.into())]).collect();
+        Err(Problem { headers, ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail) })
+    }
+
+    /// The headers of draft-ietf-httpapi-ratelimit-headers-10: requests left, seconds until all are back.
+    pub fn headers(self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let texts = [
+            (HeaderName::from_static("ratelimit-policy"), format!("\"minute\";q={};w=60", self.a_minute)),
+            (HeaderName::from_static("ratelimit"), format!("\"minute\";r={};t={}", self.left, self.full_s)),
+        ];
+        // Digits and punctuation always make a header.
+        texts.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)))
+    }
+}

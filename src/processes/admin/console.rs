@@ -1,0 +1,86 @@
+//! `admin console`: SQL against this deploy's Postgres. What was typed is remembered in memory alone.
+
+use std::io::IsTerminal;
+
+use futures_util::TryStreamExt;
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use serde_json::{Map, Value};
+use sqlx::{AssertSqlSafe, Column, ConnectOptions, Connection, Executor, PgConnection, Row, SqlSafeStr, ValueRef};
+
+use super::Task;
+use super::output::{note, say};
+use crate::auth::audit::{self, Action};
+
+/// How many rows of a result are shown.
+const LIMIT: usize = 1000;
+
+/// Reads statements, each up to a semicolon at a line's end, and answers them; false if one failed that came through a pipe.
+pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
+    let pool = task.postgres()?;
+    if write {
+        audit::record(&*pool, Action::CONSOLE_OPENED, None, None).await?;
+    }
+    // Whatever is typed stays out of the log.
+    let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;
+    let (mut editor, terminal) = (DefaultEditor::new()?, std::io::stdin().is_terminal());
+    let (mut well, mut ended, mut statement) = (true, false, String::new());
+    while !ended {
+        let prompt = if statement.is_empty() { "sql> " } else { "...> " };
+        match editor.readline(if terminal { prompt } else { "" }) {
+            Ok(line) => statement.push_str(&format!("{line}\n")),
+            Err(ReadlineError::Interrupted) => statement.clear(),
+            Err(ReadlineError::Eof) => ended = true,
+            Err(e) => return Err(e.into()),
+        }
+        if statement.trim().is_empty() || !(ended || statement.trim_end().ends_with(';')) {
+            continue;
+        }
+        let statement = std::mem::take(&mut statement);
+        let _ = editor.add_history_entry(statement.trim_end());
+        match answer(task, &mut connection, statement, write).await {
+            Err(sqlx::Error::Database(e)) => {
+                well = false;
+                note(format_args!("error: {e}"));
+            }
+            // After any other error the connection is of no more use.
+            result => result?,
+        }
+    }
+    Ok(well || terminal)
+}
+
+/// Runs one statement in a transaction of its own, and prints its rows.
+async fn answer(task: &Task, connection: &mut PgConnection, statement: String, write: bool) -> sqlx::Result<()> {
+    // Refuses several statements at once, of which one could end the transaction that keeps the next from writing.
+    connection.prepare(AssertSqlSafe(statement.clone()).into_sql_str()).await?;
+    let mut transaction = connection.begin_with(if write { "BEGIN READ WRITE" } else { "BEGIN READ ONLY" }).await?;
+    transaction.execute("SET LOCAL statement_timeout = '30s'").await?;
+    let (mut columns, mut rows, mut affected) = (Vec::new(), Vec::new(), 0);
+    // The simple protocol answers in text, whatever the type.
+    let mut answer = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_many(&mut *transaction);
+    while let Some(part) = answer.try_next().await? {
+        match part {
+            sqlx::Either::Left(done) => affected = done.rows_affected(),
+            sqlx::Either::Right(_) if rows.len() == LIMIT => {
+                note(format_args!("only the first {LIMIT} rows are shown"));
+                break;
+            }
+            sqlx::Either::Right(row) => {
+                columns = row.columns().iter().map(|column| column.name().to_owned()).collect();
+                let value = |i| row.try_get_raw(i).ok().filter(|value| !value.is_null()).and_then(|value| value.as_str().ok());
+                rows.push(
+                    columns.iter().enumerate().map(|(i, column)| (column.clone(), Value::from(value(i)))).collect::<Map<_, _>>().into(),
+                );
+            }
+        }
+    }
+    drop(answer);
+    transaction.commit().await?;
+    if columns.is_empty() {
+        say(format_args!("{affected} row(s)"));
+    } else {
+        task.rows(&columns.iter().map(String::as_str).collect::<Vec<_>>(), &rows);
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! `admin doctor`: what is wrong with this deploy, and what to do about it.
+//!
+//! The room left on Postgres's disk cannot be seen from here, and a process needs none of its own, so there is no check of disks.
+
+use std::time::Duration;
+
+use anyhow::{anyhow, ensure};
+use deadpool_redis::redis::pipe;
+use jiff::{SignedDuration, Timestamp};
+use secrecy::ExposeSecret;
+use serde_json::json;
+use sqlx::{ConnectOptions, Connection, PgPool};
+use tokio::time::{Instant, timeout};
+
+use super::Task;
+use super::output::say;
+use crate::config;
+use crate::jobs::queue;
+use crate::processes::clock;
+use crate::resources::postgres::{self, Pool};
+use crate::resources::redis::Redis;
+use crate::resources::smtp::Mailer;
+
+/// The major versions that docker-compose.yml pins: this release is tried with them.
+const PINNED_POSTGRES: u32 = 17;
+const PINNED_REDIS: u32 = 8;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long after its time a job or a tick is late, in seconds.
+const LATE: i64 = 60;
+
+/// How far the clocks of two machines may be apart: the ages of sessions and limits are counted by them.
+const DRIFT: SignedDuration = SignedDuration::from_secs(5);
+
+/// What is well, or what is wrong.
+type Finding = anyhow::Result<String>;
+
+/// Prints a check's line, with a remedy if something is wrong; says whether all is well.
+fn tell(json: bool, check: &str, remedy: &str, finding: Finding) -> bool {
+    match &finding {
+        Ok(what) if json => say(json!({ "check": check, "ok": true, "finding": what })),
+        Ok(what) => say(format_args!("ok    {check:<10} {what}")),
+        Err(e) if json => say(json!({ "check": check, "ok": false, "finding": e.to_string(), "remedy": remedy })),
+        Err(e) => say(format_args!("FAIL  {check:<10} {e}\n                 do: {remedy}")),
+    }
+    finding.is_ok()
+}
+
+/// Makes every check, prints a line for each, and says whether all is well.
+pub async fn examine(task: &Task) -> anyhow::Result<bool> {
+    let tell = |check, remedy, finding| tell(task.json, check, remedy, finding);
+    let all = config::read::<config::All>(&task.env).map(|_| "every variable of every program is there and right".to_owned());
+    let mut well = tell("config", "set them in this deploy's environment; `admin env` explains each", all.map_err(Into::into));
+    if let Ok(config) = config::read::<config::Database>(&task.env) {
+        let pool = Pool::attach(&config, "admin")?;
+        let ready = tell("postgres", "check DATABASE_URL, and that the server lets you in and lets you write", postgres(&config).await)
+            && tell("schema", "run `admin migrate`", schema(&pool).await);
+        well &= ready
+            && tell("late jobs", "start a worker, or more of them, and read the worker's log", late_jobs(&pool).await)
+                & tell("dead jobs", "see why: `admin jobs list --dead`; then `admin jobs retry` or `discard`", dead_jobs(&pool).await)
+                & tell("schedule", "start a clock, and read its log", schedule(&pool).await);
+    }
+    if let Ok(config) = config::read::<config::Redis>(&task.env) {
+        well &= tell("redis", "check REDIS_URL, and that the server lets you in and drops nothing", redis(&config).await);
+    }
+    if let Ok(config) = config::read::<config::Smtp>(&task.env) {
+        well &= tell("smtp", "check SMTP_URL, that the server runs and that a firewall lets you through", smtp(&config).await);
+    }
+    Ok(well)
+}
+
+async fn postgres(config: &config::Database) -> Finding {
+    // Not through the pool, which says of every failure that it took too long.
+    let (mut connection, _) = timed(async { postgres::options(config, "admin")?.connect().await }).await?;
+    let ((), ms) = timed(connection.ping()).await?;
+    let facts = sqlx::query!(
+        r#"SELECT current_setting('server_version') AS "version!", current_setting('transaction_read_only') = 'on' AS "read_only!",
+               COALESCE((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS "tls!", clock_timestamp() AS "now!",
+               current_setting('max_connections') AS "places!", (SELECT sum(numbackends) FROM pg_stat_database)::bigint AS "taken!""#
+    );
+    let (facts, _) = timed(facts.fetch_one(&mut connection)).await?;
+    ensure!(!facts.read_only, "answers, and takes no changes: default_transaction_read_only is set, or it is no primary");
+    compare_clocks(facts.now.into())?;
+    let (version, taken, places) = (facts.version, facts.taken, facts.places);
+    Ok(format!("answers in {ms} ms, version {version} ({PINNED_POSTGRES} is pinned), {}, {taken} of {places} connections", tls(facts.tls)))
+}
+
+async fn schema(pool: &PgPool) -> Finding {
+    let pending = postgres::pending_migrations(pool).await?.len();
+    ensure!(pending == 0, "{pending} migration(s) pending");
+    Ok("current".to_owned())
+}
+
+async fn late_jobs(pool: &PgPool) -> Finding {
+    // The first of each kind: an index finds it, however long the queue is.
+    let kinds = queue::waiting_kinds_but(pool, &[]).await?;
+    let first = sqlx::query!(
+        r#"SELECT known.kind AS "kind!", EXTRACT(epoch FROM now() - run_at)::bigint AS "late!"
+           FROM UNNEST($1::text[]) AS known (kind) CROSS JOIN LATERAL
+               (SELECT run_at FROM jobs WHERE jobs.kind = known.kind AND token IS NULL AND dead_at IS NULL ORDER BY run_at LIMIT 1) AS first
+           ORDER BY run_at LIMIT 1"#,
+        &kinds
+    );
+    if let Some(job) = first.fetch_optional(pool).await? {
+        ensure!(job.late <= LATE, "a job {} has been due for {} s", job.kind, job.late);
+    }
+    Ok("none".to_owned())
+}
+
+async fn dead_jobs(pool: &PgPool) -> Finding {
+    let dead = sqlx::query_scalar!(r#"SELECT count(*) AS "dead!" FROM jobs WHERE dead_at IS NOT NULL"#).fetch_one(pool).await?;
+    ensure!(dead == 0, "{dead} dead job(s)");
+    Ok("none".to_owned())
+}
+
+async fn schedule(pool: &PgPool) -> Finding {
+    let ticks = sqlx::query!(r#"SELECT name, last_tick, now() AS "now!" FROM schedules"#).fetch_all(pool).await?;
+    let mut finding = "no tick is missing".to_owned();
+    for schedule in clock::schedule()? {
+        let Some(row) = ticks.iter().find(|row| row.name == schedule.name) else {
+            finding = format!("no clock has seen {} yet", schedule.name);
+            continue;
+        };
+        let now = Timestamp::from(row.now);
+        let due = schedule.latest_tick(now)?;
+        let late = Timestamp::from(row.last_tick) < due && now.duration_since(due).as_secs() > LATE;
+        ensure!(!late, "the tick of {} at {due} is missing", schedule.name);
+    }
+    Ok(finding)
+}
+
+async fn redis(config: &config::Redis) -> Finding {
+    let redis = Redis::attach(config)?;
+    let mut ask = pipe();
+    ask.cmd("INFO").cmd("TIME");
+    let ((info, (seconds, _)), _) = timed(redis.run::<(String, (i64, i64))>(&ask)).await?;
+    let ((), ms) = timed(redis.check()).await?;
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("unknown");
+    let policy = field("maxmemory_policy");
+    ensure!(field("maxmemory") == "0" || policy == "noeviction", "drops sessions when it is full: its maxmemory-policy is {policy}");
+    compare_clocks(Timestamp::from_second(seconds)?)?;
+    let tls = tls(config.redis_url.0.expose_secret().starts_with("rediss"));
+    Ok(format!("answers in {ms} ms, version {} ({PINNED_REDIS} is pinned), {tls}", field("redis_version")))
+}
+
+async fn smtp(config: &config::Smtp) -> Finding {
+    let mailer = Mailer::attach(config, "localhost")?;
+    let ((), ms) = timed(mailer.check()).await?;
+    let url = config.smtp_url.0.expose_secret();
+    Ok(format!("answers in {ms} ms, {}", tls(url.starts_with("smtps") || url.contains("tls=required"))))
+}
+
+/// An answer that came in time, and how many milliseconds it took.
+async fn timed<T, E: Into<anyhow::Error>>(answer: impl Future<Output = Result<T, E>>) -> anyhow::Result<(T, u128)> {
+    let started = Instant::now();
+    let answer = timeout(PATIENCE, answer).await.map_err(|_| anyhow!("no answer in {PATIENCE:?}"))?;
+    Ok((answer.map_err(Into::into)?, started.elapsed().as_millis()))
+}
+
+/// # Errors
+/// The clocks are too far apart.
+fn compare_clocks(theirs: Timestamp) -> anyhow::Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "this machine's clock is what is checked")]
+    let apart = Timestamp::now().duration_since(theirs);
+    ensure!(apart.abs() <= DRIFT, "its clock and this machine's are {apart:#} apart: let NTP set both");
+    Ok(())
+}
+
+fn tls(on: bool) -> &'static str {
+    if on { "TLS" } else { "no TLS" }
+}

@@ -1,0 +1,131 @@
+//! The `clock` process: turns the schedule into jobs, and does no work itself.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::retention::PurgeExpired;
+use crate::config;
+use crate::features::FEATURES;
+use crate::http::probes::{self, Health};
+use crate::http::server::{listen, serve};
+use crate::jobs::schedule::Schedule;
+use crate::jobs::{Notifier, queue};
+use crate::lifecycle::{self, Lifecycle, Pulse};
+use crate::resources::postgres::{self, Pool};
+use crate::telemetry::metrics::Metrics;
+
+/// How often the clock looks; a tick's job is that much late at most.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often the clock counts the queue for the metrics.
+const COUNT: Duration = Duration::from_secs(10);
+
+/// How long Postgres may take over one schedule.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Without an answered look for this long a clock is not ready.
+const TICKS_STALL: Duration = Duration::from_secs(10);
+
+/// The schedule, in UTC: the core's lines, and those of the features.
+///
+/// # Errors
+/// A cron expression is invalid or never ticks.
+pub fn schedule() -> anyhow::Result<Vec<Schedule>> {
+    // The last tick is stored under the name.
+    let mut schedule = vec![Schedule::new("purge-expired", "15 * * * *", |_| PurgeExpired {})?];
+    for feature in FEATURES {
+        schedule.extend((feature.schedule)()?);
+    }
+    Ok(schedule)
+}
+
+pub fn main() -> ExitCode {
+    lifecycle::run("clock", start)
+}
+
+async fn start(process: config::Process, config: config::Clock, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
+    let postgres = Pool::attach(&config.database, "clock")?;
+    postgres.follow(lifecycle, &config.database);
+    postgres.count(&lifecycle.metrics);
+    let notifier = Notifier::default();
+    lifecycle.spawn("notifier", notifier.clone().run((*postgres).clone(), lifecycle.soft.clone()));
+    let looks = Pulse::default();
+    let probes = Health::default().postgres(&postgres).pulse("ticks", &looks, TICKS_STALL).start(lifecycle);
+    if let Some(port) = process.metrics_port {
+        lifecycle.spawn("queue count", keep_counting(postgres.clone(), lifecycle.metrics.clone(), lifecycle.soft.clone()));
+        serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, lifecycle);
+    }
+    let clock = Clock { schedules: schedule()?, postgres, notifier, looks, metrics: lifecycle.metrics.clone() };
+    lifecycle.spawn("schedule", clock.run(lifecycle.soft.clone()));
+    Ok(())
+}
+
+struct Clock {
+    schedules: Vec<Schedule>,
+    postgres: Pool,
+    notifier: Notifier,
+    looks: Pulse,
+    metrics: Metrics,
+}
+
+impl Clock {
+    async fn run(self, soft: CancellationToken) -> anyhow::Result<()> {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut away = false;
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return Ok(()),
+                _ = look.tick() => {}
+            }
+            match self.tick_all().await {
+                Ok(()) => {
+                    self.looks.beat();
+                    self.metrics.looked();
+                    away = false;
+                }
+                // Told once, not at each look.
+                Err(e) if e.downcast_ref().is_some_and(postgres::is_unavailable) => {
+                    if !std::mem::replace(&mut away, true) {
+                        warn!(error = format!("{e:#}"), "the schedule waits for Postgres: {e:#}");
+                    }
+                }
+                Err(e) => error!(error = format!("{e:#}"), "the schedule failed: {e:#}"),
+            }
+        }
+    }
+
+    /// Looks at every schedule; one that fails does not hold up the others.
+    async fn tick_all(&self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        for schedule in &self.schedules {
+            let tick = timeout(PATIENCE, schedule.tick(&self.postgres, &self.metrics));
+            match tick.await.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into())) {
+                Ok(Some(wake)) => wake.fire(&self.notifier),
+                Ok(None) => {}
+                Err(e) => result = Err(e),
+            }
+        }
+        result
+    }
+}
+
+/// Counts the queue for the metrics: a worker that has stopped could not tell that its jobs wait.
+async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut count = interval(COUNT);
+    count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            _ = count.tick() => {}
+        }
+        // While Postgres is away, the probes say so.
+        if let Ok(Ok(counts)) = timeout(COUNT, queue::count(&*postgres)).await {
+            metrics.queue(counts.iter().map(|count| (count.kind.as_str(), count.state.as_str(), count.jobs, count.late_s)));
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What each process type starts, serves and stops. The programs in `bin/` call these and nothing else.
+
+pub mod admin;
+pub mod clock;
+mod retention;
+pub mod web;
+pub mod worker;

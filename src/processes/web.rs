@@ -1,0 +1,114 @@
+//! The `web` process (factor VII: port binding): serves HTTP on `$PORT`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use axum::body::Bytes;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Router, middleware};
+use jiff::Timestamp;
+use tokio::sync::OnceCell;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
+
+use crate::app::{App, Parts};
+use crate::auth::guard::{Guard, guard};
+use crate::auth::password::Passwords;
+use crate::auth::rules::{self, Rule};
+use crate::auth::session::Sessions;
+use crate::config;
+use crate::features::FEATURES;
+use crate::http::probes::{self, Health};
+use crate::http::server::{listen, serve};
+use crate::http::{self, Problem, openapi};
+use crate::jobs::Notifier;
+use crate::lifecycle::{self, Lifecycle};
+use crate::release::Release;
+use crate::resources::postgres::Pool;
+use crate::resources::redis::Redis;
+
+pub fn main() -> ExitCode {
+    lifecycle::run("web", start)
+}
+
+async fn start(process: config::Process, config: config::Web, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
+    let postgres = Pool::attach(&config.database, "web")?;
+    postgres.follow(lifecycle, &config.database);
+    postgres.count(&lifecycle.metrics);
+    let redis = Redis::attach(&config.redis)?;
+    redis.follow(lifecycle, &config.redis);
+    redis.count(&lifecycle.metrics);
+    let (http, site) = (config.http, config.site.public_url);
+    #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
+    let now = Timestamp::now;
+    let sessions = Sessions::new(redis.clone(), &http, &site, now);
+    let notifier = Notifier::default();
+    lifecycle.spawn("notifier", notifier.clone().run((*postgres).clone(), lifecycle.soft.clone()));
+    let guard = Guard {
+        rules: FEATURES.iter().flat_map(|feature| feature.access).cloned().collect(),
+        postgres: postgres.clone(),
+        redis: redis.clone(),
+        sessions: sessions.clone(),
+        config: http.clone(),
+        site: site.clone(),
+        unlimited: AtomicBool::new(false),
+    };
+    let passwords = Passwords::new()?;
+    let app = Parts { postgres: postgres.clone(), sessions, passwords, notifier, features: FEATURES, now }.into();
+
+    // Before the first check: a client that reads that it is ready must reach it.
+    let listener = listen("web", http.port).await?;
+    let health = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
+    let routes = routes(app, guard, lifecycle.release.clone());
+    let routes = http::finish(routes, &http, &site, lifecycle.metrics.clone());
+    let delay = http.drain_delay;
+    lifecycle.delay_drain(delay);
+    if let Some(port) = process.metrics_port {
+        serve(listen("metrics", port).await?, probes::with_metrics(health.clone(), &lifecycle.metrics), delay, lifecycle);
+    }
+    // The probes stand outside every limit.
+    serve(listener, health.fallback_service(routes), delay, lifecycle);
+    Ok(())
+}
+
+/// The operations of the API, which is versioned as a whole.
+fn api() -> OpenApiRouter<App> {
+    #[derive(OpenApi)]
+    #[openapi(info(title = "API", description = "Errors are problems (RFC 9457). Their `type` tells one from another."))]
+    struct Document;
+
+    let v1 = FEATURES.iter().fold(OpenApiRouter::new(), |v1, feature| v1.merge((feature.api)()));
+    OpenApiRouter::with_openapi(Document::openapi()).nest("/api/v1", v1)
+}
+
+/// The `OpenAPI` document.
+///
+/// # Errors
+/// The handlers' annotations cannot be written as JSON.
+pub fn document() -> serde_json::Result<serde_json::Value> {
+    let rules = || FEATURES.iter().flat_map(|feature| feature.access);
+    openapi::complete(&api().into_openapi(), rules::security_schemes(), rules::scopes(rules()), rules().map(Rule::access))
+}
+
+/// The document as it is served: made at the first request for it, since it takes a megabyte and most processes never get one.
+async fn served_document(text: &OnceCell<Bytes>) -> http::Result<impl IntoResponse + use<>> {
+    let text = text.get_or_try_init(async || serde_json::to_vec(&document()?).map(Bytes::from)).await.map_err(Problem::internal)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text.clone()))
+}
+
+/// Every route of the service.
+fn routes(app: App, gate: Guard, release: Release) -> Router {
+    let pages = FEATURES.iter().fold(Router::new(), |pages, feature| pages.merge((feature.pages)()));
+    let guarded = Router::from(api()).merge(pages).with_state(app);
+    let guarded = guarded.route_layer(middleware::from_fn_with_state(Arc::new(gate), guard));
+    let docs = Router::from(SwaggerUi::new("/docs").config(SwaggerConfig::from("/openapi.json")));
+    let text = Arc::new(OnceCell::new());
+    guarded
+        .merge(docs.layer(middleware::map_response(http::html::allow_own_scripts)))
+        .route("/openapi.json", get(async move || served_document(&text).await))
+        .route("/version", get(async move || axum::Json(release)))
+}
