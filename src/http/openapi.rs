@@ -63,29 +63,29 @@ pub fn complete(
     operations: impl IntoIterator<Item = Access>,
 ) -> serde_json::Result<Value> {
     let mut document = serde_json::to_value(document)?;
-    let mut shared = Components::default();
     for access in operations {
         if let Some(operation) = document["paths"].get_mut(access.path).and_then(|path| path.get_mut(&access.method)) {
-            describe(operation, &access, &mut shared);
+            describe(operation, &access);
         }
     }
+    let (parameters, responses) = (share(&mut document, parameters_of), share(&mut document, problems_of));
     let components = &mut document["components"];
     components["securitySchemes"] = security_schemes;
     components["schemas"]["Problem"] = serde_json::to_value(problem::Body::schema())?;
     if let Some(scope) = components["schemas"].get_mut("Scope") {
         scope["enum"] = scopes.into_iter().collect();
     }
+    refer_to_items(&mut components["schemas"]);
     components["headers"] = json!({
         "Link": { "description": "The next page (RFC 8288)", "schema": { "type": "string" } },
         "Retry-After": { "description": "Seconds to wait", "required": true, "schema": { "type": "integer" } },
     });
-    for (kind, entries) in shared.0 {
-        components[kind] = Value::Object(entries);
-    }
+    components["parameters"] = parameters;
+    components["responses"] = responses;
     Ok(document)
 }
 
-fn describe(operation: &mut Value, access: &Access, shared: &mut Components) {
+fn describe(operation: &mut Value, access: &Access) {
     operation["security"] = access.security.clone();
     operation["x-rate-limit"] = access.limit.into();
     let body = operation.get("requestBody").is_some();
@@ -97,7 +97,6 @@ fn describe(operation: &mut Value, access: &Access, shared: &mut Components) {
         "invalid-input" => body || has("query"),
         _ => true,
     };
-    let id = operation["operationId"].as_str().unwrap_or_default().to_owned();
     let mut responses = operation["responses"].take();
     if parameters.iter().any(|parameter| parameter["name"] == "cursor") {
         responses["200"]["headers"]["Link"] = reference("headers", "Link");
@@ -108,15 +107,9 @@ fn describe(operation: &mut Value, access: &Access, shared: &mut Components) {
         problems.entry(problem.status.to_owned()).or_default().push((problem.slug.to_owned(), problem.when.to_owned()));
     }
     for (status, problems) in problems {
-        let name: Vec<_> = problems.iter().map(|(slug, _)| slug.as_str()).collect();
-        responses[&status] = shared.share("responses", &name.join("."), &id, response(&status, &problems));
+        responses[&status] = response(&status, &problems);
     }
     operation["responses"] = responses;
-    if !parameters.is_empty() {
-        let name = |parameter: &Value| parameter["name"].as_str().unwrap_or_default().to_ascii_lowercase();
-        operation["parameters"] =
-            parameters.into_iter().map(|parameter| shared.share("parameters", &name(&parameter), &id, parameter)).collect();
-    }
 }
 
 /// The problems that an annotation names itself, by status: slug and when.
@@ -159,20 +152,59 @@ fn response(status: &str, problems: &[(String, String)]) -> Value {
     response
 }
 
-/// What operations share, by kind and name.
-#[derive(Default)]
-struct Components(BTreeMap<&'static str, Map<String, Value>>);
+/// Parts of an operation that others may have too: their kind, and each with a name.
+type Parts<'a> = (&'static str, Vec<(String, &'a mut Value)>);
 
-impl Components {
-    /// Adds a component and returns its reference. Another one that has the name already keeps it: this one's name then
-    /// begins with the operation.
-    fn share(&mut self, kind: &'static str, name: &str, operation: &str, value: Value) -> Value {
-        let entries = self.0.entry(kind).or_default();
-        let name = if entries.get(name).is_none_or(|known| *known == value) { name.to_owned() } else { format!("{operation}.{name}") };
-        let reference = reference(kind, &name);
-        entries.insert(name, value);
-        reference
+fn parameters_of(operation: &mut Value) -> Parts<'_> {
+    let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten();
+    let name = |parameter: &Value| parameter["name"].as_str().unwrap_or_default().to_ascii_lowercase();
+    ("parameters", parameters.map(|parameter| (name(parameter), parameter)).collect())
+}
+
+fn problems_of(operation: &mut Value) -> Parts<'_> {
+    let responses = operation["responses"].as_object_mut().into_iter().flatten().filter(|(status, _)| status.as_str() >= "400");
+    let name = |response: &Value| {
+        let examples = response["content"]["application/problem+json"]["examples"].as_object();
+        examples.into_iter().flat_map(Map::keys).map(String::as_str).collect::<Vec<_>>().join(".")
+    };
+    ("responses", responses.map(|(_, response)| (name(response), response)).collect())
+}
+
+/// Puts each part that several operations have into one component, which it returns by name, and leaves a reference.
+fn share(document: &mut Value, parts_of: fn(&mut Value) -> Parts<'_>) -> Value {
+    let mut count = BTreeMap::<String, usize>::new();
+    for (_, part) in operations(document).flat_map(|operation| parts_of(operation).1) {
+        *count.entry(part.to_string()).or_default() += 1;
     }
+    let mut shared = Map::new();
+    for operation in operations(document) {
+        let (kind, parts) = parts_of(operation);
+        for (mut name, part) in parts.into_iter().filter(|(_, part)| count.get(&part.to_string()).is_some_and(|count| *count > 1)) {
+            while shared.get(&name).is_some_and(|other| other != part) {
+                name.push('_');
+            }
+            let part = std::mem::replace(part, reference(kind, &name));
+            shared.insert(name, part);
+        }
+    }
+    Value::Object(shared)
+}
+
+/// Puts a reference into each list in place of its item's schema, which the derive macro repeats there.
+fn refer_to_items(schemas: &mut Value) {
+    let known = schemas.as_object().cloned().unwrap_or_default();
+    for (_, schema) in schemas.as_object_mut().into_iter().flatten() {
+        if let Some(item) = schema.pointer_mut("/properties/items/items")
+            && let Some((name, _)) = known.iter().find(|(_, known)| *known == item)
+        {
+            *item = reference("schemas", name);
+        }
+    }
+}
+
+fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let paths = document["paths"].as_object_mut().into_iter().flatten();
+    paths.flat_map(|(_, path)| path.as_object_mut().into_iter().flatten()).map(|(_, operation)| operation)
 }
 
 fn reference(kind: &str, name: &str) -> Value {
