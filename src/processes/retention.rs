@@ -62,7 +62,7 @@ pub async fn purge(connection: &mut PgConnection, retention: &Retention, age: Du
 
 async fn before(connection: &mut PgConnection, age: Duration) -> sqlx::Result<Timestamp> {
     let before = sqlx::query_scalar!(r#"SELECT now() - make_interval(secs => $1) AS "before!""#, age.as_secs_f64());
-    Ok(before.fetch_one(connection).await?)
+    before.fetch_one(connection).await
 }
 
 /// Deletes what has reached its age.
