@@ -68,7 +68,7 @@ section! {
         /// Redis: `redis://:password@host:6379/0`, or `rediss://` for TLS
         redis_url: RedisUrl,
         /// Connections to Redis that one process may hold; requests share them
-        redis_pool_size: NonZeroU32 = "16",
+        redis_pool_size: NonZeroU32 = "4",
     }
 }
 

@@ -180,6 +180,6 @@ impl From<EnqueueError> for Problem {
 
 impl From<redis::Error> for Problem {
     fn from(error: redis::Error) -> Self {
-        Self::unavailable(error)
+        if error.is_unavailable() { Self::unavailable(error) } else { Self::internal(error) }
     }
 }

@@ -1,14 +1,14 @@
-//! Redis: the sessions.
+//! Redis: sessions and limits.
 //!
-//! Requests share a few multiplexed connections. The pool pings at each checkout, so a connection is checked out once
-//! and kept until it breaks; a signed-in request then costs one round trip.
+//! Requests share a few multiplexed connections. The pool pings at each checkout, so a connection is checked out once and
+//! kept until it fails. A signed-in request then costs one round trip.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, Pipeline, RedisError, cmd};
+use deadpool_redis::redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, Pipeline, RedisError, pipe};
 use deadpool_redis::{Manager, Pool, PoolError, Runtime};
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
@@ -20,25 +20,55 @@ use crate::config;
 use crate::lifecycle::Lifecycle;
 use crate::telemetry::metrics::Metrics;
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a response may take.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a connect may take: who waits for it is to have the time for another.
+/// How long a connect may take. It leaves its caller the time for a second one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// For how long nobody tries again after that.
-const IN_VAIN: Duration = Duration::from_millis(500);
+/// For how long after a connect that timed out nobody tries again. Behind a network that drops packets, callers that took
+/// turns of a second each would all wait until their request's time is over.
+const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a connection may take to show that it is still one.
-const PING_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a probe's response may take.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Why Redis gave no answer.
+/// The server is there and does what it is asked, but not here or not now: another peer or a later try can help.
+const NOT_NOW: [&str; 12] = [
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOAUTH",
+    "NOPERM",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "WRONGPASS",
+];
+
+/// The peer is not, or no longer, the primary: every connection to it must go.
+const WRONG_PEER: [&str; 2] = ["MASTERDOWN", "READONLY"];
+
+/// Why a command has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("no connection to Redis: {0}")]
     Connect(#[from] PoolError),
     #[error("Redis: {0}")]
     Command(#[from] RedisError),
+}
+
+impl Error {
+    /// Whether Redis is unavailable, so that a later try can help. Else the command itself is wrong.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Connect(_) => true,
+            Self::Command(error) => is_broken(error) || has_code(error, &NOT_NOW),
+        }
+    }
 }
 
 /// A handle on Redis, cheap to clone.
@@ -49,27 +79,29 @@ struct Shared {
     pool: RwLock<Pool>,
     slots: Vec<Mutex<Slot>>,
     turn: AtomicUsize,
-    /// Callers who wait for a connection.
+    /// Raised when a connection fails: those from before are replaced at their next use.
+    generation: AtomicU64,
+    /// Callers that wait for a connection.
     pending: Arc<AtomicUsize>,
 }
 
-/// A shared connection, and how many there were before it.
+/// The place of a shared connection.
 #[derive(Default)]
 struct Slot {
-    generation: u64,
-    /// When connecting last took its whole time for nothing.
-    in_vain: Option<Instant>,
-    connection: Option<deadpool_redis::Connection>,
+    connection: Option<(u64, deadpool_redis::Connection)>,
+    /// When connecting last timed out.
+    timed_out: Option<Instant>,
 }
 
 impl Redis {
-    /// Attaches Redis; connects when the first command asks.
+    /// Attaches Redis, which connects at the first command.
     ///
     /// # Errors
-    /// The URL is none of Redis's, which the config has ruled out.
+    /// The URL is not one of Redis, which the config has ruled out.
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
         let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
-        Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn: AtomicUsize::new(0), pending: Arc::default() })))
+        let (turn, generation, pending) = (AtomicUsize::new(0), AtomicU64::new(0), Arc::default());
+        Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn, generation, pending })))
     }
 
     /// Has the connections counted whenever the metrics are read. Requests share them, so one that is there is used.
@@ -91,83 +123,73 @@ impl Redis {
         let pool = pool(&config)?;
         drop(pool.get().await?);
         *self.0.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
-        for slot in &self.0.slots {
-            // Who uses the old one has a handle of its own, until its answer is there.
-            slot.lock().await.connection = None;
-        }
+        // A request that uses an old connection has a handle of its own until its response is there.
+        self.0.generation.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Whether Redis answers. A connection on which it does not is seldom alone, so all are made anew then.
+    /// Tests what the service needs of Redis: that it takes a write and runs a script.
     ///
     /// # Errors
-    /// It does not.
+    /// It does not, or not in time.
     pub async fn check(&self) -> Result<(), Error> {
-        let slot = self.next();
-        let (generation, mut connection) = self.connect(slot).await?;
-        let ping = cmd("PING");
-        let Ok(answer) = timeout(PING_TIMEOUT, ping.query_async::<()>(&mut connection)).await else {
-            // Who holds a lock is connecting anew already.
-            for mut slot in self.0.slots.iter().filter_map(|slot| slot.try_lock().ok()) {
-                slot.connection.take().map(deadpool_redis::Connection::take);
-            }
-            return Err(RedisError::from((ErrorKind::Io, "no answer in time")).into());
-        };
-        if answer.as_ref().is_err_and(is_broken) {
-            discard(slot, generation).await;
-        }
-        Ok(answer?)
+        let mut commands = pipe();
+        commands.cmd("SET").arg("limit:probe").arg(1).arg("PX").arg(1000).ignore();
+        commands.cmd("EVAL").arg("return redis.call('GET', KEYS[1])").arg(1).arg("limit:probe").ignore();
+        self.run_within::<()>(&commands, PROBE_TIMEOUT).await
     }
 
-    /// Requests take turns.
-    fn next(&self) -> &Mutex<Slot> {
-        &self.0.slots[self.0.turn.fetch_add(1, Ordering::Relaxed) % self.0.slots.len()]
-    }
-
-    /// Runs the commands in one round trip, and once more on a new connection where the old one proved broken:
-    /// commands must therefore bear being run twice.
+    /// Runs the commands in one round trip, and once more on a new connection where the old one failed or was to a server
+    /// that is not the primary. So commands must bear being run twice.
     ///
     /// # Errors
-    /// Redis is away, too slow, or refuses a command.
+    /// Redis is unavailable, too slow, or refuses a command.
     #[instrument(name = "redis", level = "debug", skip_all, fields(otel.kind = "client"))]
     pub async fn run<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
-        let slot = self.next();
+        self.run_within(commands, RESPONSE_TIMEOUT).await
+    }
+
+    async fn run_within<T: FromRedisValue>(&self, commands: &Pipeline, limit: Duration) -> Result<T, Error> {
+        let slot = &self.0.slots[self.0.turn.fetch_add(1, Ordering::Relaxed) % self.0.slots.len()];
         let mut retried = false;
         loop {
             let (generation, mut connection) = self.connect(slot).await?;
-            match commands.query_async(&mut connection).await {
-                Err(e) if is_broken(&e) => {
-                    discard(slot, generation).await;
-                    if retried {
+            let answer = timeout(limit, commands.query_async(&mut connection)).await;
+            let answer = answer.unwrap_or_else(|_| Err((ErrorKind::Io, "no response in time").into()));
+            match answer {
+                Err(e) if is_broken(&e) || has_code(&e, &WRONG_PEER) => {
+                    // What breaks one connection mostly breaks all to that server. The first to notice replaces them.
+                    let _ = self.0.generation.compare_exchange(generation, generation + 1, Ordering::Relaxed, Ordering::Relaxed);
+                    if std::mem::replace(&mut retried, true) {
                         return Err(e.into());
                     }
-                    retried = true;
                 }
-                result => return Ok(result?),
+                answer => return Ok(answer?),
             }
         }
     }
 
+    /// The slot's connection, a new one where the old one is of an earlier generation.
     async fn connect(&self, slot: &Mutex<Slot>) -> Result<(u64, MultiplexedConnection), Error> {
         let _waiting = Waiting::new(&self.0.pending);
         let mut slot = slot.lock().await;
-        if let Some(connection) = &slot.connection {
-            return Ok((slot.generation, MultiplexedConnection::clone(connection)));
+        let generation = self.0.generation.load(Ordering::Relaxed);
+        if let Some((_, connection)) = slot.connection.as_ref().filter(|(made, _)| *made == generation) {
+            return Ok((generation, MultiplexedConnection::clone(connection)));
         }
-        // Who waited while another tried has waited enough: behind a network that says nothing, turns of a second each would
-        // keep all but the first few until their time is over.
-        if slot.in_vain.is_some_and(|at| at.elapsed() < IN_VAIN) {
+        // Out of the pool too, where it would be handed out again.
+        slot.connection.take().map(|(_, old)| deadpool_redis::Connection::take(old));
+        if slot.timed_out.is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
             return Err(RedisError::from((ErrorKind::Io, "no connection a moment ago")).into());
         }
         let started = Instant::now();
         // Boxed, or every request would carry the 7 KB that connecting takes.
         let taken = Box::pin(self.take()).await;
-        slot.in_vain = (taken.is_err() && started.elapsed() >= CONNECT_TIMEOUT / 2).then(Instant::now);
+        slot.timed_out = (taken.is_err() && started.elapsed() >= CONNECT_TIMEOUT / 2).then(Instant::now);
         let connection = taken?;
         let shared = MultiplexedConnection::clone(&connection);
-        slot.connection = Some(connection);
-        slot.generation += 1;
-        Ok((slot.generation, shared))
+        slot.connection = Some((generation, connection));
+        Ok((generation, shared))
     }
 
     async fn take(&self) -> Result<deadpool_redis::Connection, Error> {
@@ -176,7 +198,7 @@ impl Redis {
             let pool = self.0.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
             match pool.get().await {
                 // The file that holds the password may be about to change.
-                Err(PoolError::Backend(e)) if e.kind() == ErrorKind::AuthenticationFailed && started.elapsed() < PATIENCE => {
+                Err(PoolError::Backend(e)) if e.kind() == ErrorKind::AuthenticationFailed && started.elapsed() < RESPONSE_TIMEOUT => {
                     sleep(Duration::from_millis(100)).await;
                 }
                 taken => return Ok(taken?),
@@ -186,28 +208,24 @@ impl Redis {
 }
 
 fn pool(config: &config::Redis) -> anyhow::Result<Pool> {
-    let patience = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(PATIENCE));
-    let manager = Manager::new_with_config(config.redis_url.0.expose_secret(), patience)?;
+    let limits = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(RESPONSE_TIMEOUT));
+    let manager = Manager::new_with_config(config.redis_url.0.expose_secret(), limits)?;
     let pool = Pool::builder(manager)
         .max_size(config.redis_pool_size.get() as usize)
         .runtime(Runtime::Tokio1)
-        .wait_timeout(Some(PATIENCE))
+        .wait_timeout(Some(RESPONSE_TIMEOUT))
         .create_timeout(Some(CONNECT_TIMEOUT))
-        .recycle_timeout(Some(PATIENCE));
+        .recycle_timeout(Some(RESPONSE_TIMEOUT));
     Ok(pool.build()?)
 }
 
-/// Takes a broken connection out of its slot and of the pool, unless somebody else has replaced it already.
-async fn discard(slot: &Mutex<Slot>, generation: u64) {
-    let mut slot = slot.lock().await;
-    if slot.generation == generation
-        && let Some(broken) = slot.connection.take()
-    {
-        drop(deadpool_redis::Connection::take(broken));
-    }
-}
-
-/// Whether the connection, rather than the command, is at fault. A late answer counts: behind a dead peer all are late.
+/// Whether the connection, rather than the command, is at fault. A late response counts: behind a dead peer all are late.
 fn is_broken(error: &RedisError) -> bool {
     error.is_io_error() || error.is_connection_dropped() || error.is_timeout() || error.is_unrecoverable_error()
+}
+
+/// Whether the server answered with one of these codes, to any command of a pipeline.
+fn has_code(error: &RedisError, codes: &[&str]) -> bool {
+    let errors = error.clone().into_server_errors();
+    errors.iter().flat_map(|errors| errors.iter()).any(|(_, error)| codes.contains(&error.code()))
 }
