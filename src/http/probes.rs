@@ -68,7 +68,7 @@ impl Health {
         self
     }
 
-    /// Postgres answers, and no migration is pending.
+    /// Postgres answers and takes writes, and no migration is pending.
     pub fn postgres(self, pool: &Pool) -> Self {
         let (pool, probes) = (pool.clone(), pool.for_probes());
         self.check("postgres", move || {
@@ -78,8 +78,8 @@ impl Health {
             async move {
                 let look = async {
                     let mut connection = probes.acquire().await?;
-                    let pending = timeout(PATIENCE, postgres::pending_migrations(&mut *connection)).await;
-                    pending.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+                    let answer = async { Ok((postgres::is_read_only(&mut connection).await?, postgres::pending_migrations(&mut *connection).await?)) };
+                    timeout(PATIENCE, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
                 };
                 let mut look = std::pin::pin!(look);
                 // Sooner than callers give up and hand their connections back.
@@ -90,8 +90,12 @@ impl Health {
                     look.await
                 };
                 match ended {
-                    Ok(pending) if pending.is_empty() => Ok(()),
-                    Ok(pending) => Err(("migrations pending", format!("{} migration(s) pending: run `admin migrate`", pending.len()))),
+                    Ok((true, _)) => {
+                        pool.replace();
+                        Err(("read-only", "it takes no writes: it is a standby, or default_transaction_read_only is set".to_owned()))
+                    }
+                    Ok((false, pending)) if pending.is_empty() => Ok(()),
+                    Ok((false, pending)) => Err(("migrations pending", format!("{} migration(s) pending: run `admin migrate`", pending.len()))),
                     Err(e) => {
                         pool.doubt();
                         let reason = if let sqlx::Error::PoolTimedOut = e { NO_ANSWER.to_owned() } else { e.to_string() };

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{instrument, warn};
 
-use super::{Job, within};
-use crate::resources::postgres;
+use super::Job;
+use crate::resources::postgres::{self, Pool};
 use crate::telemetry::traces;
 
 /// The channel on which workers hear that there is something new.
@@ -72,12 +72,12 @@ impl Notifier {
     ///
     /// # Errors
     /// None: a wake that cannot be sent is logged, and the workers poll.
-    pub async fn run(self, pool: PgPool, stop: CancellationToken) -> anyhow::Result<()> {
+    pub async fn run(self, pool: Pool, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = self.0.notified() => {
-                    if let Err(e) = within(PATIENCE, sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&pool)).await {
+                    if let Err(e) = pool.within(PATIENCE, sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&*pool)).await {
                         warn!(error = %e, "workers were not woken and will find the job at their next poll: {e}");
                     }
                 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +14,8 @@ use uuid::Uuid;
 
 use super::lease::{LeaseEnd, Leases};
 use super::queue::{self, Claimed, Failed};
-use super::{JobContext, JobError, Registry, Resources, within};
+use super::{JobContext, JobError, Registry, Resources};
+use crate::resources::postgres::{Limits, Pool};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
 
@@ -81,7 +81,8 @@ impl Execution {
                     "interrupted"
                 }
                 Outcome::Failed { error, retry } => {
-                    match write_back("failure", || queue::fail(&self.resources.postgres, id, token, &error, retry)).await {
+                    let pool = &self.resources.postgres;
+                    match write_back(pool, "failure", || queue::fail(pool, id, token, &error, retry)).await {
                         Failed::Waits => {
                             warn!(attempt, run_ms, outcome = "failed", error, "job {id} {kind} failed: {error}");
                             "failed"
@@ -113,7 +114,8 @@ impl Execution {
             return Outcome::Failed { error: "this worker does not know the kind".to_owned(), retry: true };
         };
         let (handler, limit) = (kind.handler, kind.timeout);
-        let mut context = JobContext { resources: self.resources.clone(), id, token, completed: false };
+        let postgres = self.resources.postgres.with_limits(Limits::within(limit));
+        let mut context = JobContext { postgres, resources: self.resources.clone(), id, token, completed: false };
         // A panic is the job's alone. The context is not looked at after one, so it cannot be seen broken.
         let handler = AssertUnwindSafe(timeout(limit, handler(&job.payload, &mut context))).catch_unwind();
         let ended = tokio::select! {
@@ -125,7 +127,10 @@ impl Execution {
             Ok(Ok(Ok(()))) if context.completed => Outcome::Done,
             Ok(Ok(Ok(()))) => self.complete(id, token).await,
             Ok(Ok(Err(JobError::GiveUp(e)))) => Outcome::Failed { error: format!("{e:#}"), retry: false },
-            Ok(Ok(Err(JobError::Retry(e)))) => Outcome::Failed { error: format!("{e:#}"), retry: true },
+            Ok(Ok(Err(JobError::Retry(e)))) => {
+                e.chain().filter_map(|cause| cause.downcast_ref()).for_each(|error| self.resources.postgres.note(error));
+                Outcome::Failed { error: format!("{e:#}"), retry: true }
+            }
             Ok(Err(_)) => Outcome::Failed { error: format!("took longer than {limit:?}"), retry: true },
             Err(panic) => Outcome::Failed { error: format!("panicked: {}", message(panic.as_ref())), retry: true },
         }
@@ -144,12 +149,12 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Deletes jobs that are done, as many at a time as have come in while the last were written.
-pub(super) async fn write_completions(pool: PgPool, mut done: mpsc::Receiver<Completion>) {
+pub(super) async fn write_completions(pool: Pool, mut done: mpsc::Receiver<Completion>) {
     let mut batch = Vec::new();
     while done.recv_many(&mut batch, COMPLETION_BATCH).await > 0 {
         let jobs: Vec<_> = batch.iter().map(|(job, _)| *job).collect();
         let deleted: std::collections::HashSet<_> =
-            write_back("completion", || queue::complete_all(&pool, &jobs)).await.into_iter().collect();
+            write_back(&pool, "completion", || queue::complete_all(&pool, &jobs)).await.into_iter().collect();
         for ((id, _), tell) in batch.drain(..) {
             let _ = tell.send(deleted.contains(&id));
         }
@@ -157,10 +162,10 @@ pub(super) async fn write_completions(pool: PgPool, mut done: mpsc::Receiver<Com
 }
 
 /// Writes until it is written: what became of a job must outlive a restart of Postgres.
-pub(super) async fn write_back<T, F: Future<Output = sqlx::Result<T>>>(what: &str, write: impl Fn() -> F) -> T {
+pub(super) async fn write_back<T, F: Future<Output = sqlx::Result<T>>>(pool: &Pool, what: &str, write: impl Fn() -> F) -> T {
     let mut told = false;
     loop {
-        match within(WRITE_BACK_PATIENCE, write()).await {
+        match pool.within(WRITE_BACK_PATIENCE, write()).await {
             Ok(written) => return written,
             Err(e) => {
                 if !std::mem::replace(&mut told, true) {

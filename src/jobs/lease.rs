@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgPool;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::queue::{self, Expired};
-use super::{FIRST_LOOK, within};
+use super::FIRST_LOOK;
+use crate::resources::postgres::Pool;
 use crate::telemetry::metrics::Metrics;
 
 /// The jobs that a worker holds, with their tokens, and whom to tell when a lease is extended.
@@ -62,7 +62,7 @@ impl Leases {
     }
 
     /// Extends the leases of what runs here.
-    pub(super) async fn keep(self, pool: PgPool) {
+    pub(super) async fn keep(self, pool: Pool) {
         let every = self.length / 3;
         let mut beat = interval(every);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,7 +71,7 @@ impl Leases {
             let jobs = self.all();
             if !jobs.is_empty() {
                 let ends = self.end_from_now();
-                match within(every, queue::extend(&pool, &jobs, self.length)).await {
+                match pool.within(every, queue::extend(&pool, &jobs, self.length)).await {
                     Ok(extended) => {
                         let held = self.held();
                         for (_, sender) in extended.iter().filter_map(|id| held.get(id)) {
@@ -85,13 +85,13 @@ impl Leases {
     }
 
     /// Fails what ran on workers that are gone. It is another task: what holds it up must not cost a lease here.
-    pub(super) async fn expire(self, pool: PgPool, metrics: Metrics) {
+    pub(super) async fn expire(self, pool: Pool, metrics: Metrics) {
         let every = self.length / 3;
         let mut look = interval_at(Instant::now() + FIRST_LOOK, every);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             look.tick().await;
-            match within(every, queue::expire(&pool)).await {
+            match pool.within(every, queue::expire(&pool)).await {
                 Ok(expired) => expired.iter().for_each(|job| report(job, &metrics)),
                 Err(e) => warn!(error = %e, "lost jobs not taken back: {e}"),
             }

@@ -94,6 +94,8 @@ pub struct Resources {
 
 /// A running job's surroundings.
 pub struct JobContext {
+    /// Its transactions may work for as long as the job.
+    pub postgres: Pool,
     resources: Arc<Resources>,
     id: i64,
     token: uuid::Uuid,
@@ -179,14 +181,5 @@ fn enqueue_parsed<J: Job>(connection: &mut PgConnection, payload: serde_json::Va
     .boxed()
 }
 
-/// What a statement gets at least: its connection may have to be made first, and giving up in the midst of that, again and
-/// again, would never have one.
-const CONNECT: Duration = Duration::from_secs(2);
-
 /// When a worker first looks for what can wait: connecting is most of its start, and this would have it connect twice more.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
-
-/// An answer of the database that comes within a limit, or an error that says that none came.
-async fn within<T>(limit: Duration, query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
-    tokio::time::timeout(limit.max(CONNECT), query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-}

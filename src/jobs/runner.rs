@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -18,9 +17,9 @@ use uuid::Uuid;
 
 use super::execution::{COMPLETION_BATCH, Execution, write_back, write_completions};
 use super::lease::Leases;
-use super::{CHANNEL, FIRST_LOOK, Registry, Resources, queue, within};
+use super::{CHANNEL, FIRST_LOOK, Registry, Resources, queue};
 use crate::lifecycle::Pulse;
-use crate::resources::postgres::{self, Timestamp};
+use crate::resources::postgres::{self, Pool, Timestamp};
 use crate::telemetry::metrics::Metrics;
 
 /// How often a worker looks for due jobs when nothing wakes it: half of the second that a due job may wait.
@@ -55,7 +54,7 @@ impl Runner {
     /// A part of it has panicked. While Postgres is away it waits.
     pub async fn run(self, soft: CancellationToken, hard: CancellationToken) -> anyhow::Result<()> {
         let kinds = self.registry.kinds();
-        let pool = (*self.resources.postgres).clone();
+        let pool = self.resources.postgres.clone();
         let leases = Leases::new(self.lease);
         let (completions, done) = mpsc::channel(COMPLETION_BATCH);
         let resources = Arc::new(self.resources);
@@ -98,7 +97,7 @@ impl Runner {
             let mut idle = true;
             let (started, ends, since) = (Instant::now(), leases.end_from_now(), low_water.since());
             let claim = queue::claim(&pool, &kinds, i64::try_from(free.len())?, token, self.lease, since);
-            match within(self.lease / 3, claim).await {
+            match pool.within(self.lease / 3, claim).await {
                 Ok(claimed) => {
                     self.claims.beat();
                     away = false;
@@ -131,7 +130,7 @@ impl Runner {
         running.wait().await;
         let unfinished = leases.all();
         if !unfinished.is_empty() {
-            let released = write_back("release", || queue::release(&pool, &unfinished)).await;
+            let released = write_back(&pool, "release", || queue::release(&pool, &unfinished)).await;
             info!(jobs = released, "{released} unfinished job(s) given back for another worker");
         }
         Ok(())
@@ -179,7 +178,7 @@ impl LowWater {
 }
 
 /// Hears of new jobs. Without it they are found at the next poll, so its failures are no more than a pause.
-async fn listen(pool: PgPool, wake: Arc<Notify>) {
+async fn listen(pool: Pool, wake: Arc<Notify>) {
     loop {
         // A connection of its own, apart from the pool: sqlx says goodbye to a dead one without a limit, and would keep its
         // place meanwhile. It is a new one each time, since none tells whether it is dead or only has nothing to say.
@@ -203,13 +202,13 @@ async fn listen(pool: PgPool, wake: Arc<Notify>) {
 
 /// Tells, once for each, of kinds that wait and that this worker does not know: a newer release enqueues them, or an
 /// older one did. They stay in the queue for a worker that knows them.
-async fn report_unknown(pool: PgPool, mut known: Vec<String>) {
+async fn report_unknown(pool: Pool, mut known: Vec<String>) {
     let mut look = interval_at(Instant::now() + FIRST_LOOK, UNKNOWN);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
         // While Postgres is away others tell it.
-        for kind in within(UNKNOWN, queue::waiting_kinds_but(&pool, &known)).await.unwrap_or_default() {
+        for kind in pool.within(UNKNOWN, queue::waiting_kinds_but(&pool, &known)).await.unwrap_or_default() {
             warn!(job_kind = kind, "jobs of the kind {kind} wait, which this worker does not know");
             known.push(kind);
         }

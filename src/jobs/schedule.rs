@@ -7,11 +7,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tracing::info;
 
 use super::{EnqueueError, Enqueued, Job, Wake, enqueue};
-use crate::resources::postgres;
+use crate::resources::postgres::{self, Pool};
 use crate::telemetry::metrics::Metrics;
 
 type Enqueue = Box<dyn for<'a> Fn(&'a mut PgConnection, Timestamp) -> BoxFuture<'a, Result<Enqueued, EnqueueError>> + Send + Sync>;
@@ -56,7 +56,7 @@ impl Schedule {
     ///
     /// # Errors
     /// Postgres does not answer, and nothing has happened.
-    pub async fn tick(&self, pool: &PgPool, metrics: &Metrics) -> anyhow::Result<Option<Wake>> {
+    pub async fn tick(&self, pool: &Pool, metrics: &Metrics) -> anyhow::Result<Option<Wake>> {
         let mut transaction = pool.begin().await?;
         let now: Timestamp = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *transaction).await?.into();
         let tick = self.latest_tick(now)?;

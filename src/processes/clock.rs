@@ -15,7 +15,7 @@ use crate::http::server::{listen, serve};
 use crate::jobs::schedule::Schedule;
 use crate::jobs::{Notifier, queue};
 use crate::lifecycle::{self, Lifecycle, Pulse};
-use crate::resources::postgres::{self, Pool};
+use crate::resources::postgres::{self, Limits, Pool};
 use crate::telemetry::metrics::Metrics;
 
 /// How often the clock looks; a tick's job is that much late at most.
@@ -48,11 +48,11 @@ pub fn main() -> ExitCode {
 }
 
 async fn start(process: config::Process, config: config::Clock, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let postgres = Pool::attach(&config.database, "clock")?;
+    let postgres = Pool::attach(&config.database, "clock", Limits::within(PATIENCE))?;
     postgres.follow(lifecycle, &config.database);
     postgres.count(&lifecycle.metrics);
     let notifier = Notifier::default();
-    lifecycle.spawn("notifier", notifier.clone().run((*postgres).clone(), lifecycle.soft.clone()));
+    lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
     let looks = Pulse::default();
     let probes = Health::default().postgres(&postgres).pulse("ticks", &looks, TICKS_STALL).start(lifecycle);
     if let Some(port) = process.metrics_port {
@@ -107,7 +107,10 @@ impl Clock {
             match tick.await.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into())) {
                 Ok(Some(wake)) => wake.fire(&self.notifier),
                 Ok(None) => {}
-                Err(e) => result = Err(e),
+                Err(e) => {
+                    e.chain().filter_map(|cause| cause.downcast_ref()).for_each(|error| self.postgres.note(error));
+                    result = Err(e);
+                }
             }
         }
         result
@@ -124,7 +127,7 @@ async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken
             _ = count.tick() => {}
         }
         // While Postgres is away, the probes say so.
-        if let Ok(Ok(counts)) = timeout(COUNT, queue::count(&*postgres)).await {
+        if let Ok(counts) = postgres.within(COUNT, queue::count(&*postgres)).await {
             metrics.queue(counts.iter().map(|count| (count.kind.as_str(), count.state.as_str(), count.jobs, count.late_s)));
         }
     }

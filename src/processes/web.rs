@@ -28,7 +28,7 @@ use crate::http::{self, Problem, openapi};
 use crate::jobs::Notifier;
 use crate::lifecycle::{self, Lifecycle};
 use crate::release::Release;
-use crate::resources::postgres::Pool;
+use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 
 pub fn main() -> ExitCode {
@@ -36,7 +36,8 @@ pub fn main() -> ExitCode {
 }
 
 async fn start(process: config::Process, config: config::Web, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let postgres = Pool::attach(&config.database, "web")?;
+    let limits = Limits::within(config.http.request_timeout.0);
+    let postgres = Pool::attach(&config.database, "web", limits)?;
     postgres.follow(lifecycle, &config.database);
     postgres.count(&lifecycle.metrics);
     let redis = Redis::attach(&config.redis)?;
@@ -47,7 +48,7 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     let now = Timestamp::now;
     let sessions = Sessions::new(redis.clone(), &http, &site, now);
     let notifier = Notifier::default();
-    lifecycle.spawn("notifier", notifier.clone().run((*postgres).clone(), lifecycle.soft.clone()));
+    lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
     let guard = Guard {
         rules: FEATURES.iter().flat_map(|feature| feature.access).cloned().collect(),
         postgres: postgres.clone(),

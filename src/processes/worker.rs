@@ -11,7 +11,7 @@ use crate::http::server::{listen, serve};
 use crate::jobs::runner::Runner;
 use crate::jobs::{Notifier, Registry, Resources};
 use crate::lifecycle::{self, Lifecycle, Pulse};
-use crate::resources::postgres::Pool;
+use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
 
@@ -33,7 +33,7 @@ pub fn run(registry: Registry) -> ExitCode {
 }
 
 async fn start(registry: Registry, process: config::Process, config: config::Worker, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let postgres = Pool::attach(&config.database, "worker")?;
+    let postgres = Pool::attach(&config.database, "worker", Limits::within(CLAIMS_STALL))?;
     postgres.follow(lifecycle, &config.database);
     postgres.count(&lifecycle.metrics);
     let redis = Redis::attach(&config.redis)?;
@@ -44,7 +44,7 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     mailer.count(&lifecycle.metrics);
     mailer.follow(lifecycle, &config.smtp);
     let notifier = Notifier::default();
-    lifecycle.spawn("notifier", notifier.clone().run((*postgres).clone(), lifecycle.soft.clone()));
+    lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
 
     let claims = Pulse::default();
     let health = Health::default().postgres(&postgres).redis(&redis).pulse("claims", &claims, CLAIMS_STALL);

@@ -1,6 +1,8 @@
 //! Postgres: the data and the queue.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::fmt::Write;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,10 +11,11 @@ use std::time::Duration;
 use jiff_sqlx::ToSqlx;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
+use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgExecutor, PgPool, Postgres, Transaction};
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgExecutor, PgPool, Postgres, Row, Transaction};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 use utoipa::ToSchema;
@@ -68,49 +71,105 @@ pub struct Pool {
     doubted: Pulse,
     /// Callers who wait for one.
     pending: Arc<AtomicUsize>,
+    limits: Limits,
+}
+
+/// How long Postgres may work for a caller. A single statement has the role's limits, which `admin migrate` sets; a
+/// transaction sets its own, since a pooler in transaction mode lets a session keep none.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub statement: Duration,
+    pub lock: Duration,
+    /// How long a transaction may wait for its client: a client that vanished would keep what it locked.
+    pub idle: Duration,
+}
+
+impl Limits {
+    /// The limits for a caller that is itself given up after a time, and hears of a slow statement before.
+    pub fn within(time: Duration) -> Self {
+        Self { statement: time * 9 / 10, lock: time * 9 / 20, idle: time + Duration::from_secs(5) }
+    }
+
+    /// The settings by name, in milliseconds.
+    pub fn settings(self) -> [(&'static str, u128); 3] {
+        // Zero would be none.
+        let millis = |limit: Duration| limit.as_millis().max(1);
+        [
+            ("statement_timeout", millis(self.statement)),
+            ("lock_timeout", millis(self.lock)),
+            ("idle_in_transaction_session_timeout", millis(self.idle)),
+        ]
+    }
 }
 
 impl Pool {
-    /// Attaches Postgres; connects when the first query asks. `process` names the connections in `pg_stat_activity`.
+    /// Attaches Postgres; connects when the first query asks. `process` names the connections in `pg_stat_activity`, and
+    /// `limits` are those of its transactions.
     ///
     /// # Errors
     /// The URL is none of Postgres's, which the config has ruled out.
-    pub fn attach(config: &config::Database, process: &str) -> sqlx::Result<Self> {
+    pub fn attach(config: &config::Database, process: &str, limits: Limits) -> sqlx::Result<Self> {
         let options = options(config, process)?;
-        Ok(Self::new(config.database_pool_size.get(), options, Pulse::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT))
+        Ok(Self::new(config.database_pool_size.get(), options, Pulse::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT, limits))
     }
 
     /// A connection for the probes alone: load on the pool must not make a process look ill.
     pub fn for_probes(&self) -> Self {
-        Self::new(1, self.connect_options().as_ref().clone(), self.renewed.clone(), ACQUIRE_TIMEOUT / 2, PROBE_TIMEOUT)
+        Self::new(1, self.connect_options().as_ref().clone(), self.renewed.clone(), ACQUIRE_TIMEOUT / 2, PROBE_TIMEOUT, self.limits)
     }
 
-    fn new(size: u32, options: PgConnectOptions, renewed: Pulse, acquire: Duration, limit: Duration) -> Self {
+    /// The same connections, with other limits for transactions.
+    pub fn with_limits(&self, limits: Limits) -> Self {
+        Self { limits, ..self.clone() }
+    }
+
+    fn new(size: u32, options: PgConnectOptions, renewed: Pulse, acquire: Duration, limit: Duration, limits: Limits) -> Self {
         let (before, after, doubted) = (renewed.clone(), renewed.clone(), Pulse::default());
-        let doubt = doubted.clone();
+        let (doubt_before, doubt_after) = (doubted.clone(), doubted.clone());
         let pool = PgPoolOptions::new()
             .max_connections(size)
             .acquire_timeout(acquire)
-            // A ping at each checkout would double the round trips; one that has rested may be broken, and is asked first.
+            // A question at each checkout would double the round trips. One that has rested may be broken, and is asked first.
             .test_before_acquire(false)
             .before_acquire(move |connection, meta| {
-                let renewed = before.clone();
-                Box::pin(
-                    async move { Ok(meta.age < renewed.age() && (meta.idle_for < RESTED || lives(connection, &renewed, limit).await)) },
-                )
+                let (renewed, asked) = (before.clone(), meta.idle_for >= RESTED || doubt_before.age() < DOUBT);
+                Box::pin(async move { Ok(meta.age < renewed.age() && (!asked || serves(connection, &renewed, limit).await)) })
             })
             // The pool's own ping has no limit: behind a dead network it would keep the place for a quarter of an hour. Where
             // there is reason to doubt, one with a limit comes first; the probes' connection is always doubted.
             .after_release(move |connection, meta| {
-                let (renewed, doubted) = (after.clone(), limit == PROBE_TIMEOUT || doubt.age() < DOUBT);
-                Box::pin(async move { Ok(meta.age < renewed.age() && (!doubted || lives(connection, &renewed, limit).await)) })
+                let (renewed, asked) = (after.clone(), limit == PROBE_TIMEOUT || doubt_after.age() < DOUBT);
+                Box::pin(async move { Ok(meta.age < renewed.age() && (!asked || serves(connection, &renewed, limit).await)) })
             });
-        Self { connections: pool.connect_lazy_with(options), renewed, doubted, pending: Arc::default() }
+        Self { connections: pool.connect_lazy_with(options), renewed, doubted, pending: Arc::default(), limits }
     }
 
     /// Notes that Postgres did not answer.
     pub fn doubt(&self) {
         self.doubted.beat();
+    }
+
+    /// Notes an error that tells something of the connections: where it is true of all, all are replaced.
+    pub fn note(&self, error: &sqlx::Error) {
+        if code(error).is_some_and(|code| code == READ_ONLY) || is_stale(error) {
+            self.replace();
+        }
+    }
+
+    /// Has every connection that there is by now replaced.
+    pub fn replace(&self) {
+        self.doubted.beat();
+        self.renewed.beat();
+    }
+
+    /// The answer to a query that comes within a limit, but for one that has to connect first: giving up in the midst of
+    /// that, again and again, would never have a connection.
+    ///
+    /// # Errors
+    /// The query's own, or that no answer came.
+    pub async fn within<T>(&self, limit: Duration, query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+        let answer = timeout(limit.max(PING_TIMEOUT), query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        answer.inspect_err(|error| self.note(error))
     }
 
     /// Has the connections counted whenever the metrics are read.
@@ -149,12 +208,30 @@ impl Pool {
         self.while_refused(|| self.connections.acquire()).await
     }
 
-    /// Begins a transaction for a request.
+    /// Begins a transaction, under the limits of this handle.
     ///
     /// # Errors
     /// As [`Self::acquire`].
     pub async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
-        self.while_refused(|| self.connections.begin()).await
+        self.begin_as("BEGIN").await
+    }
+
+    /// Begins a transaction that only reads, and sees one state of the data from its beginning to its end.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`].
+    pub async fn snapshot(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
+        self.begin_as("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+    }
+
+    async fn begin_as(&self, begin: &str) -> sqlx::Result<Transaction<'static, Postgres>> {
+        let mut statements = begin.to_owned();
+        for (name, millis) in self.limits.settings() {
+            // Writing to a string does not fail.
+            let _ = write!(statements, "; SET LOCAL {name} = {millis}");
+        }
+        // One round trip for all.
+        self.while_refused(|| self.connections.begin_with(AssertSqlSafe(statements.clone()))).await
     }
 
     /// Tries again while a password is refused, for as long as a caller waits: the file that holds it may be about to change.
@@ -184,14 +261,34 @@ impl Deref for Pool {
     }
 }
 
-/// Whether a connection answers. One that says nothing for long is seldom alone: the others of its age are let go too.
-async fn lives(connection: &mut PgConnection, renewed: &Pulse, limit: Duration) -> bool {
-    let answer = timeout(limit, connection.ping()).await;
-    // The probes' own is given up too soon to tell of the others.
-    if answer.is_err() && limit > PROBE_TIMEOUT {
-        renewed.beat();
+/// Whether a connection answers, and takes writes: after a failover the old primary may be reachable still. One that does
+/// not is seldom alone, and the others of its age are let go too.
+async fn serves(connection: &mut PgConnection, renewed: &Pulse, limit: Duration) -> bool {
+    match timeout(limit, is_read_only(connection)).await {
+        Ok(Ok(false)) => true,
+        Ok(Err(_)) => false,
+        Ok(Ok(true)) => {
+            renewed.beat();
+            false
+        }
+        Err(_) => {
+            // The probes' own is given up too soon to tell of the others.
+            if limit > PROBE_TIMEOUT {
+                renewed.beat();
+            }
+            false
+        }
     }
-    answer.is_ok_and(|answer| answer.is_ok())
+}
+
+/// Whether the server takes no writes: it is a standby, or was told so.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn is_read_only(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    // By the simple protocol, which prepares nothing.
+    let row = sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection).await?;
+    Ok(row.try_get::<&str, _>(0)? == "on")
 }
 
 /// How to connect: what the URL says, and nothing from elsewhere.
@@ -273,7 +370,10 @@ pub async fn pending_migrations(executor: impl PgExecutor<'_>) -> sqlx::Result<V
 
 const UNDEFINED_TABLE: &str = "42P01";
 
-/// Whether the error means that Postgres is away, so that trying again later can help.
+/// The server takes no writes.
+const READ_ONLY: &str = "25006";
+
+/// Whether the error means that Postgres is away, too slow or not the primary, so that trying again later can help.
 pub fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
@@ -283,10 +383,23 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
         // Classes 08 connection exception, 28 refused authorization, 3D no such database, 53 insufficient resources,
-        // 57 operator intervention.
-        sqlx::Error::Database(e) => {
-            e.code().is_some_and(|code| ["08", "28", "3D", "53", "57"].contains(&code.get(..2).unwrap_or_default()))
+        // 57 operator intervention, as a statement's time limit is; a transaction's and a lock's time limits.
+        _ => {
+            let code = code(error).unwrap_or_default();
+            ["08", "28", "3D", "53", "57"].contains(&code.get(..2).unwrap_or_default())
+                || [READ_ONLY, "25P03", "55P03"].contains(&&*code)
+                || is_stale(error)
         }
-        _ => false,
     }
+}
+
+/// Whether a migration has changed a type under a prepared statement. On a new connection the same statement works.
+pub fn is_stale(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    // The code stands for many things, and the message may be translated.
+    error.is_some_and(|error| error.code() == "0A000" && error.routine() == Some("RevalidateCachedQuery"))
+}
+
+fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(DatabaseError::code)
 }

@@ -15,7 +15,7 @@ use crate::auth::{api_token, audit};
 pub async fn export(app: &App, account: Account) -> anyhow::Result<Value> {
     let id = account.id;
     // One snapshot, whatever changes meanwhile.
-    let mut snapshot = app.postgres.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let mut snapshot = app.postgres.snapshot().await?;
     let mut all = json!({
         "account": account,
         "tokens": api_token::list(&mut *snapshot, id, Uuid::nil(), i64::MAX).await?,

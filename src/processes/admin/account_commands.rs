@@ -25,7 +25,6 @@ use crate::features::accounts::my_sessions::{self, end_before};
 use crate::features::accounts::settings;
 use crate::http::Problem;
 use crate::jobs::Notifier;
-use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 
 #[derive(Subcommand)]
@@ -192,7 +191,7 @@ fn attach(task: &Task) -> Result<App> {
     #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
     let now = Timestamp::now;
     let sessions = Sessions::new(Redis::attach(&redis)?, &http, &site.public_url, now);
-    let (postgres, passwords) = (Pool::attach(&database, "admin")?, Passwords::new()?);
+    let (postgres, passwords) = (super::attach(&database)?, Passwords::new()?);
     // Nobody wakes the workers, which find a job at their next poll.
     Ok(Parts { postgres, sessions, passwords, notifier: Notifier::default(), features: FEATURES, now }.into())
 }

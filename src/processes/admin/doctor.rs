@@ -17,7 +17,7 @@ use super::output::say;
 use crate::config;
 use crate::jobs::queue;
 use crate::processes::clock;
-use crate::resources::postgres::{self, Pool};
+use crate::resources::postgres;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
 
@@ -54,11 +54,13 @@ pub async fn examine(task: &Task) -> anyhow::Result<bool> {
     let all = config::read::<config::All>(&task.env).map(|_| "every variable of every program is there and right".to_owned());
     let mut well = tell("config", "set them in this deploy's environment; `admin env` explains each", all.map_err(Into::into));
     if let Ok(config) = config::read::<config::Database>(&task.env) {
-        let pool = Pool::attach(&config, "admin")?;
+        let pool = super::attach(&config)?;
         let ready = tell("postgres", "check DATABASE_URL, and that the server lets you in and lets you write", postgres(&config).await)
             && tell("schema", "run `admin migrate`", schema(&pool).await);
+        let remedy = "run `admin migrate` as the user of DATABASE_URL: it sets the limits as that user's defaults";
         well &= ready
-            && tell("late jobs", "start a worker, or more of them, and read the worker's log", late_jobs(&pool).await)
+            && tell("limits", remedy, limits(task, &pool).await)
+                & tell("late jobs", "start a worker, or more of them, and read the worker's log", late_jobs(&pool).await)
                 & tell("dead jobs", "see why: `admin jobs list --dead`; then `admin jobs retry` or `discard`", dead_jobs(&pool).await)
                 & tell("schedule", "start a clock, and read its log", schedule(&pool).await);
     }
@@ -91,6 +93,20 @@ async fn schema(pool: &PgPool) -> Finding {
     let pending = postgres::pending_migrations(pool).await?.len();
     ensure!(pending == 0, "{pending} migration(s) pending");
     Ok("current".to_owned())
+}
+
+/// A statement that never ends would keep its connection from everybody.
+async fn limits(task: &Task, pool: &PgPool) -> Finding {
+    let time = config::read::<config::Http>(&task.env)?.request_timeout.0;
+    let limits = sqlx::query!(
+        r#"SELECT min(setting::bigint) AS "least!", min(setting::bigint) FILTER (WHERE name = 'statement_timeout') AS "statement!"
+           FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout')"#
+    );
+    let limits = limits.fetch_one(pool).await?;
+    ensure!(limits.least > 0, "statements, locks or idle transactions have no time limit");
+    let statement = Duration::from_millis(limits.statement.unsigned_abs());
+    ensure!(statement <= time, "a statement may take {statement:?}, longer than REQUEST_TIMEOUT");
+    Ok(format!("a statement may take {statement:?}"))
 }
 
 async fn late_jobs(pool: &PgPool) -> Finding {

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use sqlx::Connection;
+use sqlx::migrate::{Migration, Migrator};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqlSafeStr};
 use tokio::time::sleep;
 
 use super::Task;
 use super::output::say;
-use crate::resources::postgres;
+use crate::config::{Http, read};
+use crate::resources::postgres::{self, Limits};
 
 /// Of all advisory locks in this database, the one of migrations.
 const LOCK: i64 = 0x6d69_6772_6174_6531;
@@ -33,12 +35,17 @@ pub async fn check(task: &Task, plan: bool) -> anyhow::Result<bool> {
     Ok(plan || pending.is_empty())
 }
 
-/// Applies what is pending. Of two at once, one waits for the other and then finds nothing to do.
+/// How long a migration waits for a table. Meanwhile everybody else waits behind it.
+const LOCK_TIMEOUT: &str = "5s";
+
+/// Applies what is pending, and sets the time limits of statements as defaults of the database's user. Of two at once, one
+/// waits for the other and then finds nothing to do.
 pub async fn apply(task: &Task) -> anyhow::Result<()> {
+    let time = read::<Http>(&task.env)?.request_timeout.0;
     let pool = task.postgres()?;
     // A lock that lives as long as its transaction: behind a transaction pooler one of a session would be stranded.
     let mut guard = sqlx::PgConnection::connect_with(&pool.connect_options()).await.context("cannot reach Postgres")?;
-    let mut lock = guard.begin().await?;
+    let mut lock = guard.begin_with("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
     // Asked for again and again: who waits inside a statement holds a snapshot, for whose end `CREATE INDEX CONCURRENTLY` of
     // the other would wait, and neither would ever end.
     while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "locked!""#, LOCK).fetch_one(&mut *lock).await? {
@@ -46,8 +53,41 @@ pub async fn apply(task: &Task) -> anyhow::Result<()> {
     }
 
     let pending = postgres::pending_migrations(&*pool).await?;
-    postgres::migrator().run(&*pool).await.context("a migration failed; it was rolled back, those before it stand")?;
+    let mut connection = pool.acquire().await?;
+    // The limits are for requests. In a transaction they are lifted for it alone, which a transaction pooler understands;
+    // what runs without a transaction needs a session.
+    connection.execute("SET statement_timeout = 0").await?;
+    let applied = migrator().run(&mut *connection).await;
+    connection.execute("RESET statement_timeout").await?;
+    applied.with_context(|| {
+        format!("a migration failed; it was rolled back, those before it stand. If it waited {LOCK_TIMEOUT} for a table that others used, run it again")
+    })?;
+    set_limits(&mut lock, Limits::within(time)).await.context("cannot set the time limits of this user's statements")?;
     lock.commit().await?;
     say(format_args!("{} migration(s) applied, the schema is current", pending.len()));
+    Ok(())
+}
+
+/// The migrations, each in its transaction with limits of its own. Their checksums are those of the files.
+fn migrator() -> Migrator {
+    let mut migrator = postgres::migrator();
+    let limited = |migration: &Migration| {
+        if migration.no_tx {
+            return migration.clone();
+        }
+        let sql = format!("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';\n{}", migration.sql.as_str());
+        Migration { sql: AssertSqlSafe(sql).into_sql_str(), ..migration.clone() }
+    };
+    migrator.migrations = migrator.migrations.iter().map(limited).collect();
+    migrator
+}
+
+/// Sets the limits of single statements, as defaults of this user in this database: a pooler in transaction mode drops or
+/// refuses what a session sets.
+async fn set_limits(connection: &mut PgConnection, limits: Limits) -> sqlx::Result<()> {
+    for (name, millis) in limits.settings() {
+        let set = format!("DO $$ BEGIN EXECUTE format('ALTER ROLE CURRENT_USER IN DATABASE %I SET {name} = {millis}', current_database()); END $$");
+        connection.execute(AssertSqlSafe(set)).await?;
+    }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod output;
 mod purge;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use output::{note, say};
@@ -22,7 +23,7 @@ use crate::config::{All, Database, Env, Problems, read};
 use crate::lifecycle::EXIT_CONFIG;
 use crate::processes::web;
 use crate::release::COMMIT;
-use crate::resources::postgres::Pool;
+use crate::resources::postgres::{Limits, Pool};
 use crate::telemetry::{self, Stream};
 
 /// One-off tasks for this deploy
@@ -90,6 +91,9 @@ enum Command {
     Export { account: String },
 }
 
+/// How long a transaction of a task may work: nobody waits for it but the operator.
+const PATIENCE: Duration = Duration::from_hours(1);
+
 /// What every command has: the environment, and how its result is wanted.
 struct Task {
     env: Env,
@@ -98,8 +102,12 @@ struct Task {
 
 impl Task {
     fn postgres(&self) -> anyhow::Result<Pool> {
-        Ok(Pool::attach(&read::<Database>(&self.env)?, "admin")?)
+        attach(&read::<Database>(&self.env)?)
     }
+}
+
+fn attach(config: &Database) -> anyhow::Result<Pool> {
+    Ok(Pool::attach(config, "admin", Limits::within(PATIENCE))?)
 }
 
 pub fn main() -> ExitCode {
