@@ -16,7 +16,7 @@ use super::api_token;
 use super::rules::{self, Rate, Role, Rule, Who};
 use super::session::{self, Session, Sessions};
 use crate::config::{self, PublicUrl};
-use crate::http::client_address::{ClientAddress, Peer};
+use crate::http::ClientAddress;
 use crate::http::limits::{self, Budget};
 use crate::http::problem::{Problem, Result};
 use crate::resources::postgres::Pool;
@@ -48,10 +48,8 @@ impl Guard {
         let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
         let Rule { method, who, rate, .. } = rules::find(&self.rules, request.method(), path)?;
         let (who, rate) = (*who, *rate);
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-        let peer = peer.ok_or_else(|| Problem::internal(anyhow::anyhow!("the serving loop tells no peer")))?;
-        let address = ClientAddress::of(request.headers(), peer, self.config.trusted_proxies.into());
-        request.extensions_mut().insert(address);
+        let address = request.extensions().get::<ClientAddress>().copied();
+        let address = address.ok_or_else(|| Problem::internal(anyhow::anyhow!("nobody tells the client's address")))?;
 
         let token = bearer(request.headers()).map(str::to_owned);
         let cookie = self.sessions.id_in(request.headers()).map(str::to_owned);

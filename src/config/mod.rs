@@ -109,8 +109,10 @@ section! {
         rate_limit_requests: NonZeroU32 = "1200",
         /// How many proxies stand in front, each of which adds the address it was called from to `X-Forwarded-For`
         trusted_proxies: u16 = "0",
-        /// Other sites whose pages may call the API, separated by commas: `https://app.example.com`; unset allows none
+        /// Other sites whose pages may call the API, separated by commas: `https://app.example.com`; unset allows none. The cookie is `SameSite=Lax`, so it comes along only from hosts of the same registrable domain; others need a token
         cors_origins: Option<Origins>,
+        /// Whether `/docs` and `/openapi.json` are served: `true` or `false`
+        api_docs: bool = "true",
     }
 }
 

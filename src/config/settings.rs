@@ -97,6 +97,12 @@ impl Setting for String {
     }
 }
 
+impl Setting for bool {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "must be `true` or `false`".to_owned())
+    }
+}
+
 impl Setting for u16 {
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| "must be a number from 0 to 65535".to_owned())

@@ -6,13 +6,13 @@ use axum::Extension;
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 
-static FORWARDED_FOR: &str = "x-forwarded-for";
+pub(super) static FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// The other end of the connection, which the serving loop adds to each request.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// The client's address, which the guard adds to each request.
+/// The client's address, which `observe` adds to each request.
 #[derive(Debug, Clone, Copy, FromRequestParts)]
 #[from_request(via(Extension))]
 pub struct ClientAddress(pub IpAddr);
@@ -22,8 +22,12 @@ impl ClientAddress {
     /// to the left in `X-Forwarded-For` was written by the client itself, and counts for nothing.
     pub fn of(headers: &HeaderMap, peer: IpAddr, trusted_proxies: usize) -> Self {
         let peer = peer.to_canonical();
-        let hops = headers.get_all(FORWARDED_FOR).iter().flat_map(|value| value.to_str().unwrap_or("").split(','));
-        let mut hops: Vec<_> = hops.map(|hop| address(hop.trim())).collect();
+        if trusted_proxies == 0 {
+            return Self(peer);
+        }
+        // As bytes: a client's own entries may be no text at all.
+        let hops = headers.get_all(FORWARDED_FOR).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        let mut hops: Vec<_> = hops.map(|hop| str::from_utf8(hop).ok().and_then(|hop| address(hop.trim()))).collect();
         hops.push(Some(peer));
         Self(hops[(hops.len() - 1).saturating_sub(trusted_proxies)].unwrap_or(peer))
     }

@@ -76,8 +76,12 @@ impl Progress {
 
     /// Nobody waits for an answer, or for the rest of one.
     pub(super) fn is_idle(&self) -> bool {
+        self.idle_since().is_some()
+    }
+
+    pub(super) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
-        state.stage == Stage::Idle && state.stuck.is_none()
+        (state.stage == Stage::Idle && state.stuck.is_none()).then_some(state.since)
     }
 
     fn set(&self, stage: Stage) {

@@ -1,7 +1,9 @@
 //! Transport: what every route is built with and served by. It knows no account and no feature.
 
+mod buffered;
 pub mod client_address;
 mod connection;
+pub mod docs;
 pub mod extract;
 pub mod html;
 pub mod idempotency;
@@ -16,19 +18,20 @@ pub mod server;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
-use tower_http::timeout::TimeoutLayer;
 
 use crate::config::{self, PublicUrl};
+use crate::resources::postgres::Pool;
 use crate::telemetry::metrics::Metrics;
+
+use buffered::{Buffered, buffered};
+use observe::Observer;
 
 // What handlers are made of.
 pub use client_address::ClientAddress;
@@ -36,36 +39,21 @@ pub use extract::{Id, Json, Query, no_nul, not_null};
 pub use paging::{List, Page};
 pub use problem::{Problem, Result};
 
-/// The largest body that a request may have, in bytes.
-const BODY_LIMIT: usize = 1024 * 1024;
-
-/// How many requests are worked on at a time; more would wait for each other until all are too late.
-const IN_FLIGHT: usize = 512;
-
 /// Puts around the routes what holds for all of them: limits of time, size and number, CORS, problem bodies, the
 /// headers that make browsers careful, the access line.
-pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: Metrics) -> Router {
-    let free = Arc::new(Semaphore::new(IN_FLIGHT));
+pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: Metrics, postgres: Pool) -> Router {
+    let observer = Arc::new(Observer::new(metrics, config.trusted_proxies.into()));
+    let limits = Arc::new(Buffered::new(config.request_timeout.0, postgres));
     // The outermost first. One layer for all, since each that is put on routes by itself is boxed, and cloned for each request.
     let https = site.is_https();
     let around = ServiceBuilder::new()
-        .layer(middleware::from_fn_with_state(metrics, observe::observe))
+        .layer(middleware::from_fn_with_state(observer, observe::observe))
         .map_response(move |response| harden(response, https))
         .layer(option_layer(cors(config)))
         // The panic hook has logged it; the client gets a bare 500, which `observe` gives a body.
         .layer(CatchPanicLayer::custom(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response()))
-        .layer(middleware::from_fn(move |request, next| shed(free.clone(), request, next)))
-        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, config.request_timeout.0))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT));
+        .layer(middleware::from_fn_with_state(limits, buffered));
     routes.fallback(|| async { Problem::not_found() }).layer(around)
-}
-
-async fn shed(free: Arc<Semaphore>, request: Request, next: Next) -> Response {
-    let Ok(_permit) = free.try_acquire() else {
-        let detail = "too many requests at a time; try again in a moment";
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).into_response();
-    };
-    next.run(request).await
 }
 
 /// Other sites may call the API if they are listed, with cookies and all; without a list nobody may.

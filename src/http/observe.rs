@@ -1,35 +1,66 @@
 //! What every request gets: an id, a span, a body for its problem, and one line in the log.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use tracing::{Instrument, Span, error, error_span, field, info};
+use tracing::{Instrument, Span, error, error_span, field, info, warn};
 use uuid::Uuid;
 
+use super::client_address::{ClientAddress, FORWARDED_FOR, Peer};
 use super::problem::Problem;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// What observes the requests of one listener.
+pub(super) struct Observer {
+    metrics: Metrics,
+    trusted_proxies: usize,
+    /// Whether it was logged that a proxy seems to stand in front, which is logged once.
+    told: AtomicBool,
+}
+
+impl Observer {
+    pub(super) fn new(metrics: Metrics, trusted_proxies: usize) -> Self {
+        Self { metrics, trusted_proxies, told: AtomicBool::new(false) }
+    }
+
+    fn client(&self, request: &Request) -> Option<ClientAddress> {
+        let forwarded = self.trusted_proxies == 0 && request.headers().contains_key(FORWARDED_FOR);
+        if forwarded && !self.told.swap(true, Ordering::Relaxed) {
+            warn!("X-Forwarded-For counts for nothing while TRUSTED_PROXIES is 0: behind a proxy all clients are one to the limits");
+        }
+        let Peer(peer) = request.extensions().get()?;
+        Some(ClientAddress::of(request.headers(), peer.ip(), self.trusted_proxies))
+    }
+}
+
 /// The outermost layer of the routes.
-pub async fn observe(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
-    let id = request_id(request.headers());
+pub(super) async fn observe(State(observer): State<Arc<Observer>>, mut request: Request, next: Next) -> Response {
+    // Always our own: what the caller brings is a second field, or two requests could be made to look like one.
+    let id = Uuid::new_v4().to_string();
+    let callers = request.headers().get(&REQUEST_ID).and_then(|value| callers_id(value.as_bytes())).map(field::display);
     // The template, never the path itself: paths hold ids, and queries hold tokens.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     // Of all levels the one that no filter of the log leaves out: the fields go on into jobs and the audit trail.
-    let span = error_span!("request", request_id = %id, traceparent = field::Empty, account_id = field::Empty,
-        otel.name = route, otel.kind = "server", otel.status_code = field::Empty);
-    let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
-    traces::join(&span, traceparent);
-    serve(request, next, &id, route, metrics).instrument(span).await
+    let span = error_span!("request", request_id = %id, caller_request_id = callers, traceparent = field::Empty,
+        account_id = field::Empty, otel.name = route, otel.kind = "server", otel.status_code = field::Empty);
+    // Only a proxy of ours may say which trace a request belongs to.
+    let traceparent = request.headers().get("traceparent").filter(|_| observer.trusted_proxies > 0);
+    traces::join(&span, traceparent.and_then(|value| value.to_str().ok()));
+    if let Some(client) = observer.client(&request) {
+        request.extensions_mut().insert(client);
+    }
+    serve(request, next, &id, route, &observer.metrics).instrument(span).await
 }
 
-async fn serve(request: Request, next: Next, id: &str, route: String, metrics: Metrics) -> Response {
+async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &Metrics) -> Response {
     let started = Instant::now();
     let _in_flight = metrics.request_begins();
     let method = request.method().clone();
@@ -60,11 +91,8 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: M
     response
 }
 
-/// The caller's `X-Request-Id` if it is a sane one, else a new one.
-fn request_id(headers: &HeaderMap) -> String {
-    headers
-        .get(&REQUEST_ID)
-        .and_then(|value| value.to_str().ok())
-        .filter(|id| (8..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)))
-        .map_or_else(|| Uuid::new_v4().to_string(), ToOwned::to_owned)
+/// A caller's `X-Request-Id`, if it is a sane one.
+fn callers_id(id: &[u8]) -> Option<&str> {
+    let sane = (1..=64).contains(&id.len()) && id.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b));
+    str::from_utf8(id).ok().filter(|_| sane)
 }

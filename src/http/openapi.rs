@@ -43,13 +43,21 @@ pub struct Access {
 const SHARED: &[DocumentedProblem] = &[
     DocumentedProblem::new("400", "malformed", "The request is not HTTP, or its body is not JSON"),
     DocumentedProblem::new("404", "not-found", "It does not exist, or you do not have access to it"),
+    DocumentedProblem::new("408", "slow-body", "The rest of the body did not come"),
     DocumentedProblem::new("413", "body-too-large", "The body is larger than one mebibyte"),
     DocumentedProblem::new("415", "unsupported-media-type", "The body's content type is not JSON"),
     DocumentedProblem::new("422", "invalid-input", "The input can be read and breaks a rule"),
     DocumentedProblem::new("429", "too-many-requests", "The limit is reached. `Retry-After` says how long to wait"),
     DocumentedProblem::new("500", "internal", "An error on our side. `request_id` finds it in the log"),
     DocumentedProblem::new("503", "overloaded", "Too many requests at a time. Retry shortly"),
+    DocumentedProblem::new("503", "timed-out", "It took too long, and may have been done all the same. No `Retry-After`"),
     DocumentedProblem::new("503", "unavailable", "A dependency is unavailable or timed out. Retry shortly"),
+];
+
+/// Problems of requests that are for none of the operations.
+const OUTSIDE: &[DocumentedProblem] = &[
+    DocumentedProblem::new("405", "method-not-allowed", "The method cannot be used here. `Allow` has those that can"),
+    DocumentedProblem::new("400", "refused", "The request was refused before anything looked into it"),
 ];
 
 /// Completes the document that the handlers' annotations give.
@@ -78,11 +86,35 @@ pub fn complete(
     refer_to_items(&mut components["schemas"]);
     components["headers"] = json!({
         "Link": { "description": "The next page (RFC 8288)", "schema": { "type": "string" } },
-        "Retry-After": { "description": "Seconds to wait", "required": true, "schema": { "type": "integer" } },
+        "Retry-After": { "description": "Seconds to wait", "schema": { "type": "integer" } },
     });
     components["parameters"] = parameters;
     components["responses"] = responses;
     Ok(document)
+}
+
+/// The types of problems that a document names, each with its status and, line by line, when it happens.
+pub fn problems(document: &Value) -> BTreeMap<String, (u16, String)> {
+    let operations = document["paths"].as_object().into_iter().flatten().filter_map(|(_, path)| path.as_object()).flatten();
+    let own = operations.filter_map(|(_, operation)| operation["responses"].as_object()).flatten();
+    let shared = document["components"]["responses"].as_object().into_iter().flatten();
+    let examples = own.chain(shared).filter_map(|(_, response)| response["content"]["application/problem+json"]["examples"].as_object());
+    let mut problems = BTreeMap::<_, (u16, String)>::new();
+    let mut add = |slug: &str, status: u16, when: &str| {
+        let (known, text) = problems.entry(slug.to_owned()).or_default();
+        *known = status;
+        if !text.lines().any(|line| line == when) {
+            text.push_str(&format!("{when}\n"));
+        }
+    };
+    for (slug, example) in examples.flatten() {
+        let status = example["value"]["status"].as_u64().and_then(|status| status.try_into().ok());
+        add(slug, status.unwrap_or_default(), example["summary"].as_str().unwrap_or_default());
+    }
+    for problem in OUTSIDE {
+        add(problem.slug, problem.status.parse().unwrap_or_default(), problem.when);
+    }
+    problems
 }
 
 fn describe(operation: &mut Value, access: &Access) {
@@ -92,7 +124,8 @@ fn describe(operation: &mut Value, access: &Access) {
     let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
     let has = |place: &str| parameters.iter().any(|parameter| parameter["in"] == place);
     let happens = |slug| match slug {
-        "malformed" | "body-too-large" | "unsupported-media-type" => body,
+        "malformed" | "slow-body" | "body-too-large" | "unsupported-media-type" => body,
+        "timed-out" => !matches!(&*access.method, "get" | "head"),
         "not-found" => has("path"),
         "invalid-input" => body || has("query"),
         _ => true,

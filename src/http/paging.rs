@@ -1,6 +1,6 @@
 //! Lists in pages: an opaque cursor, a limit, and the address of the next page (RFC 8288).
 
-use axum::extract::MatchedPath;
+use axum::extract::OriginalUri;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -60,14 +60,21 @@ impl Page {
     ///
     /// # Errors
     /// An item or its key makes no JSON.
-    pub fn answer<T: Serialize, K: Serialize>(&self, path: &MatchedPath, mut items: Vec<T>, key: impl Fn(&T) -> K) -> Result<Response> {
+    pub fn answer<T: Serialize, K: Serialize>(
+        &self,
+        OriginalUri(uri): &OriginalUri,
+        mut items: Vec<T>,
+        key: impl Fn(&T) -> K,
+    ) -> Result<Response> {
         let more = items.len() > usize::from(self.limit);
         items.truncate(self.limit.into());
         let last = items.last().filter(|_| more).map(|item| serde_json::to_vec(&key(item))).transpose().map_err(Problem::internal)?;
         let next = last.map(|key| URL_SAFE_NO_PAD.encode(key));
+        // The request's own address, with all that its query asks for, but for the cursor.
         let link = next.as_ref().and_then(|next| {
-            let link = format!("<{}?limit={}&cursor={next}>; rel=\"next\"", path.as_str(), self.limit);
-            HeaderValue::try_from(link).ok()
+            let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).filter(|(key, _)| key != "cursor");
+            let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(query).append_pair("cursor", next).finish();
+            HeaderValue::try_from(format!("<{}?{query}>; rel=\"next\"", uri.path())).ok()
         });
         // Grown from nothing it would be copied half a dozen times.
         let mut body = Vec::with_capacity(8 * 1024);

@@ -78,7 +78,9 @@ impl Health {
             async move {
                 let look = async {
                     let mut connection = probes.acquire().await?;
-                    let answer = async { Ok((postgres::is_read_only(&mut connection).await?, postgres::pending_migrations(&mut *connection).await?)) };
+                    let answer = async {
+                        Ok((postgres::is_read_only(&mut connection).await?, postgres::pending_migrations(&mut *connection).await?))
+                    };
                     timeout(PATIENCE, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
                 };
                 let mut look = std::pin::pin!(look);
@@ -95,7 +97,9 @@ impl Health {
                         Err(("read-only", "it takes no writes: it is a standby, or default_transaction_read_only is set".to_owned()))
                     }
                     Ok((false, pending)) if pending.is_empty() => Ok(()),
-                    Ok((false, pending)) => Err(("migrations pending", format!("{} migration(s) pending: run `admin migrate`", pending.len()))),
+                    Ok((false, pending)) => {
+                        Err(("migrations pending", format!("{} migration(s) pending: run `admin migrate`", pending.len())))
+                    }
                     Err(e) => {
                         pool.doubt();
                         let reason = if let sqlx::Error::PoolTimedOut = e { NO_ANSWER.to_owned() } else { e.to_string() };

@@ -16,6 +16,8 @@ use crate::resources::{postgres, redis};
 /// What a handler returns.
 pub type Result<T> = std::result::Result<T, Problem>;
 
+const TIMED_OUT: &str = "timed-out";
+
 /// An error on its way to the client.
 #[derive(Debug)]
 pub struct Problem {
@@ -80,6 +82,12 @@ impl Problem {
         Self::invalid(vec![FieldError { field: field.to_owned(), detail: detail.to_owned() }])
     }
 
+    /// 503 for a change that took too long, and may have been made all the same.
+    pub fn timed_out() -> Self {
+        let detail = "this took too long, and may have been done all the same; look before you ask for it again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, TIMED_OUT, detail)
+    }
+
     /// 503: a resource is away; trying again later can help.
     pub fn unavailable(source: impl Into<anyhow::Error>) -> Self {
         Self { source: Some(source.into()), ..Self::from_status(StatusCode::SERVICE_UNAVAILABLE) }
@@ -96,6 +104,7 @@ impl Problem {
             StatusCode::BAD_REQUEST => ("malformed", "the request cannot be read"),
             StatusCode::NOT_FOUND => ("not-found", "there is nothing here, or it is another's"),
             StatusCode::METHOD_NOT_ALLOWED => ("method-not-allowed", "the methods that can be used here are in the `Allow` header"),
+            StatusCode::REQUEST_TIMEOUT => ("slow-body", "the rest of the body did not come; send the whole request again"),
             StatusCode::PAYLOAD_TOO_LARGE => ("body-too-large", "the body may have a mebibyte at most"),
             StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported-media-type", "the body must be JSON: `Content-Type: application/json`"),
             StatusCode::SERVICE_UNAVAILABLE => ("unavailable", "something that this needs is away or too slow; try again in a moment"),
@@ -119,7 +128,7 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match self.status {
-            StatusCode::SERVICE_UNAVAILABLE => headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1")),
+            StatusCode::SERVICE_UNAVAILABLE if self.slug != TIMED_OUT => headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1")),
             // RFC 9110, 15.5.2: a 401 names a way in.
             StatusCode::UNAUTHORIZED => headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
             _ => None,

@@ -1,6 +1,7 @@
 //! The serving loop: accepts connections until the drain, and then lets the requests in flight finish.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +14,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 use tokio::task::coop::unconstrained;
+use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -31,14 +31,90 @@ const HEADER_LIMIT: usize = 32 * 1024;
 /// How often it is told that connections cannot be accepted.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
-/// How many connections a listener holds at a time; who comes after waits in the system's queue.
+/// How many connections a listener holds at a time. The longest idle ones make room for those that come after; while none
+/// is idle they wait in the system's queue.
 const CONNECTIONS: usize = 4096;
+
+/// How many of them one address may hold.
+const CONNECTIONS_OF_ONE: usize = 1024;
+
+/// How many make room at a time: to look for them takes longer than to close them.
+const ROOM: usize = 64;
 
 /// What has come in when a listener closes is read within this time.
 const ARRIVED: Duration = Duration::from_millis(5);
 
 /// After an answer's end its last bytes may still be on the way to the client.
 const FLUSH: Duration = Duration::from_millis(300);
+
+/// The connections of a listener.
+#[derive(Default)]
+struct Connections {
+    running: JoinSet<bool>,
+    open: HashMap<task::Id, Open>,
+    of_one: HashMap<IpAddr, usize>,
+}
+
+struct Open {
+    peer: IpAddr,
+    progress: Arc<Progress>,
+    closing: CancellationToken,
+}
+
+impl Connections {
+    /// Serves a connection, once there is room for it.
+    fn begin(&mut self, stream: TcpStream, peer: SocketAddr, server: &Server) {
+        let one = peer.ip().to_canonical();
+        let of_one = self.of_one.get(&one).copied().unwrap_or_default();
+        if server.limits_peers && of_one >= CONNECTIONS_OF_ONE && self.make_room(Some(one)) == 0 {
+            debug!("connection refused: its address has too many");
+            return;
+        }
+        let (progress, closing) = (Arc::new(Progress::default()), server.closing.child_token());
+        let served = connection(stream, Peer(peer), server.routes.clone(), progress.clone(), closing.clone(), server.hard.clone());
+        let id = self.running.spawn(served).id();
+        *self.of_one.entry(one).or_default() += 1;
+        self.open.insert(id, Open { peer: one, progress, closing });
+        if self.open.len() >= CONNECTIONS {
+            self.make_room(None);
+        }
+    }
+
+    /// Closes the connections that have been idle for longest, of one address or of all; says how many.
+    fn make_room(&self, of: Option<IpAddr>) -> usize {
+        let open = self.open.values().filter(|open| of.is_none_or(|of| of == open.peer) && !open.closing.is_cancelled());
+        let mut idle: Vec<_> = open.filter_map(|open| Some((open.progress.idle_since()?, &open.closing))).collect();
+        idle.sort_by_key(|(since, _)| *since);
+        idle.truncate(ROOM);
+        for (_, closing) in &idle {
+            closing.cancel();
+        }
+        idle.len()
+    }
+
+    /// Waits for the end of one; says whether it was cut off, or nothing if there is none.
+    async fn ended(&mut self) -> Option<bool> {
+        let (id, cut) = self.running.join_next_with_id().await?.unwrap_or_else(|panicked| (panicked.id(), false));
+        if let Some(Open { peer, .. }) = self.open.remove(&id)
+            && let Some(of_one) = self.of_one.get_mut(&peer)
+        {
+            *of_one -= 1;
+            if *of_one == 0 {
+                self.of_one.remove(&peer);
+            }
+        }
+        Some(cut)
+    }
+}
+
+/// What all connections of a listener share.
+struct Server {
+    routes: Router,
+    /// Whether an address's number of connections is limited: not behind a proxy, whose address is everybody's.
+    limits_peers: bool,
+    closing: CancellationToken,
+    hard: CancellationToken,
+}
 
 /// A port that is taken, at which clients wait until it is served.
 pub struct Listener {
@@ -66,42 +142,26 @@ async fn bind(port: u16) -> std::io::Result<TcpListener> {
 }
 
 /// Registers the task that serves. At `soft` it goes on accepting for `delay`, and then closes the listener.
-pub fn serve(listener: Listener, routes: Router, delay: Duration, lifecycle: &mut Lifecycle) {
-    lifecycle.spawn(listener.name, accept(listener, routes, delay, lifecycle.soft.clone(), lifecycle.hard.clone()));
+/// `behind_proxy` says that the connections are those of a proxy.
+pub fn serve(listener: Listener, routes: Router, delay: Duration, behind_proxy: bool, lifecycle: &mut Lifecycle) {
+    let (closing, hard) = (CancellationToken::new(), lifecycle.hard.clone());
+    let server = Server { routes, limits_peers: !behind_proxy, closing, hard };
+    lifecycle.spawn(listener.name, accept(listener, server, delay, lifecycle.soft.clone()));
 }
 
-async fn accept(
-    Listener { name, socket }: Listener,
-    routes: Router,
-    delay: Duration,
-    soft: CancellationToken,
-    hard: CancellationToken,
-) -> anyhow::Result<()> {
-    let closing = CancellationToken::new();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
+async fn accept(Listener { name, socket }: Listener, server: Server, delay: Duration, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut connections = Connections::default();
     let mut told: Option<Instant> = None;
     let mut closed = pin!(async {
         soft.cancelled().await;
         sleep(delay).await;
     });
-    let begin = |stream, peer, slot: Result<OwnedSemaphorePermit, _>, connections: &mut JoinSet<bool>| {
-        let connection = connection(stream, Peer(peer), routes.clone(), closing.clone(), hard.clone());
-        connections.spawn(async move {
-            let _slot = slot;
-            connection.await
-        });
-    };
     loop {
-        let accept = async {
-            let slot = slots.clone().acquire_owned().await;
-            (slot, socket.accept().await)
-        };
         tokio::select! {
             () = &mut closed => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
-            (slot, accepted) = accept => match accepted {
-                Ok((stream, peer)) => begin(stream, peer, slot, &mut connections),
+            Some(_) = connections.ended() => {}
+            accepted = socket.accept(), if connections.open.len() < CONNECTIONS => match accepted {
+                Ok((stream, peer)) => connections.begin(stream, peer, &server),
                 Err(e) => {
                     // Out of file descriptors, most often: accepting again at once would spin, and telling it each time too.
                     if told.is_none_or(|at| at.elapsed() > TELL_AGAIN) {
@@ -114,26 +174,32 @@ async fn accept(
         }
     }
     // Who has connected by now is answered too, all of them: tokio's budget would end this after a hundred.
-    while let Ok(slot) = slots.clone().try_acquire_owned()
+    while connections.open.len() < CONNECTIONS
         && let Some(Ok((stream, peer))) = unconstrained(socket.accept()).now_or_never()
     {
-        begin(stream, peer, Ok(slot), &mut connections);
+        connections.begin(stream, peer, &server);
     }
     drop(socket);
-    closing.cancel();
+    server.closing.cancel();
     let mut cut = 0;
-    while let Some(ended) = connections.join_next().await {
-        cut += usize::from(ended.unwrap_or(false));
+    while let Some(ended) = connections.ended().await {
+        cut += usize::from(ended);
     }
     anyhow::ensure!(cut == 0, "{cut} request(s) were still being answered on {name} when the drain's time was over, and were cut off");
     Ok(())
 }
 
 /// Serves one connection; says whether it was cut off in mid-answer.
-async fn connection(stream: TcpStream, peer: Peer, routes: Router, closing: CancellationToken, hard: CancellationToken) -> bool {
+async fn connection(
+    stream: TcpStream,
+    peer: Peer,
+    routes: Router,
+    progress: Arc<Progress>,
+    closing: CancellationToken,
+    hard: CancellationToken,
+) -> bool {
     // Small answers must not wait for the client's acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
-    let progress = Arc::new(Progress::default());
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
         let (routes, progress) = (routes.clone(), progress.clone());

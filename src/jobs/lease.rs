@@ -9,8 +9,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_unti
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use super::queue::{self, Expired};
 use super::FIRST_LOOK;
+use super::queue::{self, Expired};
 use crate::resources::postgres::Pool;
 use crate::telemetry::metrics::Metrics;
 

@@ -57,7 +57,7 @@ async fn start(process: config::Process, config: config::Clock, lifecycle: &mut 
     let probes = Health::default().postgres(&postgres).pulse("ticks", &looks, TICKS_STALL).start(lifecycle);
     if let Some(port) = process.metrics_port {
         lifecycle.spawn("queue count", keep_counting(postgres.clone(), lifecycle.metrics.clone(), lifecycle.soft.clone()));
-        serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, lifecycle);
+        serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, false, lifecycle);
     }
     let clock = Clock { schedules: schedule()?, postgres, notifier, looks, metrics: lifecycle.metrics.clone() };
     lifecycle.spawn("schedule", clock.run(lifecycle.soft.clone()));

@@ -4,16 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use axum::body::Bytes;
-use axum::http::header;
-use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Router, middleware};
 use jiff::Timestamp;
-use tokio::sync::OnceCell;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 
 use crate::app::{App, Parts};
 use crate::auth::guard::{Guard, guard};
@@ -24,7 +19,7 @@ use crate::config;
 use crate::features::FEATURES;
 use crate::http::probes::{self, Health};
 use crate::http::server::{listen, serve};
-use crate::http::{self, Problem, openapi};
+use crate::http::{self, docs, openapi};
 use crate::jobs::Notifier;
 use crate::lifecycle::{self, Lifecycle};
 use crate::release::Release;
@@ -64,15 +59,15 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     // Before the first check: a client that reads that it is ready must reach it.
     let listener = listen("web", http.port).await?;
     let health = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
-    let routes = routes(app, guard, lifecycle.release.clone());
-    let routes = http::finish(routes, &http, &site, lifecycle.metrics.clone());
+    let routes = routes(app, guard, lifecycle.release.clone(), http.api_docs);
+    let routes = http::finish(routes, &http, &site, lifecycle.metrics.clone(), postgres.clone());
     let delay = http.drain_delay;
     lifecycle.delay_drain(delay);
     if let Some(port) = process.metrics_port {
-        serve(listen("metrics", port).await?, probes::with_metrics(health.clone(), &lifecycle.metrics), delay, lifecycle);
+        serve(listen("metrics", port).await?, probes::with_metrics(health.clone(), &lifecycle.metrics), delay, false, lifecycle);
     }
     // The probes stand outside every limit.
-    serve(listener, health.fallback_service(routes), delay, lifecycle);
+    serve(listener, health.fallback_service(routes), delay, http.trusted_proxies > 0, lifecycle);
     Ok(())
 }
 
@@ -95,21 +90,10 @@ pub fn document() -> serde_json::Result<serde_json::Value> {
     openapi::complete(&api().into_openapi(), rules::security_schemes(), rules::scopes(rules()), rules().map(Rule::access))
 }
 
-/// The document as it is served: made at the first request for it, since it takes a megabyte and most processes never get one.
-async fn served_document(text: &OnceCell<Bytes>) -> http::Result<impl IntoResponse + use<>> {
-    let text = text.get_or_try_init(async || serde_json::to_vec(&document()?).map(Bytes::from)).await.map_err(Problem::internal)?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], text.clone()))
-}
-
 /// Every route of the service.
-fn routes(app: App, gate: Guard, release: Release) -> Router {
+fn routes(app: App, gate: Guard, release: Release, docs: bool) -> Router {
     let pages = FEATURES.iter().fold(Router::new(), |pages, feature| pages.merge((feature.pages)()));
     let guarded = Router::from(api()).merge(pages).with_state(app);
     let guarded = guarded.route_layer(middleware::from_fn_with_state(Arc::new(gate), guard));
-    let docs = Router::from(SwaggerUi::new("/docs").config(SwaggerConfig::from("/openapi.json")));
-    let text = Arc::new(OnceCell::new());
-    guarded
-        .merge(docs.layer(middleware::map_response(http::html::allow_own_scripts)))
-        .route("/openapi.json", get(async move || served_document(&text).await))
-        .route("/version", get(async move || axum::Json(release)))
+    guarded.merge(docs::routes(document, docs)).route("/version", get(async move || axum::Json(release)))
 }

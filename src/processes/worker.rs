@@ -50,7 +50,7 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     let health = Health::default().postgres(&postgres).redis(&redis).pulse("claims", &claims, CLAIMS_STALL);
     let probes = health.start(lifecycle);
     if let Some(port) = process.metrics_port {
-        serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, lifecycle);
+        serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, false, lifecycle);
     }
     let concurrency = config.jobs.worker_concurrency.get() as usize;
     let resources = Resources { postgres, redis, mailer, site, notifier };

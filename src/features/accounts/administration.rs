@@ -1,6 +1,6 @@
 //! What an admin does to the accounts of others.
 
-use axum::extract::{MatchedPath, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use uuid::Uuid;
@@ -14,10 +14,10 @@ use crate::http::{ClientAddress, Id, List, Page, Problem, Query, Result};
 
 /// List all accounts, the oldest first
 #[utoipa::path(get, path = "/admin/accounts", tag = "Administration", params(Page), responses((status = 200, description = "A page of accounts", body = List<Account>)))]
-pub async fn list_accounts(State(app): State<App>, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+pub async fn list_accounts(State(app): State<App>, uri: OriginalUri, Query(page): Query<Page>) -> Result<Response> {
     let after = page.after()?.unwrap_or_else(Uuid::nil);
     let accounts = account::list(&mut *app.postgres.acquire().await?, after, page.fetch()).await?;
-    page.answer(&path, accounts, |account| account.id)
+    page.answer(&uri, accounts, |account| account.id)
 }
 
 /// Suspend an account

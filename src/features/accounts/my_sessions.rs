@@ -1,6 +1,6 @@
 //! My sessions: where I am logged in, and how they end.
 
-use axum::extract::{MatchedPath, Path, State};
+use axum::extract::{OriginalUri, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
@@ -32,7 +32,7 @@ pub struct MySession {
 
 /// List my sessions, the oldest first
 #[utoipa::path(get, path = "/account/sessions", tag = "Account", params(Page), responses((status = 200, description = "A page of sessions", body = List<MySession>)))]
-pub async fn list_sessions(State(app): State<App>, session: Session, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+pub async fn list_sessions(State(app): State<App>, session: Session, uri: OriginalUri, Query(page): Query<Page>) -> Result<Response> {
     let after: Option<(Timestamp, String)> = page.after()?;
     let all = app.sessions.list(session.account_id).await?.into_iter().map(|(mine, last_used_at)| MySession {
         current: mine.hash == session.hash,
@@ -43,7 +43,7 @@ pub async fn list_sessions(State(app): State<App>, session: Session, path: Match
     });
     let key = |mine: &MySession| (mine.created_at, mine.id.clone());
     let behind: Vec<_> = all.filter(|mine| after.as_ref().is_none_or(|after| key(mine) > *after)).collect();
-    page.answer(&path, behind, key)
+    page.answer(&uri, behind, key)
 }
 
 /// End one of my sessions

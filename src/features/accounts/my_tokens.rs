@@ -1,6 +1,6 @@
 //! My API tokens: for programs that act in my name, within their scopes and until they expire.
 
-use axum::extract::{MatchedPath, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use garde::Validate;
@@ -75,10 +75,10 @@ pub async fn create_token(
 
 /// List my tokens, the oldest first
 #[utoipa::path(get, path = "/tokens", tag = "Tokens", params(Page), responses((status = 200, description = "A page of tokens", body = List<Token>)))]
-pub async fn list_tokens(State(app): State<App>, caller: Caller, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+pub async fn list_tokens(State(app): State<App>, caller: Caller, uri: OriginalUri, Query(page): Query<Page>) -> Result<Response> {
     let after = page.after()?.unwrap_or_else(Uuid::nil);
     let tokens = api_token::list(&mut *app.postgres.acquire().await?, caller.account_id, after, page.fetch()).await?;
-    page.answer(&path, tokens, |token| token.id)
+    page.answer(&uri, tokens, |token| token.id)
 }
 
 /// End a token

@@ -1,6 +1,6 @@
 //! The routes of reminders: create, list, read, change, delete.
 
-use axum::extract::{MatchedPath, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use garde::Validate;
@@ -101,9 +101,9 @@ fn tagged(reminder: Reminder) -> Result<Response> {
 
 /// List my reminders, the earliest first
 #[utoipa::path(get, path = "/reminders", tag = "Reminders", params(Page), responses((status = 200, description = "A page of reminders", body = List<Reminder>)))]
-async fn list_reminders(State(app): State<App>, caller: Caller, path: MatchedPath, Query(page): Query<Page>) -> Result<Response> {
+async fn list_reminders(State(app): State<App>, caller: Caller, uri: OriginalUri, Query(page): Query<Page>) -> Result<Response> {
     let reminders = reminder::list(&mut *app.postgres.acquire().await?, caller.account_id, page.after()?, page.fetch()).await?;
-    page.answer(&path, reminders, |last| (last.due_at, last.id))
+    page.answer(&uri, reminders, |last| (last.due_at, last.id))
 }
 
 /// Read a reminder

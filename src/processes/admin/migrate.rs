@@ -86,7 +86,9 @@ fn migrator() -> Migrator {
 /// refuses what a session sets.
 async fn set_limits(connection: &mut PgConnection, limits: Limits) -> sqlx::Result<()> {
     for (name, millis) in limits.settings() {
-        let set = format!("DO $$ BEGIN EXECUTE format('ALTER ROLE CURRENT_USER IN DATABASE %I SET {name} = {millis}', current_database()); END $$");
+        let set = format!(
+            "DO $$ BEGIN EXECUTE format('ALTER ROLE CURRENT_USER IN DATABASE %I SET {name} = {millis}', current_database()); END $$"
+        );
         connection.execute(AssertSqlSafe(set)).await?;
     }
     Ok(())
