@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::auth::password::Passwords;
 use crate::auth::rules::Rule;
 use crate::auth::session::Sessions;
+use crate::config::PublicUrl;
 use crate::jobs::schedule::Schedule;
 use crate::jobs::{EnqueueError, Notifier, Registry};
 use crate::resources::postgres::{self, Pool};
@@ -32,6 +33,8 @@ pub struct Parts {
     /// Wakes the workers after a commit that enqueued something.
     pub notifier: Notifier,
     pub features: &'static [Feature],
+    /// The address of this deploy.
+    pub site: PublicUrl,
     /// The time of day.
     pub now: fn() -> Timestamp,
 }

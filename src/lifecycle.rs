@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::config::{self, Env, Section};
+use crate::config::{self, Env, Problems, Section};
 use crate::release::Release;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{self, Stream};
@@ -113,8 +113,9 @@ pub fn run<C: Section>(
 }
 
 fn failed(process: &str, e: &anyhow::Error) -> ExitCode {
-    error!(exit_status = 1, error = format!("{e:#}"), "{process} could not start: {e:#}");
-    ExitCode::FAILURE
+    let status = if e.is::<Problems>() { EXIT_CONFIG } else { 1 };
+    error!(exit_status = status, error = format!("{e:#}"), "{process} could not start: {e:#}");
+    ExitCode::from(status)
 }
 
 /// Waits for the end of every task; returns the exit status.

@@ -8,6 +8,7 @@ use tracing::instrument;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::guard::Caller;
 use super::secret;
 use crate::resources::postgres::{Timestamp, purge};
 
@@ -22,6 +23,8 @@ pub struct Token {
     pub scopes: Vec<String>,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
+    /// To the minute; none if it never was.
+    pub last_used_at: Option<Timestamp>,
 }
 
 /// A token that is good.
@@ -29,26 +32,45 @@ pub struct Found {
     pub id: Uuid,
     pub account_id: Uuid,
     pub scopes: Vec<String>,
+    /// The account's epoch.
+    pub epoch: i32,
 }
 
-/// Finds a token that has not expired, of an account that is not suspended.
+/// How many tokens an account has at most.
+const TOKENS: i64 = 50;
+
+/// Whether a text can be a token at all, so that what is none costs nothing.
+pub fn has_form(token: &str) -> bool {
+    let secret = token.strip_prefix(PREFIX).unwrap_or_default();
+    secret.len() == 43 && secret.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+/// Finds a token that has not expired, of an account that is not suspended, and notes that it was used.
 #[instrument(name = "postgres tokens find", level = "debug", skip_all)]
 pub async fn find(executor: impl PgExecutor<'_>, token: &str) -> sqlx::Result<Option<Found>> {
     sqlx::query_as!(
         Found,
-        r#"SELECT api_tokens.id, account_id, scopes FROM api_tokens JOIN accounts ON accounts.id = account_id
-           WHERE token_hash = $1 AND expires_at > now() AND suspended_at IS NULL"#,
+        r#"WITH found AS (
+               SELECT api_tokens.id, account_id, scopes, session_epoch AS epoch, last_used_at
+               FROM api_tokens JOIN accounts ON accounts.id = account_id
+               WHERE token_hash = $1 AND expires_at > now() AND suspended_at IS NULL
+           ), used AS (
+               UPDATE api_tokens SET last_used_at = now() FROM found
+               WHERE api_tokens.id = found.id AND (found.last_used_at IS NULL OR found.last_used_at < now() - interval '1 minute')
+           )
+           SELECT id, account_id, scopes, epoch FROM found"#,
         secret::hash(token)
     )
     .fetch_optional(executor)
     .await
 }
 
-/// Keeps a token that is good for so many days, of an account whose address is verified; none of another.
+/// Keeps a token that is good for so many days, if the caller's session still holds, the address is verified, and there are
+/// not too many tokens; none else.
 #[instrument(name = "postgres tokens create", level = "debug", skip_all)]
 pub async fn create(
     connection: &mut PgConnection,
-    account_id: Uuid,
+    caller: &Caller,
     token: &str,
     name: &str,
     scopes: &[String],
@@ -57,14 +79,18 @@ pub async fn create(
     sqlx::query_as!(
         Token,
         r#"INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at)
-           SELECT $1, $2, id, $4, $5, now() + make_interval(days => $6) FROM accounts WHERE id = $3 AND verified_at IS NOT NULL
-           RETURNING id, name, scopes, created_at, expires_at"#,
+           SELECT $1, $2, id, $4, $5, now() + make_interval(days => $6) FROM accounts
+           WHERE id = $3 AND session_epoch = $7 AND suspended_at IS NULL AND verified_at IS NOT NULL
+               AND (SELECT count(*) FROM api_tokens WHERE account_id = $3 AND expires_at > now()) < $8
+           RETURNING id, name, scopes, created_at, expires_at, last_used_at"#,
         Uuid::now_v7(),
         secret::hash(token),
-        account_id,
+        caller.account_id,
         name,
         scopes,
-        days
+        days,
+        caller.epoch,
+        TOKENS
     )
     .fetch_optional(connection)
     .await
@@ -75,7 +101,7 @@ pub async fn create(
 pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, limit: i64) -> sqlx::Result<Vec<Token>> {
     sqlx::query_as!(
         Token,
-        r#"SELECT id, name, scopes, created_at, expires_at FROM api_tokens
+        r#"SELECT id, name, scopes, created_at, expires_at, last_used_at FROM api_tokens
            WHERE account_id = $1 AND id > $2 AND expires_at > now() ORDER BY id LIMIT $3"#,
         account_id,
         after,
@@ -85,11 +111,24 @@ pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, 
     .await
 }
 
-/// Ends a token; says whether the account had it.
+/// Ends a token of the caller's, if the caller may still ask for it; says whether there was one.
 #[instrument(name = "postgres tokens delete", level = "debug", skip_all)]
-pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<bool> {
-    let deleted = sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1 AND id = $2", account_id, id);
+pub async fn delete(executor: impl PgExecutor<'_>, caller: &Caller, id: Uuid) -> sqlx::Result<bool> {
+    let deleted = sqlx::query!(
+        r#"DELETE FROM api_tokens USING accounts WHERE account_id = accounts.id AND accounts.id = $1 AND api_tokens.id = $2
+               AND session_epoch = $3 AND suspended_at IS NULL"#,
+        caller.account_id,
+        id,
+        caller.epoch
+    );
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
+}
+
+/// Ends every token of an account.
+#[instrument(name = "postgres tokens delete_all", level = "debug", skip_all)]
+pub async fn delete_all(executor: impl PgExecutor<'_>, account_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1", account_id).execute(executor).await?;
+    Ok(())
 }
 
 purge!(purge, "api_tokens", "expires_at");

@@ -26,6 +26,9 @@ impl Action {
     pub const LOG_IN_FAILED: Self = Self("log_in_failed");
     pub const ADDRESS_VERIFIED: Self = Self("address_verified");
     pub const ADDRESS_CHANGE_ASKED: Self = Self("address_change_asked");
+    pub const ADDRESS_CHANGE_UNDONE: Self = Self("address_change_undone");
+    pub const CONFIRMED: Self = Self("confirmed");
+    pub const CONFIRMATION_FAILED: Self = Self("confirmation_failed");
     pub const PASSWORD_RESET: Self = Self("password_reset");
     pub const PASSWORD_CHANGED: Self = Self("password_changed");
     pub const SESSIONS_ENDED: Self = Self("sessions_ended");
@@ -37,6 +40,7 @@ impl Action {
     pub const ACCOUNT_DELETED: Self = Self("account_deleted");
     // Only operators do these, with one-off tasks.
     pub const ACCOUNT_CREATED: Self = Self("account_created");
+    pub const ACCOUNT_INVITED: Self = Self("account_invited");
     pub const DATA_EXPORTED: Self = Self("data_exported");
     pub const DATA_PURGED: Self = Self("data_purged");
     pub const JOB_ENQUEUED: Self = Self("job_enqueued");
@@ -45,21 +49,54 @@ impl Action {
     pub const CONSOLE_OPENED: Self = Self("console_opened");
 }
 
-/// Records an event, in the transaction of what it reports where there is one. The address is none for what an operator
-/// did with a one-off task. The account is none where a log-in named an unknown one.
+/// Who did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Actor {
+    /// Somebody who is not signed in: who has a mailed link, or shows a password.
+    Anyone,
+    Account(Uuid),
+    /// A program with the API token of this id.
+    Token(Uuid),
+    /// Somebody with a one-off task.
+    Operator,
+}
+
+/// Who did it, and from where.
+#[derive(Debug, Clone, Copy)]
+pub struct By {
+    pub actor: Actor,
+    /// None for an operator.
+    pub address: Option<ClientAddress>,
+}
+
+impl By {
+    pub const OPERATOR: Self = Self { actor: Actor::Operator, address: None };
+
+    pub fn anyone(address: ClientAddress) -> Self {
+        Self { actor: Actor::Anyone, address: Some(address) }
+    }
+}
+
+/// Records an event, in the transaction of what it reports where there is one. `account_id` is the account to which it was
+/// done; none where a log-in named an unknown one. The request's id is our own, and what its caller named it is another.
 #[instrument(name = "postgres audit record", level = "debug", skip_all)]
-pub async fn record(
-    executor: impl PgExecutor<'_>,
-    action: Action,
-    account_id: Option<Uuid>,
-    address: Option<ClientAddress>,
-) -> sqlx::Result<()> {
+pub async fn record(executor: impl PgExecutor<'_>, action: Action, account_id: Option<Uuid>, by: By) -> sqlx::Result<()> {
+    let (actor, actor_id) = match by.actor {
+        Actor::Anyone => ("anyone", None),
+        Actor::Account(id) => ("account", Some(id)),
+        Actor::Token(id) => ("token", Some(id)),
+        Actor::Operator => ("operator", None),
+    };
     sqlx::query!(
-        "INSERT INTO audit_events (action, account_id, request_id, address) VALUES ($1, $2, $3, $4)",
+        r#"INSERT INTO audit_events (action, account_id, actor, actor_id, request_id, caller_request_id, address)
+           VALUES ($1, $2, $3, $4, $5, $6, $7)"#,
         action.0,
         account_id,
+        actor,
+        actor_id,
         telemetry::current_field("request_id"),
-        address.map(|address| address.0.to_string())
+        telemetry::current_field("caller_request_id"),
+        by.address.map(|address| address.0.to_string())
     )
     .execute(executor)
     .await?;
@@ -71,12 +108,15 @@ pub async fn record(
 pub struct Event {
     pub at: Timestamp,
     pub action: String,
+    /// `anyone`, `account`, `token` or `operator`; none in events of 0.1.0.
+    pub actor: Option<String>,
     pub address: Option<String>,
 }
 
 /// An account's events, the oldest first.
 pub async fn of(executor: impl PgExecutor<'_>, account_id: Uuid) -> sqlx::Result<Vec<Event>> {
-    let events = sqlx::query_as!(Event, "SELECT at, action, address FROM audit_events WHERE account_id = $1 ORDER BY at, id", account_id);
+    let events =
+        sqlx::query_as!(Event, "SELECT at, action, actor, address FROM audit_events WHERE account_id = $1 ORDER BY at, id", account_id);
     events.fetch_all(executor).await
 }
 

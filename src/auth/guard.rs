@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use deadpool_redis::redis::pipe;
 use tracing::{field, warn};
 use uuid::Uuid;
 
 use super::api_token;
+use super::audit::{Actor, By};
 use super::rules::{self, Rate, Role, Rule, Who};
-use super::session::{self, Session, Sessions};
+use super::session::{Session, Sessions};
+use super::standing::{Standing, Standings};
 use crate::config::{self, PublicUrl};
 use crate::http::ClientAddress;
 use crate::http::limits::{self, Budget};
@@ -27,7 +29,14 @@ use crate::resources::redis::Redis;
 #[from_request(via(Extension))]
 pub struct Caller {
     pub account_id: Uuid,
+    /// The account's epoch as it was let in. A write to accounts, sessions, tokens or mailed links holds only if it still is.
+    pub epoch: i32,
+    /// For the audit trail.
+    pub by: By,
 }
+
+/// How long a confirmation lasts.
+const CONFIRMED: Duration = Duration::from_mins(10);
 
 /// What the guard needs.
 pub struct Guard {
@@ -36,6 +45,7 @@ pub struct Guard {
     pub postgres: Pool,
     pub redis: Redis,
     pub sessions: Sessions,
+    pub standings: Standings,
     pub config: config::Http,
     pub site: PublicUrl,
     /// Whether it was logged that limits are not counted, which is logged once.
@@ -57,29 +67,26 @@ impl Guard {
         if (token.is_none() || who == Who::Anyone) && !method.is_safe() {
             self.refuse_other_sites(request.headers(), cookie.is_some())?;
         }
-        let (for_login, for_requests) = (self.config.rate_limit_login.get(), self.config.rate_limit_requests.get());
-        let bucket = match rate {
-            Rate::LogIn | Rate::Mail => Some((format!("login:{}", address.bucket()), for_login)),
-            Rate::Requests => None,
-        };
-        let anonymous = bucket.clone().unwrap_or_else(|| (format!("address:{}", address.bucket()), for_requests));
+        let for_login = (rate == Rate::LogIn).then(|| (format!("login:{}", address.bucket()), self.config.rate_limit_login.get()));
+        let of_nobody = for_login.clone().unwrap_or_else(|| (format!("address:{}", address.bucket()), self.a_minute()));
         let (caller, budget) = match (who, token, cookie) {
-            (Who::Anyone, ..) if rate == Rate::LogIn => return Ok(Some(self.ask(&anonymous).await?)),
-            (Who::Anyone, ..) => return self.count(anonymous).await,
-            (_, Some(token), _) => match self.by_token(&token, who, bucket).await? {
+            (Who::Anyone, ..) if rate == Rate::LogIn => return Ok(Some(self.ask(&of_nobody).await?)),
+            (Who::Anyone, ..) => return self.count(of_nobody).await,
+            (_, Some(token), _) => match self.by_token(&token, who, address).await? {
                 Some(found) => found,
-                None => return Err(self.nobody(anonymous).await?),
+                None => return Err(self.nobody(of_nobody).await?),
             },
-            (_, None, Some(id)) => match self.by_session(&id, bucket).await? {
-                Some((session, budget)) if who != Who::Admin || session.role == Role::Admin => {
-                    let caller = Caller { account_id: session.account_id };
+            (_, None, Some(id)) => match self.by_session(&id, for_login).await? {
+                Some((session, standing, budget)) => {
+                    self.allow(who, &session, standing)?;
+                    let by = By { actor: Actor::Account(session.account_id), address: Some(address) };
+                    let caller = Caller { account_id: session.account_id, epoch: session.epoch, by };
                     request.extensions_mut().insert(session);
                     (caller, Some(budget))
                 }
-                Some(_) => return Err(Problem::forbidden("insufficient-role", "this needs the role admin")),
-                None => return Err(self.nobody(anonymous).await?),
+                None => return Err(self.nobody(of_nobody).await?),
             },
-            (_, None, None) => return Err(self.nobody(anonymous).await?),
+            (_, None, None) => return Err(self.nobody(of_nobody).await?),
         };
         tracing::Span::current().record("account_id", field::display(caller.account_id));
         request.extensions_mut().insert(caller);
@@ -101,24 +108,42 @@ impl Guard {
         if own { Ok(()) } else { Err(Problem::forbidden("cross-site", detail)) }
     }
 
+    fn a_minute(&self) -> u32 {
+        self.config.rate_limit_requests.get()
+    }
+
+    /// Whether a session that holds may do what the rule is for.
+    fn allow(&self, who: Who, session: &Session, standing: Standing) -> Result<()> {
+        let age = |at| self.sessions.now().duration_since(at).unsigned_abs();
+        match who {
+            Who::Admin if standing.role != Role::Admin => Err(Problem::forbidden("insufficient-role", "this needs the role admin")),
+            Who::Confirmed if session.confirmed_at.is_none_or(|at| age(at) > CONFIRMED) => {
+                let detail = "show your password first: `POST /api/v1/session/confirm`";
+                Err(Problem::forbidden("confirmation-required", detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Session and limit in one round trip. Without Redis there is neither: 503.
-    async fn by_session(&self, id: &str, bucket: Option<(String, u32)>) -> Result<Option<(Session, Budget)>> {
-        let hash = session::hash(id);
-        let mut commands = pipe();
-        self.sessions.ask(&mut commands, &hash);
-        let (bucket, a_minute) = bucket.unwrap_or_else(|| (format!("session:{hash}"), self.config.rate_limit_requests.get()));
-        limits::ask(&mut commands, &bucket, a_minute);
-        let (data, answer): (Option<String>, limits::Answer) = self.redis.run(&commands).await?;
-        let Some(session) = self.sessions.read(hash, data) else { return Ok(None) };
-        Ok(Some((session, Budget::of(answer, a_minute)?)))
+    async fn by_session(&self, id: &str, for_login: Option<(String, u32)>) -> Result<Option<(Session, Standing, Budget)>> {
+        let Some((session, answer, a_minute)) = self.sessions.find(id, for_login, self.a_minute()).await? else { return Ok(None) };
+        let standing = self.standings.of(session.account_id, session.epoch).await?;
+        let Some(standing) = standing.filter(|standing| !standing.suspended && standing.epoch <= session.epoch) else { return Ok(None) };
+        Ok(Some((session, standing, Budget::of(answer, a_minute)?)))
     }
 
     /// A token is looked up in Postgres at each use; 403 where it lacks the scope.
-    async fn by_token(&self, token: &str, who: Who, bucket: Option<(String, u32)>) -> Result<Option<(Caller, Option<Budget>)>> {
+    async fn by_token(&self, token: &str, who: Who, address: ClientAddress) -> Result<Option<(Caller, Option<Budget>)>> {
+        if !api_token::has_form(token) {
+            return Ok(None);
+        }
         let Some(found) = api_token::find(&mut *self.postgres.acquire().await?, token).await? else { return Ok(None) };
-        let budget = self.count(bucket.unwrap_or_else(|| (format!("token:{}", found.id), self.config.rate_limit_requests.get()))).await?;
+        let budget = self.count((format!("account:{}", found.account_id), self.a_minute())).await?;
+        let by = By { actor: Actor::Token(found.id), address: Some(address) };
+        let caller = Caller { account_id: found.account_id, epoch: found.epoch, by };
         match who {
-            Who::Scope(scope) if found.scopes.iter().any(|has| has == scope) => Ok(Some((Caller { account_id: found.account_id }, budget))),
+            Who::Scope(scope) if found.scopes.iter().any(|has| has == scope) => Ok(Some((caller, budget))),
             Who::Scope(scope) => Err(insufficient_scope(&format!("the token lacks the scope {scope}"))),
             _ => Err(insufficient_scope("this needs a session, not a token")),
         }
@@ -149,9 +174,7 @@ impl Guard {
     }
 
     async fn ask(&self, (bucket, a_minute): &(String, u32)) -> Result<Budget> {
-        let mut commands = pipe();
-        limits::ask(&mut commands, bucket, *a_minute);
-        let (answer,) = self.redis.run(&commands).await?;
+        let (answer,) = self.redis.run(&limits::ask(bucket, *a_minute)).await?;
         Budget::of(answer, *a_minute)
     }
 }

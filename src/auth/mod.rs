@@ -8,8 +8,10 @@ pub mod password;
 pub mod rules;
 pub mod secret;
 pub mod session;
+pub mod standing;
 
 // What handlers are made of.
+pub use audit::By;
 pub use guard::Caller;
 pub use rules::Role;
 pub use session::Session;

@@ -1,12 +1,15 @@
-//! Passwords: argon2id, off the runtime's threads, and never more at once than cores.
+//! Passwords: argon2id, off the runtime's threads, and never more at once than `HASH_CONCURRENCY`.
 
 use std::sync::Arc;
 
-use crate::http::{Problem, Result};
 use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
 use argon2::{Algorithm, Argon2, Block, Params, Version, password_hash};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
+use unicode_normalization::UnicodeNormalization;
+
+use crate::config::PublicUrl;
+use crate::http::{Problem, Result};
 
 /// OWASP's Password Storage Cheat Sheet: argon2id with 19 MiB of memory, two iterations, one lane.
 const MEMORY_KIB: u32 = 19 * 1024;
@@ -18,53 +21,90 @@ const LANES: u32 = 1;
 /// little more than it once gave: twenty log-ins would leave 200 MB behind.
 const RESERVED: usize = 33 * 1024;
 
-/// The passwords of 12 characters and more among the 20,000 most common of leaked ones (Royce Williams's list, as Django
-/// ships it), in small letters and sorted; the others are too short anyway.
-const COMMON: &str = include_str!("common_passwords.txt");
+/// How many characters of a password are looked at for what can be guessed: what lies behind makes it no weaker.
+const LOOKED_AT: usize = 100;
 
-/// NIST SP 800-63B, 3.1.1: length is what counts, and what everybody would try first is refused. The upper bound keeps
-/// hashing cheap.
-pub fn rule(password: &SecretString, (): &()) -> garde::Result {
-    let password = password.expose_secret();
-    if !(12..=256).contains(&password.chars().count()) {
-        return Err(garde::Error::new("must have 12 to 256 characters"));
-    }
-    let common = COMMON.lines().any(|common| common == password.to_lowercase());
-    if common { Err(garde::Error::new("is among the most common passwords")) } else { Ok(()) }
+/// A rule for a new password's length. NIST SP 800-63B, 3.1.1: length is what counts. The upper bound keeps hashing cheap.
+///
+/// # Errors
+/// It is too short or too long.
+pub fn length(password: &SecretString, (): &()) -> garde::Result {
+    let length = normal(password).expose_secret().chars().count();
+    if (12..=256).contains(&length) { Ok(()) } else { Err(garde::Error::new("must have 12 to 256 characters")) }
+}
+
+/// A password as it is hashed: the same text, whichever of Unicode's ways it was typed in (NIST SP 800-63B, 3.1.1.2).
+fn normal(password: &SecretString) -> SecretString {
+    password.expose_secret().nfkc().collect::<String>().into()
 }
 
 /// Hashes and compares passwords.
 #[derive(Clone)]
 pub struct Passwords {
     params: Params,
-    /// One permit a core: hashing is all CPU and memory, and unbounded it would starve the process.
+    /// Hashing is all CPU and memory, and unbounded it would starve the process.
     permits: Arc<Semaphore>,
     /// What an unknown address is compared with, so that it takes as long as a known one.
     nobody: Arc<str>,
+    /// This deploy's host, which everybody would try.
+    host: Arc<str>,
+}
+
+/// What a comparison found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Comparison {
+    pub same: bool,
+    /// Whether the hash is of another cost or another form than those that are made now.
+    pub outdated: bool,
 }
 
 impl Passwords {
-    /// # Errors
-    /// The system has no randomness for a salt.
-    pub fn new() -> anyhow::Result<Self> {
-        let params = Params::new(MEMORY_KIB, ITERATIONS, LANES, None).map_err(|e| anyhow::anyhow!("argon2: {e}"))?;
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let mut salt = [0; 16];
-        getrandom::fill(&mut salt).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
-        // The hash of no password: its salt and digest are random, its parameters are everyone's.
-        let mut digest = [0; 32];
-        getrandom::fill(&mut digest).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
-        let text = |bytes: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD_NO_PAD, bytes);
-        let nobody = format!("$argon2id$v=19$m={MEMORY_KIB},t={ITERATIONS},p={LANES}${}${}", text(&salt), text(&digest));
-        Ok(Self { params, permits: Arc::new(Semaphore::new(cores)), nobody: nobody.into() })
-    }
-
-    /// Hashes a password, as a PHC string.
+    /// Hashes at most `at_a_time` passwords at a time.
     ///
     /// # Errors
     /// The system has no randomness for a salt.
-    pub async fn hash(&self, password: SecretString) -> Result<String> {
-        let params = self.params.clone();
+    pub fn new(at_a_time: usize, site: &PublicUrl) -> anyhow::Result<Self> {
+        let params = Params::new(MEMORY_KIB, ITERATIONS, LANES, None).map_err(|e| anyhow::anyhow!("argon2: {e}"))?;
+        let (permits, host) = (Arc::new(Semaphore::new(at_a_time)), site.host().into());
+        Ok(Self { params, permits, nobody: nobody()?.into(), host })
+    }
+
+    /// A hash that no password has.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub fn unusable(&self) -> anyhow::Result<String> {
+        nobody()
+    }
+
+    /// Hashes a new password of the account with this address, as a PHC string.
+    ///
+    /// # Errors
+    /// 422 for a password that is easy to guess.
+    pub async fn hash_new(&self, password: SecretString, field: &str, address: &str) -> Result<String> {
+        let password = normal(&password);
+        let (looked_at, host, address) = (password.clone(), self.host.clone(), address.to_lowercase());
+        let weak = self.blocking(move || {
+            let looked_at: String = looked_at.expose_secret().chars().take(LOOKED_AT).collect();
+            let name = address.split('@').next().unwrap_or_default();
+            let told = looked_at.to_lowercase();
+            let known = [address.as_str(), name, &*host];
+            // The estimator takes them for guesses; the whole password must be no more than one of them and a little.
+            known.iter().any(|known| known.len() > 3 && told.replace(known, "").chars().count() < 6)
+                || zxcvbn::zxcvbn(&looked_at, &known).score() < zxcvbn::Score::Three
+        });
+        if weak.await? {
+            return Err(Problem::invalid_field(field, "is easy to guess: take several words that do not belong together"));
+        }
+        self.hash(&password).await
+    }
+
+    /// Hashes a password that need not be looked at: it is right already, or random.
+    ///
+    /// # Errors
+    /// The system has no randomness for a salt.
+    pub async fn hash(&self, password: &SecretString) -> Result<String> {
+        let (password, params) = (normal(password), self.params.clone());
         let mut salt = [0; Salt::RECOMMENDED_LENGTH];
         getrandom::fill(&mut salt).map_err(|e| Problem::internal(anyhow::anyhow!("no randomness: {e}")))?;
         let hash = self.blocking(move || argon2id(&password, Salt::new(&salt)?, params).map(|hash| hash.to_string()));
@@ -75,17 +115,27 @@ impl Passwords {
     ///
     /// # Errors
     /// The stored hash is none.
-    pub async fn verify(&self, password: SecretString, hash: Option<SecretString>) -> Result<bool> {
+    pub async fn verify(&self, password: &SecretString, hash: Option<SecretString>) -> Result<Comparison> {
         let known = hash.is_some();
         let hash = hash.unwrap_or_else(|| self.nobody.as_ref().into());
-        let same = move || -> password_hash::Result<bool> {
+        let (normal, typed) = (normal(password), password.clone());
+        let now = (self.params.m_cost(), self.params.t_cost(), self.params.p_cost());
+        let compare = move || -> password_hash::Result<Comparison> {
             let hash = PasswordHash::new(hash.expose_secret())?;
             let salt = hash.salt.ok_or(password_hash::Error::SaltInvalid)?;
+            let params = Params::try_from(&hash)?;
+            let outdated = (params.m_cost(), params.t_cost(), params.p_cost()) != now;
             // Digests are compared in a time that tells nothing (`Output`'s own promise).
-            Ok(hash == argon2id(&password, salt, Params::try_from(&hash)?)?)
+            let fits = |password| Ok::<_, password_hash::Error>(hash == argon2id(password, salt, params.clone())?);
+            if fits(&normal)? {
+                return Ok(Comparison { same: true, outdated });
+            }
+            // 0.1.0 hashed what was typed, byte by byte.
+            let as_typed = typed.expose_secret() != normal.expose_secret() && fits(&typed)?;
+            Ok(Comparison { same: as_typed, outdated: true })
         };
-        let same = self.blocking(same).await?.map_err(|e| Problem::internal(anyhow::anyhow!("comparing: {e}")))?;
-        Ok(same && known)
+        let found = self.blocking(compare).await?.map_err(|e| Problem::internal(anyhow::anyhow!("comparing: {e}")))?;
+        Ok(Comparison { same: found.same && known, ..found })
     }
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -98,6 +148,16 @@ impl Passwords {
         });
         done.await.map_err(Problem::internal)
     }
+}
+
+/// The hash of no password: its salt and digest are random, its parameters are everyone's.
+fn nobody() -> anyhow::Result<String> {
+    let (mut salt, mut digest) = ([0; 16], [0; 32]);
+    for bytes in [&mut salt[..], &mut digest[..]] {
+        getrandom::fill(bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    }
+    let text = |bytes: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD_NO_PAD, bytes);
+    Ok(format!("$argon2id$v=19$m={MEMORY_KIB},t={ITERATIONS},p={LANES}${}${}", text(&salt), text(&digest)))
 }
 
 /// The hash of a password, with all that it takes to make it again.

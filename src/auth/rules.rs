@@ -29,18 +29,21 @@ pub enum Who {
     Anyone,
     /// A session. A token is refused, whatever its scopes.
     SignedIn,
+    /// A session whose person showed the password in the last ten minutes: a stolen session is not a stolen account.
+    Confirmed,
     /// A session, or a token with this scope.
     Scope(&'static str),
     /// An admin's session.
     Admin,
 }
 
-/// As `admin access` prints it: `anyone`, `session`, `session or scope tokens:read`, `admin session`.
+/// As `admin access` prints it: `anyone`, `session`, `confirmed session`, `session or scope tokens:read`, `admin session`.
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Anyone => f.write_str("anyone"),
             Self::SignedIn => f.write_str("session"),
+            Self::Confirmed => f.write_str("confirmed session"),
             Self::Scope(scope) => write!(f, "session or scope {scope}"),
             Self::Admin => f.write_str("admin session"),
         }
@@ -50,12 +53,12 @@ impl fmt::Display for Who {
 /// How often an operation may be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rate {
-    /// `RATE_LIMIT_REQUESTS`, by session or token, and by client address for a request without either.
+    /// `RATE_LIMIT_REQUESTS`, by account, and by client address for a request that is nobody's. While Redis is unavailable
+    /// requests without a session pass unlimited.
     Requests,
-    /// `RATE_LIMIT_LOGIN`, by client address: what sends mails. Never by account alone, which would let anyone lock a
-    /// person out. By account and address together it would never be reached before the address's own limit.
-    Mail,
-    /// `RATE_LIMIT_LOGIN` too, for what tries passwords. While Redis is unavailable it is 503, since guesses must be counted.
+    /// `RATE_LIMIT_LOGIN`, by client address: what sends mails or tries secrets. Never by account alone, which would let
+    /// anyone lock a person out. By account and address together it would never be reached before the address's own limit.
+    /// While Redis is unavailable it is 503, since both must be counted.
     LogIn,
 }
 
@@ -85,12 +88,13 @@ impl Rule {
     pub fn access(&self) -> Access {
         let security = match self.who {
             Who::Anyone => json!([]),
-            Who::SignedIn | Who::Admin => json!([{ "session": [] }]),
+            Who::SignedIn | Who::Confirmed | Who::Admin => json!([{ "session": [] }]),
             Who::Scope(scope) => json!([{ "session": [] }, { "token": [scope] }]),
         };
         let happens = |slug| match slug {
             "cross-site" => !self.method.is_safe(),
             "insufficient-role" => self.who == Who::Admin,
+            "confirmation-required" => self.who == Who::Confirmed,
             _ => self.who != Who::Anyone,
         };
         Access {
@@ -106,6 +110,11 @@ impl Rule {
 /// The problems that the guard answers with.
 const REFUSALS: &[DocumentedProblem] = &[
     DocumentedProblem::new("401", "unauthenticated", "There is no session or token, or it has ended"),
+    DocumentedProblem::new(
+        "403",
+        "confirmation-required",
+        "The password was not shown in the last ten minutes: `POST /api/v1/session/confirm`",
+    ),
     DocumentedProblem::new("403", "cross-site", "A change with a cookie came from another site"),
     DocumentedProblem::new("403", "insufficient-role", "The session is not an admin's"),
     DocumentedProblem::new("403", "insufficient-scope", "The token may not do this"),

@@ -3,6 +3,7 @@
 //! A cookie holds 256 random bits; Redis knows only their hash, so that a look into Redis opens no session.
 //! `session:{hash}` is the session, `sessions:{account}` the set of an account's hashes, sorted by the time of their log-in.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Extension;
@@ -10,7 +11,7 @@ use axum::extract::FromRequestParts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use deadpool_redis::redis::{Pipeline, pipe};
+use deadpool_redis::redis::pipe;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -18,7 +19,7 @@ use uuid::Uuid;
 use super::rules::Role;
 use super::secret;
 use crate::config::{self, PublicUrl};
-use crate::http::Problem;
+use crate::http::{Problem, limits};
 use crate::resources::redis::{self, Redis};
 
 /// What Redis keeps of a session; the guard adds it to a request where a rule asks for one.
@@ -28,9 +29,12 @@ pub struct Session {
     pub account_id: Uuid,
     /// The account's epoch at log-in; a session of an older epoch has been ended.
     pub epoch: i32,
-    /// Holds as long as the session: a change of role ends it.
+    /// For 0.1.0, which went by it. What an account may do is asked of Postgres.
     pub role: Role,
     pub created_at: Timestamp,
+    /// When the password was last shown. None in sessions of 0.1.0.
+    #[serde(default)]
+    pub confirmed_at: Option<Timestamp>,
     /// The program that logged in, as it calls itself.
     pub user_agent: Option<String>,
     /// The Redis key's last part.
@@ -40,6 +44,18 @@ pub struct Session {
 
 /// A new session's id, which only its cookie may hold.
 pub struct SessionId(String);
+
+/// Finds a session and counts a request, in the bucket that is named or in the account's.
+static FIND: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "local data = redis.call('GETEX', KEYS[1], 'PX', ARGV[2])
+         if not data then return false end
+         local bucket = ARGV[3] ~= '' and ARGV[3] or 'account:' .. cjson.decode(data).account_id
+         local function count() {} end
+         return {{ data, count() }}",
+        limits::count("'limit:' .. bucket", "ARGV[1]")
+    )
+});
 
 /// How many sessions an account has at most, or one account could fill the store.
 const SESSIONS: isize = 100;
@@ -110,16 +126,44 @@ impl Sessions {
         self.redis.run(commands.atomic()).await
     }
 
-    /// Adds the question for a session, which also gives it a new lease of life, to what is asked of Redis anyway.
-    pub fn ask(&self, commands: &mut Pipeline, hash: &str) {
-        commands.cmd("GETEX").arg(key(hash)).arg("PX").arg(millis(self.ttl));
+    /// Finds a session, gives it a new lease of life, and counts a request in a bucket, all in one round trip: in `bucket`,
+    /// or in the account's own, which so many fit into a minute. None if there is no such session, or it is too old.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn find(
+        &self,
+        id: &str,
+        bucket: Option<(String, u32)>,
+        a_minute: u32,
+    ) -> Result<Option<(Session, limits::Answer, u32)>, redis::Error> {
+        let hash = hash(id);
+        let (bucket, a_minute) = bucket.unwrap_or_else(|| (String::new(), a_minute));
+        let mut commands = pipe();
+        commands.cmd("EVAL").arg(&*FIND).arg(1).arg(key(&hash)).arg(a_minute).arg(millis(self.ttl)).arg(bucket);
+        let (found,): (Option<(String, limits::Answer)>,) = self.redis.run(&commands).await?;
+        let session = found.and_then(|(data, answer)| Some((serde_json::from_str::<Session>(&data).ok()?, answer)));
+        let age = |session: &Session| (self.now)().duration_since(session.created_at).unsigned_abs();
+        let session = session.filter(|(session, _)| age(session) < self.max_age);
+        Ok(session.map(|(session, answer)| (Session { hash, ..session }, answer, a_minute)))
     }
 
-    /// Reads the answer: the session, if there is one and it is not too old.
-    pub fn read(&self, hash: String, data: Option<String>) -> Option<Session> {
-        let session = serde_json::from_str::<Session>(&data?).ok()?;
-        let age = (self.now)().duration_since(session.created_at).unsigned_abs();
-        (age < self.max_age).then_some(Session { hash, ..session })
+    /// The time of day.
+    pub fn now(&self) -> Timestamp {
+        (self.now)()
+    }
+
+    /// Notes that the session's person has shown the password, now.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn confirm(&self, session: Session) -> Result<(), Problem> {
+        let session = Session { confirmed_at: Some((self.now)()), ..session };
+        let data = serde_json::to_string(&session).map_err(Problem::internal)?;
+        let mut commands = pipe();
+        // One that has ended meanwhile stays ended.
+        commands.cmd("SET").arg(key(&session.hash)).arg(data).arg("XX").arg("KEEPTTL").ignore();
+        Ok(self.redis.run(&commands).await?)
     }
 
     /// An account's sessions with the time of their last use, the oldest first.
@@ -200,11 +244,10 @@ impl Sessions {
     }
 }
 
-/// The value of a request's cookie (RFC 6265, 5.4).
+/// The value of a request's cookie (RFC 6265, 5.4). Other cookies may hold any bytes.
 pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.into_iter().find_map(|(known, value)| (known == name).then_some(value))
+    let mut pairs = headers.get_all(header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+    pairs.find_map(|pair| str::from_utf8(pair).ok()?.trim().split_once('=').filter(|(known, _)| *known == name)).map(|(_, value)| value)
 }
 
 /// Ends every session of an account that began before `epoch`.

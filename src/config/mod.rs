@@ -14,7 +14,9 @@ mod settings;
 
 pub use reading::{Env, Problems, Section, Setting, Variable, read};
 use reading::{group, section};
-pub use settings::{CertificateFile, DatabaseUrl, Endpoint, Lasting, LogFilter, LogFormat, Origins, PublicUrl, RedisUrl, Sampler, SmtpUrl};
+pub use settings::{
+    CertificateFile, DatabaseUrl, Endpoint, Lasting, Lease, LogFilter, LogFormat, Names, Origins, PublicUrl, RedisUrl, Sampler, SmtpUrl,
+};
 
 section! {
     /// What every long-running process type reads.
@@ -105,8 +107,10 @@ section! {
         drain_delay: Duration = "0s",
         /// Log-ins, sign-ups, resets and other requests that try a password or send a mail, a minute, by client address
         rate_limit_login: NonZeroU32 = "10",
-        /// Requests a minute, by session or token; by client address for who has neither
+        /// Requests a minute, by account; by client address for who has neither session nor token
         rate_limit_requests: NonZeroU32 = "1200",
+        /// Passwords that one process hashes at a time, with 33 MiB for each; unset means as many as it has cores, but at most 4
+        hash_concurrency: Option<NonZeroU32>,
         /// How many proxies stand in front, each of which adds the address it was called from to `X-Forwarded-For`
         trusted_proxies: u16 = "0",
         /// Other sites whose pages may call the API, separated by commas: `https://app.example.com`; unset allows none. The cookie is `SameSite=Lax`, so it comes along only from hosts of the same registrable domain; others need a token
@@ -121,8 +125,10 @@ section! {
     pub struct Jobs {
         /// Jobs that one worker runs at a time
         worker_concurrency: NonZeroU32 = "10",
-        /// How long a claimed job is a worker's own without a heartbeat; there is one every third of it
-        job_lease: Lasting = "30s",
+        /// How long a claimed job is a worker's own without a heartbeat, 10s or longer; there is one every third of it
+        job_lease: Lease = "30s",
+        /// Kinds of jobs that this worker runs, separated by commas; unset means all
+        worker_kinds: Option<Names>,
     }
 }
 

@@ -112,6 +112,11 @@ impl Env {
 pub struct Problems(Vec<(String, String)>);
 
 impl Problems {
+    /// A problem that only the process itself can see.
+    pub fn of(variable: &str, problem: impl Into<String>) -> Self {
+        Self(vec![(variable.to_owned(), problem.into())])
+    }
+
     /// Adds a problem. A variable has one: what two sections share, or what is wrong and so also missing, is told once.
     fn add(&mut self, variable: &Variable, problem: impl Into<String>) {
         if self.0.iter().all(|(name, _)| *name != variable.name) {

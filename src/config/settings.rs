@@ -67,6 +67,14 @@ impl PublicUrl {
 #[derive(Debug, Clone, Copy)]
 pub struct Lasting(pub Duration);
 
+/// How long a job is a worker's own: shorter than this, a slow moment of the database would look like a lost worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Lease(pub Duration);
+
+/// A list of names.
+#[derive(Debug, Clone)]
+pub struct Names(pub Vec<String>);
+
 /// The address of an OpenTelemetry collector, to which the SDK adds the path.
 #[derive(Debug, Clone)]
 pub struct Endpoint(pub Url);
@@ -145,6 +153,22 @@ impl Setting for Lasting {
             long if long >= Duration::from_millis(100) => Ok(Self(long)),
             _ => Err("must be 100ms or longer".to_owned()),
         }
+    }
+}
+
+impl Setting for Lease {
+    fn parse(text: &str) -> Result<Self, String> {
+        match Duration::parse(text)? {
+            long if long >= Duration::from_secs(10) => Ok(Self(long)),
+            _ => Err("must be 10s or longer".to_owned()),
+        }
+    }
+}
+
+impl Setting for Names {
+    fn parse(text: &str) -> Result<Self, String> {
+        let names: Vec<_> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        if names.iter().any(String::is_empty) { Err("must be names, separated by commas".to_owned()) } else { Ok(Self(names)) }
     }
 }
 

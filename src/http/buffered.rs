@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -154,9 +154,7 @@ impl Share {
         let mut clients = self.bodies.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = change(clients.entry(self.client.clone()).or_default());
         let detail = "this address is sending too much at a time; try again in a moment";
-        let headers = vec![(header::RETRY_AFTER, HeaderValue::from_static("1"))];
-        let refused = || Problem { headers, ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail) };
-        if fits { Ok(()) } else { Err(refused()) }
+        if fits { Ok(()) } else { Err(Problem::too_many(detail, 1)) }
     }
 }
 

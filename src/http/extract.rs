@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
 use super::problem::{FieldError, Problem};
+use crate::resources::smtp;
 
 /// A JSON body that keeps its type's rules.
 ///
@@ -20,7 +21,8 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequest<S
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        if !is_json(request.headers()) {
+        // Nothing here is unpacked: a small body could become a large one.
+        if !is_json(request.headers()) || request.headers().contains_key(header::CONTENT_ENCODING) {
             return Err(Problem::from_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
         let body = Bytes::from_request(request, state).await.map_err(|e| match e.status() {
@@ -103,6 +105,14 @@ pub fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D)
 pub fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
     let number = f64::deserialize(deserializer)?;
     format!("{number}").parse().map_err(|_| D::Error::custom("must be a whole number"))
+}
+
+/// A rule for mail addresses: what cannot be mailed to is none.
+///
+/// # Errors
+/// It is none.
+pub fn mail_address<C>(text: &str, _: &C) -> garde::Result {
+    if smtp::is_address(text) { Ok(()) } else { Err(garde::Error::new("must be a mail address such as ada@example.com")) }
 }
 
 /// A rule for text that Postgres keeps: it cannot hold the character NUL.

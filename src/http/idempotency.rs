@@ -7,11 +7,13 @@
 
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::FromRequestParts;
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -41,19 +43,46 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
+/// An answer as it is kept: given again, it is the same, byte by byte.
+pub struct Answer {
+    status: StatusCode,
+    headers: Vec<(String, String)>,
+    body: Bytes,
+}
+
+impl Answer {
+    /// # Errors
+    /// The body cannot be read.
+    pub async fn of(response: Response) -> Result<Self> {
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await.map_err(Problem::internal)?;
+        let headers = parts.headers.iter().filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())));
+        Ok(Self { status: parts.status, headers: headers.collect(), body })
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], self.body).into_response();
+        let headers = self.headers.iter().filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)));
+        response.headers_mut().extend::<HeaderMap>(headers.collect());
+        response
+    }
+}
+
 impl IdempotencyKey {
     /// Looks for an earlier answer; without one the request is to be worked on, and its answer to be [saved](Self::save).
     /// Until the transaction's end no other request has the key.
     ///
     /// # Errors
     /// 409 while another request with the key runs, 422 when it came with another body.
-    pub async fn earlier<T: DeserializeOwned>(
+    pub async fn earlier(
         &mut self,
         transaction: &mut PgConnection,
         account_id: Uuid,
         route: &str,
         body: &impl Serialize,
-    ) -> Result<Option<T>> {
+    ) -> Result<Option<Answer>> {
         let Some(key) = &self.key else { return Ok(None) };
         self.body_hash = Sha256::digest(serde_json::to_vec(body).map_err(Problem::internal)?).to_vec();
         let name = format!("{account_id} {route} {key}");
@@ -64,7 +93,7 @@ impl IdempotencyKey {
             return Err(Problem::new(StatusCode::CONFLICT, "idempotency-key-in-use", detail));
         }
         let earlier = sqlx::query!(
-            r#"SELECT body_hash, answer FROM idempotency_keys
+            r#"SELECT body_hash, answer, status, headers AS "headers: sqlx::types::Json<Vec<(String, String)>>", body FROM idempotency_keys
                WHERE account_id = $1 AND route = $2 AND key = $3 AND created_at > now() - make_interval(secs => $4)"#,
             account_id,
             route,
@@ -73,7 +102,13 @@ impl IdempotencyKey {
         );
         match earlier.fetch_optional(transaction).await? {
             None => Ok(None),
-            Some(row) if row.body_hash == self.body_hash => serde_json::from_value(row.answer).map(Some).map_err(Problem::internal),
+            Some(row) if row.body_hash == self.body_hash => {
+                let status = row.status.and_then(|status| StatusCode::from_u16(status.try_into().ok()?).ok());
+                let headers = row.headers.map(|headers| headers.0).unwrap_or_default();
+                let body = row.body.unwrap_or_else(|| row.answer.to_string().into_bytes());
+                // In rows of 0.1.0 there is the body alone.
+                Ok(Some(Answer { status: status.unwrap_or(StatusCode::CREATED), headers, body: body.into() }))
+            }
             Some(_) => {
                 let detail = "this Idempotency-Key came with another body before; take a new key for a new request";
                 Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", detail))
@@ -82,16 +117,22 @@ impl IdempotencyKey {
     }
 
     /// Keeps the answer, in the transaction of what it tells of.
-    pub async fn save(self, transaction: &mut PgConnection, account_id: Uuid, route: &str, answer: &impl Serialize) -> Result<()> {
+    pub async fn save(self, transaction: &mut PgConnection, account_id: Uuid, route: &str, answer: &Answer) -> Result<()> {
         let Some(key) = self.key else { return Ok(()) };
         sqlx::query!(
-            r#"INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer) VALUES ($1, $2, $3, $4, $5)
-               ON CONFLICT (account_id, route, key) DO UPDATE SET body_hash = $4, answer = $5, created_at = now()"#,
+            r#"INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer, status, headers, body)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+               ON CONFLICT (account_id, route, key)
+               DO UPDATE SET body_hash = $4, answer = $5, status = $6, headers = $7, body = $8, created_at = now()"#,
             account_id,
             route,
             key,
             self.body_hash,
-            serde_json::to_value(answer).map_err(Problem::internal)?
+            // What 0.1.0 reads.
+            serde_json::from_slice(&answer.body).unwrap_or(Value::Null),
+            i16::try_from(answer.status.as_u16()).map_err(Problem::internal)?,
+            serde_json::to_value(&answer.headers).map_err(Problem::internal)?,
+            &*answer.body
         )
         .execute(transaction)
         .await?;

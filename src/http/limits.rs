@@ -3,29 +3,39 @@
 //! A bucket lets a minute's worth of requests through at once, and from then on one for each that a minute's share of
 //! time brings back (GCRA: one number a bucket, no window whose edge lets twice as many through).
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use deadpool_redis::redis::Pipeline;
+use std::sync::LazyLock;
+
+use axum::http::{HeaderName, HeaderValue};
+use deadpool_redis::redis::{Pipeline, pipe};
 
 use super::problem::{Problem, Result};
 
 /// The number is the time, in microseconds, at which the bucket is full again.
-const SCRIPT: &str = "
-    local time, minute = redis.call('TIME'), 60000000
-    local now, share = time[1] * 1000000 + time[2], minute / ARGV[1]
-    local full = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
+const COUNT: &str = "
+    local time, minute, key = redis.call('TIME'), 60000000, $key
+    local now, share = time[1] * 1000000 + time[2], minute / $a_minute
+    local full = math.max(tonumber(redis.call('GET', key) or now), now)
     local wait = full + share - minute - now
     if wait > 1 then return { 0, 0, math.ceil(wait / 1000), math.ceil((full - now) / 1000) } end
     full = full + share
-    redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.max(math.ceil((full - now) / 1000), 1))
+    redis.call('SET', key, string.format('%.0f', full), 'PX', math.max(math.ceil((full - now) / 1000), 1))
     return { 1, math.floor((minute - (full - now)) / share + 0.001), 0, math.ceil((full - now) / 1000) }";
 
 /// What the script answers: whether the request may pass, how many more may, and in how many milliseconds the next may
 /// and all may again.
 pub type Answer = (bool, u32, u64, u64);
 
-/// Adds the question whether one more request may pass to what is asked of Redis anyway.
-pub fn ask(commands: &mut Pipeline, bucket: &str, a_minute: u32) {
-    commands.cmd("EVAL").arg(SCRIPT).arg(1).arg(format!("limit:{bucket}")).arg(a_minute);
+/// A script, or the body of a function in one, that counts a request. `key` and `a_minute` are expressions in Lua.
+pub fn count(key: &str, a_minute: &str) -> String {
+    COUNT.replace("$key", key).replace("$a_minute", a_minute)
+}
+
+/// Asks whether one more request may pass.
+pub fn ask(bucket: &str, a_minute: u32) -> Pipeline {
+    static SCRIPT: LazyLock<String> = LazyLock::new(|| count("KEYS[1]", "ARGV[1]"));
+    let mut commands = pipe();
+    commands.cmd("EVAL").arg(&*SCRIPT).arg(1).arg(format!("limit:{bucket}")).arg(a_minute);
+    commands
 }
 
 /// What is left in a bucket after a request.
@@ -46,8 +56,9 @@ impl Budget {
         }
         let wait = retry_ms.div_ceil(1000);
         let detail = format!("too many requests: {a_minute} a minute are allowed, wait {wait} s");
-        let headers = budget.headers().chain([(header::RETRY_AFTER, wait.into())]).collect();
-        Err(Problem { headers, ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail) })
+        let mut problem = Problem::too_many(detail, wait);
+        problem.headers.extend(budget.headers());
+        Err(problem)
     }
 
     /// The headers of draft-ietf-httpapi-ratelimit-headers-10: requests left, seconds until all are back.

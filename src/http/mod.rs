@@ -35,7 +35,7 @@ use observe::Observer;
 
 // What handlers are made of.
 pub use client_address::ClientAddress;
-pub use extract::{Id, Json, Query, no_nul, not_null};
+pub use extract::{Id, Json, Query, mail_address, no_nul, not_null};
 pub use paging::{List, Page};
 pub use problem::{Problem, Result};
 

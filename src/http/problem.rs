@@ -82,6 +82,12 @@ impl Problem {
         Self::invalid(vec![FieldError { field: field.to_owned(), detail: detail.to_owned() }])
     }
 
+    /// 429, with the seconds after which to try again.
+    pub fn too_many(detail: impl Into<String>, wait_s: u64) -> Self {
+        let headers = vec![(header::RETRY_AFTER, wait_s.into())];
+        Self { headers, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail) }
+    }
+
     /// 503 for a change that took too long, and may have been made all the same.
     pub fn timed_out() -> Self {
         let detail = "this took too long, and may have been done all the same; look before you ask for it again";

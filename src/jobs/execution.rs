@@ -48,6 +48,8 @@ enum Outcome {
         error: String,
         retry: bool,
     },
+    /// It waits so long, and has spent no attempt.
+    Later(Duration),
     /// The lease ended, here or in the database: the job is another worker's.
     Lost,
     /// The drain's time is over.
@@ -67,6 +69,7 @@ impl Execution {
             let ended = self.attempt(job, token, lease_end).await;
             let took = started.elapsed();
             let run_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            let pool = &self.resources.postgres;
             let outcome = match ended {
                 Outcome::Done => {
                     info!(attempt, run_ms, outcome = "done", "job {id} {kind} is done");
@@ -80,8 +83,12 @@ impl Execution {
                     info!(attempt, run_ms, outcome = "interrupted", "job {id} {kind} is unfinished");
                     "interrupted"
                 }
+                Outcome::Later(delay) => {
+                    write_back(pool, "postponement", || queue::postpone(pool, id, token, delay)).await;
+                    info!(attempt, run_ms, outcome = "later", "job {id} {kind} waits for {delay:?}");
+                    "later"
+                }
                 Outcome::Failed { error, retry } => {
-                    let pool = &self.resources.postgres;
                     match write_back(pool, "failure", || queue::fail(pool, id, token, &error, retry)).await {
                         Failed::Waits => {
                             warn!(attempt, run_ms, outcome = "failed", error, "job {id} {kind} failed: {error}");
@@ -131,6 +138,7 @@ impl Execution {
                 e.chain().filter_map(|cause| cause.downcast_ref()).for_each(|error| self.resources.postgres.note(error));
                 Outcome::Failed { error: format!("{e:#}"), retry: true }
             }
+            Ok(Ok(Err(JobError::Later(delay)))) => Outcome::Later(delay),
             Ok(Err(_)) => Outcome::Failed { error: format!("took longer than {limit:?}"), retry: true },
             Err(panic) => Outcome::Failed { error: format!("panicked: {}", message(panic.as_ref())), retry: true },
         }

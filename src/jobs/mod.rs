@@ -51,6 +51,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     const KIND: &'static str;
     /// How often it is started before it is given up: some seven hours, in which what it needs may be away.
     const MAX_ATTEMPTS: i32 = 20;
+    /// Who is claimed first.
+    const PRIORITY: Priority = Priority::Usual;
     /// How long one attempt may take.
     const TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -63,6 +65,16 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     fn run(&self, context: &mut JobContext) -> impl Future<Output = Result<(), JobError>> + Send;
 }
 
+/// How soon jobs of a kind are claimed, whatever waits of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// A person waits for it, or something is unsafe until it is done.
+    Awaited,
+    Usual,
+    /// Much of it at a time, such as a digest for everybody.
+    Bulk,
+}
+
 /// Why an attempt failed. `?` makes a `Retry` of any error, but for a mail that was refused for good.
 #[derive(Debug)]
 pub enum JobError {
@@ -70,6 +82,8 @@ pub enum JobError {
     Retry(anyhow::Error),
     /// Trying again is useless: the job is given up at once.
     GiveUp(anyhow::Error),
+    /// It is too early: the job waits so long, and has spent no attempt.
+    Later(Duration),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for JobError {
@@ -134,6 +148,7 @@ type EnqueueParsed = for<'a> fn(&'a mut PgConnection, serde_json::Value) -> BoxF
 
 struct Kind {
     handler: Handler,
+    priority: Priority,
     timeout: Duration,
     enqueue: EnqueueParsed,
 }
@@ -145,7 +160,7 @@ pub struct Registry(BTreeMap<&'static str, Kind>);
 impl Registry {
     /// Adds a kind.
     pub fn with<J: Job>(mut self) -> Self {
-        self.0.insert(J::KIND, Kind { handler: handle::<J>, timeout: J::TIMEOUT, enqueue: enqueue_parsed::<J> });
+        self.0.insert(J::KIND, Kind { handler: handle::<J>, priority: J::PRIORITY, timeout: J::TIMEOUT, enqueue: enqueue_parsed::<J> });
         self
     }
 
@@ -162,6 +177,24 @@ impl Registry {
 
     fn kinds(&self) -> Vec<String> {
         self.0.keys().map(ToString::to_string).collect()
+    }
+
+    /// The kinds with these names, or all.
+    ///
+    /// # Errors
+    /// A name is none of them, in words.
+    pub fn choose(&self, names: Option<&[String]>) -> Result<Vec<String>, String> {
+        let all = self.kinds();
+        let Some(names) = names else { return Ok(all) };
+        match names.iter().find(|name| !all.contains(name)) {
+            Some(unknown) => Err(format!("names {unknown}, which is no kind; there are: {}", all.join(", "))),
+            None => Ok(names.to_vec()),
+        }
+    }
+
+    /// How soon jobs of a kind are claimed: the lower, the sooner.
+    fn rank(&self, kind: &str) -> i32 {
+        self.0.get(kind).map_or(Priority::Usual, |kind| kind.priority) as i32
     }
 }
 

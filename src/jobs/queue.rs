@@ -27,40 +27,47 @@ pub struct Claimed {
     pub wait_ms: i64,
 }
 
-/// Claims due jobs of the known kinds, the oldest first, at most `limit`, of those due since a time if there is one.
-/// They are the caller's under `token` for `lease`.
-pub async fn claim(
-    pool: &PgPool,
-    kinds: &[String],
-    limit: i64,
-    token: Uuid,
-    lease: Duration,
-    since: Option<Timestamp>,
-) -> sqlx::Result<Vec<Claimed>> {
+/// A kind of jobs to claim.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub kind: String,
+    /// The lower, the sooner.
+    pub rank: i32,
+    /// Only those due since then, if there is a time.
+    pub since: Option<Timestamp>,
+}
+
+/// Claims due jobs of the wanted kinds, at most `limit`: those of a lower rank first, and of one rank the oldest. They are
+/// the caller's under `token` for `lease`.
+pub async fn claim(pool: &PgPool, wanted: &[Wanted], limit: i64, token: Uuid, lease: Duration) -> sqlx::Result<Vec<Claimed>> {
+    let kinds: Vec<_> = wanted.iter().map(|wanted| wanted.kind.clone()).collect();
+    let ranks: Vec<_> = wanted.iter().map(|wanted| wanted.rank).collect();
+    let since: Vec<_> = wanted.iter().map(|wanted| wanted.since).collect();
     // One index scan for each kind: a million jobs of a kind that is not asked for cost nothing. The sub-selects hide the
     // values from the planner: with them it would plan each claim anew on a long queue, and a plan costs more than the claim.
     sqlx::query_as!(
         Claimed,
         r#"WITH due AS (
                SELECT ready.id, ready.run_at
-               FROM UNNEST((SELECT $1::text[])) AS known (kind)
+               FROM UNNEST((SELECT $1::text[]), (SELECT $5::integer[]), (SELECT $6::timestamptz[])) AS wanted (kind, rank, since)
                CROSS JOIN LATERAL (
                    SELECT id, run_at FROM jobs
-                   WHERE jobs.kind = known.kind AND token IS NULL AND dead_at IS NULL AND run_at <= now()
-                       AND run_at >= COALESCE((SELECT $5::timestamptz), '-infinity')
+                   WHERE jobs.kind = wanted.kind AND token IS NULL AND dead_at IS NULL AND run_at <= now()
+                       AND run_at >= COALESCE(wanted.since, '-infinity')
                    ORDER BY run_at LIMIT (SELECT $2::bigint) FOR UPDATE SKIP LOCKED
                ) AS ready
-               ORDER BY ready.run_at LIMIT (SELECT $2::bigint)
+               ORDER BY wanted.rank, ready.run_at LIMIT (SELECT $2::bigint)
            )
            UPDATE jobs SET token = $3, run_at = now() + $4::interval, attempt = attempt + 1
            FROM due WHERE jobs.id = due.id
            RETURNING jobs.id, kind, payload, attempt, max_attempts, trace_context,
                due.run_at AS due_at, (EXTRACT(epoch FROM now() - due.run_at) * 1000)::bigint AS "wait_ms!""#,
-        kinds,
+        &kinds,
         limit,
         token,
         interval(lease),
-        since as _,
+        &ranks,
+        &since as &[Option<Timestamp>],
     )
     .fetch_all(pool)
     .await
@@ -134,6 +141,17 @@ pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool)
     .fetch_optional(pool)
     .await?;
     Ok(dead.map_or(Failed::Lost, |dead| if dead { Failed::Dead } else { Failed::Waits }))
+}
+
+/// Gives a job back for later, without having spent an attempt; says whether it was still held.
+pub async fn postpone(pool: &PgPool, id: i64, token: Uuid, delay: Duration) -> sqlx::Result<bool> {
+    let postponed = sqlx::query!(
+        "UPDATE jobs SET token = NULL, run_at = now() + $3::interval, attempt = attempt - 1 WHERE id = $1 AND token = $2",
+        id,
+        token,
+        interval(delay)
+    );
+    Ok(postponed.execute(pool).await?.rows_affected() == 1)
 }
 
 /// Gives unfinished jobs back at once and without having spent an attempt; returns how many were still held.

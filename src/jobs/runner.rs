@@ -17,9 +17,10 @@ use uuid::Uuid;
 
 use super::execution::{COMPLETION_BATCH, Execution, write_back, write_completions};
 use super::lease::Leases;
+use super::queue::{Claimed, Wanted};
 use super::{CHANNEL, FIRST_LOOK, Registry, Resources, queue};
 use crate::lifecycle::Pulse;
-use crate::resources::postgres::{self, Pool, Timestamp};
+use crate::resources::postgres::{self, Pool};
 use crate::telemetry::metrics::Metrics;
 
 /// How often a worker looks for due jobs when nothing wakes it: half of the second that a due job may wait.
@@ -37,6 +38,8 @@ const LISTENER_LIFE: Duration = Duration::from_mins(1);
 /// What a worker is made of.
 pub struct Runner {
     pub registry: Registry,
+    /// The kinds that it claims.
+    pub kinds: Vec<String>,
     pub resources: Resources,
     /// Jobs that run at a time.
     pub concurrency: usize,
@@ -53,7 +56,8 @@ impl Runner {
     /// # Errors
     /// A part of it has panicked. While Postgres is away it waits.
     pub async fn run(self, soft: CancellationToken, hard: CancellationToken) -> anyhow::Result<()> {
-        let kinds = self.registry.kinds();
+        let known = self.registry.kinds();
+        let mut marks = Marks::of(self.kinds.iter().map(|kind| (kind.clone(), self.registry.rank(kind))));
         let pool = self.resources.postgres.clone();
         let leases = Leases::new(self.lease);
         let (completions, done) = mpsc::channel(COMPLETION_BATCH);
@@ -73,13 +77,12 @@ impl Runner {
         helpers.spawn(leases.clone().keep(pool.clone()));
         helpers.spawn(leases.clone().expire(pool.clone(), self.metrics));
         helpers.spawn(write_completions(pool.clone(), done));
-        helpers.spawn(report_unknown(pool.clone(), kinds.clone()));
+        helpers.spawn(report_unknown(pool.clone(), known));
 
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let running = TaskTracker::new();
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut low_water = LowWater::default();
         let mut away = false;
         while !soft.is_cancelled() {
             let free = tokio::select! {
@@ -95,13 +98,13 @@ impl Runner {
             let token = Uuid::new_v4();
             // Whether slots are left over, and so nothing more is due.
             let mut idle = true;
-            let (started, ends, since) = (Instant::now(), leases.end_from_now(), low_water.since());
-            let claim = queue::claim(&pool, &kinds, i64::try_from(free.len())?, token, self.lease, since);
+            let (started, ends, (wanted, whole)) = (Instant::now(), leases.end_from_now(), marks.wanted());
+            let claim = queue::claim(&pool, &wanted, i64::try_from(free.len())?, token, self.lease);
             match pool.within(self.lease / 3, claim).await {
                 Ok(claimed) => {
                     self.claims.beat();
                     away = false;
-                    low_water.scanned(since, started, claimed.iter().map(|job| job.due_at).max());
+                    marks.scanned(whole, started, &claimed);
                     idle = claimed.len() < free.len();
                     for (job, slot) in claimed.into_iter().zip(free) {
                         let lease_end = leases.hold(job.id, token, ends);
@@ -149,31 +152,41 @@ async fn free_slots(slots: &Arc<Semaphore>, concurrency: usize) -> Vec<OwnedSema
     free
 }
 
-/// Where the next claim begins to look.
+/// Where the next claim begins to look, for each kind.
 ///
 /// While a transaction elsewhere stays open, as a nightly dump's does, the index keeps the entries of all the jobs that
-/// were done since, and a scan from its beginning would wade through them each time. Jobs come oldest first, so what is
-/// left is later than what was claimed; but for jobs whose transaction committed late, which a scan of the whole finds.
-#[derive(Default)]
-struct LowWater {
-    since: Option<Timestamp>,
+/// were done since, and a scan from its beginning would wade through them each time. Jobs of a kind come oldest first, so
+/// what is left is later than what was claimed; but for jobs whose transaction committed late, which a scan of the whole
+/// finds.
+struct Marks {
+    kinds: Vec<Wanted>,
     /// When the whole was last scanned, and how long that took.
     whole: Option<(Instant, Duration)>,
 }
 
-impl LowWater {
-    /// The mark, or nothing when it is time for the whole: each second, or as often as it takes a twentieth of the time,
-    /// but at least each five seconds.
-    fn since(&self) -> Option<Timestamp> {
-        let (at, took) = self.whole?;
-        self.since.filter(|_| at.elapsed() < (took * 20).clamp(Duration::from_secs(1), Duration::from_secs(5)))
+impl Marks {
+    fn of(kinds: impl Iterator<Item = (String, i32)>) -> Self {
+        Self { kinds: kinds.map(|(kind, rank)| Wanted { kind, rank, since: None }).collect(), whole: None }
     }
 
-    fn scanned(&mut self, since: Option<Timestamp>, started: Instant, latest: Option<Timestamp>) {
-        if since.is_none() {
+    /// What to claim, and whether that scans the whole: each second, or as often as it takes a twentieth of the time, but at
+    /// least each five seconds.
+    fn wanted(&self) -> (Vec<Wanted>, bool) {
+        let fresh = |(at, took): (Instant, Duration)| at.elapsed() < (took * 20).clamp(Duration::from_secs(1), Duration::from_secs(5));
+        if self.whole.is_some_and(fresh) {
+            return (self.kinds.clone(), false);
+        }
+        (self.kinds.iter().map(|kind| Wanted { since: None, ..kind.clone() }).collect(), true)
+    }
+
+    fn scanned(&mut self, whole: bool, started: Instant, claimed: &[Claimed]) {
+        if whole {
             self.whole = Some((Instant::now(), started.elapsed()));
         }
-        self.since = latest.or(self.since);
+        for kind in &mut self.kinds {
+            let latest = claimed.iter().filter(|job| job.kind == kind.kind).map(|job| job.due_at).max();
+            kind.since = latest.or(kind.since);
+        }
     }
 }
 

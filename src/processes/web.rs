@@ -1,5 +1,6 @@
 //! The `web` process (factor VII: port binding): serves HTTP on `$PORT`.
 
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,6 +16,7 @@ use crate::auth::guard::{Guard, guard};
 use crate::auth::password::Passwords;
 use crate::auth::rules::{self, Rule};
 use crate::auth::session::Sessions;
+use crate::auth::standing::Standings;
 use crate::config;
 use crate::features::FEATURES;
 use crate::http::probes::{self, Health};
@@ -25,6 +27,10 @@ use crate::lifecycle::{self, Lifecycle};
 use crate::release::Release;
 use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
+
+/// How many passwords are hashed at a time where nothing else is set. A container may see all cores of its machine, and
+/// has little of its memory.
+const HASHES: usize = 4;
 
 pub fn main() -> ExitCode {
     lifecycle::run("web", start)
@@ -49,12 +55,15 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
         postgres: postgres.clone(),
         redis: redis.clone(),
         sessions: sessions.clone(),
+        standings: Standings::new(postgres.clone()),
         config: http.clone(),
         site: site.clone(),
         unlimited: AtomicBool::new(false),
     };
-    let passwords = Passwords::new()?;
-    let app = Parts { postgres: postgres.clone(), sessions, passwords, notifier, features: FEATURES, now }.into();
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let at_a_time = http.hash_concurrency.map_or(cores.min(HASHES), |number| number.get() as usize);
+    let passwords = Passwords::new(at_a_time, &site)?;
+    let app = Parts { postgres: postgres.clone(), sessions, passwords, notifier, features: FEATURES, site: site.clone(), now }.into();
 
     // Before the first check: a client that reads that it is ready must reach it.
     let listener = listen("web", http.port).await?;

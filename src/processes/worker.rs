@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::retention::PurgeExpired;
-use crate::config;
+use crate::config::{self, Problems};
 use crate::features::FEATURES;
 use crate::http::probes::{self, Health};
 use crate::http::server::{listen, serve};
@@ -52,9 +52,12 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     if let Some(port) = process.metrics_port {
         serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, false, lifecycle);
     }
+    let kinds = registry.choose(config.jobs.worker_kinds.as_ref().map(|names| names.0.as_slice()));
+    let kinds = kinds.map_err(|problem| Problems::of("WORKER_KINDS", problem))?;
     let concurrency = config.jobs.worker_concurrency.get() as usize;
     let resources = Resources { postgres, redis, mailer, site, notifier };
-    let runner = Runner { registry, resources, concurrency, lease: config.jobs.job_lease.0, claims, metrics: lifecycle.metrics.clone() };
+    let runner =
+        Runner { registry, kinds, resources, concurrency, lease: config.jobs.job_lease.0, claims, metrics: lifecycle.metrics.clone() };
     lifecycle.spawn("runner", runner.run(lifecycle.soft.clone(), lifecycle.hard.clone()));
     Ok(())
 }

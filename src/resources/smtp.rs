@@ -26,6 +26,11 @@ pub struct Mail {
     pub text: String,
 }
 
+/// Whether mail can be sent to a text at all: the sign-up and the mailer must agree.
+pub fn is_address(text: &str) -> bool {
+    text.len() <= 254 && text.parse::<lettre::Address>().is_ok()
+}
+
 /// Why a mail was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -92,6 +97,11 @@ impl Mailer {
         };
         self.metrics.iter().for_each(|metrics| metrics.mail(outcome));
         sent
+    }
+
+    /// Counts a mail that was not sent because its recipient has got enough.
+    pub fn held_back(&self) {
+        self.metrics.iter().for_each(|metrics| metrics.mail("held_back"));
     }
 
     #[instrument(name = "SMTP", level = "debug", skip_all, fields(otel.kind = "client"))]

@@ -198,7 +198,7 @@ impl Metrics {
         self.0.ticks_missed.get_or_create(&labels).inc_by(missed);
     }
 
-    /// The mail server's word on a mail: `sent`, `delayed` or `refused`.
+    /// What became of a mail: `sent`, `delayed`, `refused` by the mail server, or `held_back` here.
     pub fn mail(&self, outcome: &str) {
         self.0.mails.get_or_create(&[("outcome", outcome.to_owned())]).inc();
     }

@@ -2,14 +2,15 @@
 //!
 //! Unless noted, errors are `sqlx::Error`: the database is unreachable.
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use sqlx::{PgConnection, PgExecutor};
 use tracing::instrument;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::auth::Role;
+use super::mailed_token;
+use crate::auth::{Caller, Role, api_token};
 use crate::resources::postgres::Timestamp;
 
 /// A person's account, as the API shows it.
@@ -25,12 +26,15 @@ pub struct Account {
     /// Whether the daily digest is wanted.
     pub digest: bool,
     pub suspended: bool,
+    /// When a mail server last refused the address for good.
+    pub bounced_at: Option<Timestamp>,
     pub created_at: Timestamp,
 }
 
 /// What a log-in is checked against. It is never shown.
 pub struct Credentials {
     pub id: Uuid,
+    pub email: String,
     pub role: Role,
     pub suspended: bool,
     /// The number that tells live sessions from ended ones.
@@ -39,7 +43,7 @@ pub struct Credentials {
     pub password_hash: SecretString,
 }
 
-/// Makes an account; none if the address has one already, and then nothing changes.
+/// Makes an account; false if the address has one already, and then nothing changes.
 #[instrument(name = "postgres accounts create", level = "debug", skip_all)]
 pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, password_hash: &str) -> sqlx::Result<bool> {
     let created = sqlx::query!(
@@ -56,7 +60,7 @@ pub async fn find(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Optio
     let found = sqlx::query_as!(
         Account,
         r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
-               suspended_at IS NOT NULL AS "suspended!", created_at
+               suspended_at IS NOT NULL AS "suspended!", bounced_at, created_at
            FROM accounts WHERE id = $1"#,
         id
     );
@@ -68,7 +72,7 @@ pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::
     let found = sqlx::query_as!(
         Account,
         r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
-               suspended_at IS NOT NULL AS "suspended!", created_at
+               suspended_at IS NOT NULL AS "suspended!", bounced_at, created_at
            FROM accounts WHERE lower(email) = lower($1)"#,
         email
     );
@@ -88,7 +92,7 @@ pub async fn find_by_name(executor: impl PgExecutor<'_>, name: &str) -> sqlx::Re
 pub async fn credentials(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<Credentials>> {
     let found = sqlx::query_as!(
         Credentials,
-        r#"SELECT id, role AS "role: Role", suspended_at IS NOT NULL AS "suspended!", session_epoch, password_hash
+        r#"SELECT id, email, role AS "role: Role", suspended_at IS NOT NULL AS "suspended!", session_epoch, password_hash
            FROM accounts WHERE lower(email) = lower($1)"#,
         email
     );
@@ -100,7 +104,7 @@ pub async fn credentials(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Re
 pub async fn credentials_of(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Credentials>> {
     let found = sqlx::query_as!(
         Credentials,
-        r#"SELECT id, role AS "role: Role", suspended_at IS NOT NULL AS "suspended!", session_epoch, password_hash
+        r#"SELECT id, email, role AS "role: Role", suspended_at IS NOT NULL AS "suspended!", session_epoch, password_hash
            FROM accounts WHERE id = $1"#,
         id
     );
@@ -113,7 +117,7 @@ pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sql
     let rows = sqlx::query_as!(
         Account,
         r#"SELECT id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
-               suspended_at IS NOT NULL AS "suspended!", created_at
+               suspended_at IS NOT NULL AS "suspended!", bounced_at, created_at
            FROM accounts WHERE id > $1 ORDER BY id LIMIT $2"#,
         after,
         limit
@@ -128,19 +132,46 @@ pub async fn session_epoch(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Res
     epoch.fetch_optional(executor).await
 }
 
+/// Stores the hash of the same password at another cost, unless another password was set meanwhile.
+#[instrument(name = "postgres accounts rehash", level = "debug", skip_all)]
+pub async fn rehash(executor: impl PgExecutor<'_>, id: Uuid, before: &SecretString, password_hash: &str) -> sqlx::Result<()> {
+    let before = before.expose_secret();
+    let rehashed = sqlx::query!("UPDATE accounts SET password_hash = $3 WHERE id = $1 AND password_hash = $2", id, before, password_hash);
+    rehashed.execute(executor).await?;
+    Ok(())
+}
+
+/// Notes that a mail server refused the account's address for good.
+#[instrument(name = "postgres accounts bounce", level = "debug", skip_all)]
+pub async fn bounce(executor: impl PgExecutor<'_>, id: Uuid, email: &str) -> sqlx::Result<()> {
+    let bounced = sqlx::query!("UPDATE accounts SET bounced_at = now() WHERE id = $1 AND $2 IN (email, new_email)", id, email);
+    bounced.execute(executor).await?;
+    Ok(())
+}
+
+// What follows changes an account. `held` is the epoch of a session on whose word it is done, and nothing is done if that
+// session has ended meanwhile, or the account was suspended. Without it an operator or a mailed link decides.
+
 /// Notes that the address is the person's own, and puts it in the place of the one before if it is another. False if it
 /// has an account of its own by now, or is not asked for any more: it may have been mistyped, and somebody else's.
 #[instrument(name = "postgres accounts verify", level = "debug", skip_all)]
-pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str) -> sqlx::Result<bool> {
+pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str, held: Option<i32>) -> sqlx::Result<bool> {
     let verified = sqlx::query!(
         r#"UPDATE accounts SET verified_at = CASE WHEN email = $2 THEN COALESCE(verified_at, now()) ELSE now() END,
-               email = $2, new_email = NULL WHERE id = $1 AND $2 IN (email, new_email)"#,
+               email = $2, new_email = NULL, bounced_at = NULL
+           WHERE id = $1 AND $2 IN (email, new_email) AND ($3::integer IS NULL OR session_epoch = $3 AND suspended_at IS NULL)"#,
         id,
-        email
+        email,
+        held
     );
-    match verified.execute(connection).await {
+    unless_taken(verified.execute(connection).await.map(|verified| verified.rows_affected() == 1))
+}
+
+/// An address that has an account already is no error, but a no.
+fn unless_taken(result: sqlx::Result<bool>) -> sqlx::Result<bool> {
+    match result {
         Err(sqlx::Error::Database(e)) if e.constraint() == Some("accounts_email") => Ok(false),
-        result => result.map(|verified| verified.rows_affected() == 1),
+        result => result,
     }
 }
 
@@ -148,16 +179,18 @@ pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str) -> sql
 #[instrument(name = "postgres accounts change", level = "debug", skip_all)]
 pub async fn change(
     connection: &mut PgConnection,
-    id: Uuid,
+    caller: &Caller,
     new_email: Option<&str>,
     digest: Option<bool>,
 ) -> sqlx::Result<Option<Account>> {
     let changed = sqlx::query_as!(
         Account,
-        r#"UPDATE accounts SET new_email = COALESCE($2, new_email), digest = COALESCE($3, digest) WHERE id = $1
+        r#"UPDATE accounts SET new_email = COALESCE($3, new_email), digest = COALESCE($4, digest)
+           WHERE id = $1 AND session_epoch = $2 AND suspended_at IS NULL
            RETURNING id, email, new_email, role AS "role: Role", verified_at IS NOT NULL AS "verified!", digest,
-               suspended_at IS NOT NULL AS "suspended!", created_at"#,
-        id,
+               suspended_at IS NOT NULL AS "suspended!", bounced_at, created_at"#,
+        caller.account_id,
+        caller.epoch,
         new_email,
         digest
     );
@@ -168,34 +201,81 @@ pub async fn change(
 
 /// Ends every session.
 #[instrument(name = "postgres accounts raise_epoch", level = "debug", skip_all)]
-pub async fn raise_epoch(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<Option<i32>> {
-    let raised = sqlx::query_scalar!("UPDATE accounts SET session_epoch = session_epoch + 1 WHERE id = $1 RETURNING session_epoch", id);
+pub async fn raise_epoch(connection: &mut PgConnection, id: Uuid, held: Option<i32>) -> sqlx::Result<Option<i32>> {
+    let raised = sqlx::query_scalar!(
+        r#"UPDATE accounts SET session_epoch = session_epoch + 1
+           WHERE id = $1 AND ($2::integer IS NULL OR session_epoch = $2 AND suspended_at IS NULL) RETURNING session_epoch"#,
+        id,
+        held
+    );
     raised.fetch_optional(connection).await
 }
 
-/// Sets another password. Links that were mailed before, and the address that was asked for, count no more: whoever asked
-/// for them knew the old one.
-#[instrument(name = "postgres accounts set_password", level = "debug", skip_all)]
-pub async fn set_password(connection: &mut PgConnection, id: Uuid, password_hash: &str) -> sqlx::Result<Option<i32>> {
-    sqlx::query!("DELETE FROM mailed_tokens WHERE account_id = $1", id).execute(&mut *connection).await?;
-    sqlx::query_scalar!(
-        r#"UPDATE accounts SET password_hash = $2, new_email = NULL, session_epoch = session_epoch + 1
-           WHERE id = $1 RETURNING session_epoch"#,
-        id,
-        password_hash
-    )
-    .fetch_optional(connection)
-    .await
+/// A new password's account.
+pub struct Renewed {
+    pub session_epoch: i32,
+    pub role: Role,
 }
 
-/// Suspends an account, or lets it in again.
+/// Sets another password. API tokens, links that were mailed before and the address that was asked for count no more: whoever
+/// asked for them knew the old one. But what undoes a change of address stays good. None for a suspended account.
+#[instrument(name = "postgres accounts set_password", level = "debug", skip_all)]
+pub async fn set_password(
+    connection: &mut PgConnection,
+    id: Uuid,
+    password_hash: &str,
+    held: Option<i32>,
+) -> sqlx::Result<Option<Renewed>> {
+    let renewed = sqlx::query_as!(
+        Renewed,
+        r#"UPDATE accounts SET password_hash = $2, new_email = NULL, session_epoch = session_epoch + 1
+           WHERE id = $1 AND suspended_at IS NULL AND ($3::integer IS NULL OR session_epoch = $3)
+           RETURNING session_epoch, role AS "role: Role""#,
+        id,
+        password_hash,
+        held
+    );
+    let renewed = renewed.fetch_optional(&mut *connection).await?;
+    if renewed.is_some() {
+        mailed_token::delete_all_but_undo(connection, id).await?;
+        api_token::delete_all(connection, id).await?;
+    }
+    Ok(renewed)
+}
+
+/// Puts an address back that was the account's, and takes the password from whoever knows it. None if the address has
+/// another account by now.
+#[instrument(name = "postgres accounts put_back", level = "debug", skip_all)]
+pub async fn put_back(connection: &mut PgConnection, id: Uuid, email: &str, unusable: &str) -> sqlx::Result<Option<i32>> {
+    let put_back = sqlx::query_scalar!(
+        r#"UPDATE accounts SET email = $2, new_email = NULL, verified_at = now(), password_hash = $3, session_epoch = session_epoch + 1
+           WHERE id = $1 AND NOT EXISTS (SELECT FROM accounts AS other WHERE lower(other.email) = lower($2) AND other.id <> $1)
+           RETURNING session_epoch"#,
+        id,
+        email,
+        unusable
+    );
+    let epoch = put_back.fetch_optional(&mut *connection).await?;
+    if epoch.is_some() {
+        mailed_token::delete_all(connection, id).await?;
+        api_token::delete_all(connection, id).await?;
+    }
+    Ok(epoch)
+}
+
+/// Suspends an account, or lets it in again. `admin` is the admin on whose word it is done, who must be one still.
 #[instrument(name = "postgres accounts suspend", level = "debug", skip_all)]
-pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool) -> sqlx::Result<Option<i32>> {
+pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool, admin: Option<&Caller>) -> sqlx::Result<Option<i32>> {
     sqlx::query_scalar!(
         r#"UPDATE accounts SET session_epoch = session_epoch + 1, suspended_at = CASE WHEN $2 THEN COALESCE(suspended_at, now()) END
-           WHERE id = $1 RETURNING session_epoch"#,
+           WHERE id = $1 AND ($3::uuid IS NULL OR EXISTS (
+               SELECT FROM accounts AS admin
+               WHERE admin.id = $3 AND admin.session_epoch = $4 AND admin.role = 'admin' AND admin.suspended_at IS NULL))
+           RETURNING session_epoch"#,
         id,
-        suspended
+        suspended,
+        admin.map(|admin| admin.account_id),
+        admin.map(|admin| admin.epoch)
     )
     .fetch_optional(connection)
     .await
@@ -203,19 +283,22 @@ pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool) -
 
 /// Deletes an account's row, and what refers to it. The sessions to end are those of any epoch.
 #[instrument(name = "postgres accounts delete", level = "debug", skip_all)]
-pub async fn delete(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<i32> {
-    sqlx::query!("DELETE FROM accounts WHERE id = $1", id).execute(connection).await?;
-    Ok(i32::MAX)
+pub async fn delete(connection: &mut PgConnection, id: Uuid, held: Option<i32>) -> sqlx::Result<Option<i32>> {
+    let deleted = sqlx::query!(
+        "DELETE FROM accounts WHERE id = $1 AND ($2::integer IS NULL OR session_epoch = $2 AND suspended_at IS NULL)",
+        id,
+        held
+    );
+    Ok((deleted.execute(connection).await?.rows_affected() == 1).then_some(i32::MAX))
 }
 
-/// Gives a role, and raises the epoch if that is a change; returns the account's id and its epoch.
+/// Gives a role, and raises the epoch if that is a change.
 #[instrument(name = "postgres accounts grant", level = "debug", skip_all)]
-pub async fn grant(connection: &mut PgConnection, email: &str, role: Role) -> sqlx::Result<Option<(Uuid, i32)>> {
-    let row = sqlx::query!(
-        r#"UPDATE accounts SET session_epoch = session_epoch + (role <> $2)::int, role = $2
-           WHERE lower(email) = lower($1) RETURNING id, session_epoch"#,
-        email,
+pub async fn grant(connection: &mut PgConnection, id: Uuid, role: Role) -> sqlx::Result<Option<i32>> {
+    let granted = sqlx::query_scalar!(
+        "UPDATE accounts SET session_epoch = session_epoch + (role <> $2)::int, role = $2 WHERE id = $1 RETURNING session_epoch",
+        id,
         role as Role
     );
-    Ok(row.fetch_optional(connection).await?.map(|row| (row.id, row.session_epoch)))
+    granted.fetch_optional(connection).await
 }

@@ -10,7 +10,7 @@ use super::my_sessions::end_before;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::auth::audit::{self, Action};
-use crate::http::{ClientAddress, Id, List, Page, Problem, Query, Result};
+use crate::http::{Id, List, Page, Problem, Query, Result};
 
 /// List all accounts, the oldest first
 #[utoipa::path(get, path = "/admin/accounts", tag = "Administration", params(Page), responses((status = 200, description = "A page of accounts", body = List<Account>)))]
@@ -25,7 +25,7 @@ pub async fn list_accounts(State(app): State<App>, uri: OriginalUri, Query(page)
 /// Its sessions end, its tokens stop, and it cannot log in until it is restored.
 #[utoipa::path(post, path = "/admin/accounts/{id}/suspend", tag = "Administration", params(("id" = Uuid, Path)),
     responses((status = 204, description = "It is suspended"), (status = 409, description = "own-account: It is the admin's own")))]
-pub async fn suspend_account(State(app): State<App>, caller: Caller, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
+pub async fn suspend_account(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode> {
     if id == caller.account_id {
         return Err(Problem::new(
             StatusCode::CONFLICT,
@@ -33,21 +33,24 @@ pub async fn suspend_account(State(app): State<App>, caller: Caller, address: Cl
             "You cannot suspend your own account; no one might be able to restore it.",
         ));
     }
-    set(&app, address, id, true).await
+    set(&app, &caller, id, true).await
 }
 
 /// Let a suspended account in again
 #[utoipa::path(post, path = "/admin/accounts/{id}/restore", tag = "Administration", params(("id" = Uuid, Path)),
     responses((status = 204, description = "It may log in again")))]
-pub async fn restore_account(State(app): State<App>, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
-    set(&app, address, id, false).await
+pub async fn restore_account(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode> {
+    set(&app, &caller, id, false).await
 }
 
-async fn set(app: &App, address: ClientAddress, id: Uuid, suspended: bool) -> Result<StatusCode> {
+async fn set(app: &App, caller: &Caller, id: Uuid, suspended: bool) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
-    let epoch = account::suspend(&mut transaction, id, suspended).await?.ok_or_else(Problem::not_found)?;
+    let Some(epoch) = account::suspend(&mut transaction, id, suspended, Some(caller)).await? else {
+        let there = account::find(&mut *transaction, id).await?.is_some();
+        return Err(if there { Problem::forbidden("insufficient-role", "this needs the role admin") } else { Problem::not_found() });
+    };
     let action = if suspended { Action::SUSPENDED } else { Action::RESTORED };
-    audit::record(&mut *transaction, action, Some(id), Some(address)).await?;
+    audit::record(&mut *transaction, action, Some(id), caller.by).await?;
     end_before(app, transaction, id, epoch).await?;
     Ok(StatusCode::NO_CONTENT)
 }

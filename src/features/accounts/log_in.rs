@@ -12,19 +12,19 @@ use uuid::Uuid;
 use super::account::{self, Account, Credentials};
 use super::mails::{Notice, SendNotice, SendVerification};
 use crate::app::App;
-use crate::auth::audit::{self, Action};
-use crate::auth::{Session, password};
-use crate::http::{ClientAddress, Json, Problem, Result, no_nul};
+use crate::auth::audit::{self, Action, Actor};
+use crate::auth::{By, Caller, Role, Session, password};
+use crate::http::{ClientAddress, Json, Problem, Result, mail_address, no_nul};
 use crate::jobs;
 
 #[derive(Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignUp {
-    #[garde(email, length(bytes, max = 254), custom(no_nul))]
+    #[garde(custom(mail_address))]
     #[schema(format = "email", max_length = 254, example = "ada@example.com")]
     email: String,
-    #[garde(custom(password::rule))]
-    #[schema(value_type = String, format = "password", min_length = 12, max_length = 256, example = "correct horse battery staple")]
+    #[garde(custom(password::length))]
+    #[schema(value_type = String, format = "password", min_length = 12, max_length = 256, example = "seven purple lanterns drift")]
     password: SecretString,
 }
 
@@ -33,16 +33,22 @@ pub struct SignUp {
 /// The answer tells nobody whether the address has an account already; a mail tells its owner.
 #[utoipa::path(post, path = "/accounts", tag = "Accounts", responses((status = 202, description = "A mail is on its way")))]
 pub async fn sign_up(State(app): State<App>, address: ClientAddress, Json(input): Json<SignUp>) -> Result<StatusCode> {
-    let password_hash = app.passwords.hash(input.password).await?;
+    let password_hash = app.passwords.hash_new(input.password, "password", &input.email).await?;
     let mut transaction = app.postgres.begin().await?;
     let id = Uuid::now_v7();
     let enqueued = if account::create(&mut transaction, id, &input.email, &password_hash).await? {
-        audit::record(&mut *transaction, Action::SIGN_UP, Some(id), Some(address)).await?;
+        audit::record(&mut *transaction, Action::SIGN_UP, Some(id), By::anyone(address)).await?;
         jobs::enqueue(&mut transaction, &SendVerification { account_id: id }).await?
     } else {
-        // Deleted in this very moment, perhaps; then there is nobody to tell.
-        let Some(there) = account::credentials(&mut *transaction, &input.email).await? else { return Ok(StatusCode::ACCEPTED) };
-        jobs::enqueue(&mut transaction, &SendNotice { account_id: there.id, notice: Notice::AccountExists }).await?
+        let there = account::find_by_email(&mut *transaction, &input.email).await?;
+        let there = there.ok_or_else(|| Problem::internal(anyhow::anyhow!("the account was deleted just now")))?;
+        let account_id = there.id;
+        // Who lost the first mail signs up again, and nothing but the check goes to an address that is not verified.
+        if there.verified {
+            jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::AccountExists }).await?
+        } else {
+            jobs::enqueue(&mut transaction, &SendVerification { account_id }).await?
+        }
     };
     transaction.commit().await?;
     enqueued.fire(&app.notifier);
@@ -56,7 +62,7 @@ pub struct LogIn {
     #[schema(pattern = r"^[^\x00]*$", example = "ada@example.com")]
     email: String,
     #[garde(skip)]
-    #[schema(value_type = String, format = "password", example = "correct horse battery staple")]
+    #[schema(value_type = String, format = "password", example = "seven purple lanterns drift")]
     password: SecretString,
 }
 
@@ -71,38 +77,66 @@ pub async fn log_in(State(app): State<App>, address: ClientAddress, headers: Hea
     let refused = || Problem::new(StatusCode::UNAUTHORIZED, "wrong-credentials", "no account has this address and this password");
     let found = account::credentials(&mut *app.postgres.acquire().await?, &input.email).await?;
     let hash = found.as_ref().map(|credentials| credentials.password_hash.clone());
-    let right = app.passwords.verify(input.password, hash).await?;
-    let Some(credentials) = found.as_ref().filter(|credentials| right && !credentials.suspended) else {
+    let compared = app.passwords.verify(&input.password, hash).await?;
+    let Some(credentials) = found.as_ref().filter(|credentials| compared.same && !credentials.suspended) else {
         let account_id = found.map(|credentials| credentials.id);
-        audit::record(&mut *app.postgres.acquire().await?, Action::LOG_IN_FAILED, account_id, Some(address)).await?;
+        audit::record(&mut *app.postgres.acquire().await?, Action::LOG_IN_FAILED, account_id, By::anyone(address)).await?;
         return Err(refused());
     };
-    let cookie = start_session(&app, credentials, credentials.session_epoch, &headers).await?.ok_or_else(refused)?;
+    if compared.outdated {
+        let hash = app.passwords.hash(&input.password).await?;
+        account::rehash(&mut *app.postgres.acquire().await?, credentials.id, &credentials.password_hash, &hash).await?;
+    }
+    let Credentials { id, role, session_epoch, .. } = *credentials;
+    let cookie = start_session(&app, id, role, session_epoch, &headers).await?.ok_or_else(refused)?;
     let mut connection = app.postgres.acquire().await?;
-    audit::record(&mut *connection, Action::LOG_IN, Some(credentials.id), Some(address)).await?;
-    tracing::Span::current().record("account_id", tracing::field::display(credentials.id));
-    let account = account::find(&mut *connection, credentials.id).await?.ok_or_else(refused)?;
+    audit::record(&mut *connection, Action::LOG_IN, Some(id), By { actor: Actor::Account(id), address: Some(address) }).await?;
+    tracing::Span::current().record("account_id", tracing::field::display(id));
+    let account = account::find(&mut *connection, id).await?.ok_or_else(refused)?;
     Ok(([(header::SET_COOKIE, cookie)], axum::Json(account)).into_response())
 }
 
-/// Starts a session of an epoch; none if the sessions of that epoch have been ended in the meantime.
-pub async fn start_session(app: &App, credentials: &Credentials, epoch: i32, headers: &HeaderMap) -> Result<Option<HeaderValue>> {
-    let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
-    let session = Session {
-        account_id: credentials.id,
-        epoch,
-        role: credentials.role,
-        created_at: (app.now)(),
-        user_agent: user_agent.map(|text| text.chars().take(200).collect()),
-        hash: String::new(),
-    };
+/// Starts a session of an epoch, which counts as confirmed; none if the sessions of that epoch have been ended in the
+/// meantime.
+pub async fn start_session(app: &App, account_id: Uuid, role: Role, epoch: i32, headers: &HeaderMap) -> Result<Option<HeaderValue>> {
+    let user_agent = headers.get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()).chars().take(200).collect());
+    let now = (app.now)();
+    let session = Session { account_id, epoch, role, created_at: now, confirmed_at: Some(now), user_agent, hash: String::new() };
     let (id, session) = app.sessions.start(session).await?;
     // Whoever ended the sessions in the meantime has not seen this one: it withdraws itself.
-    if account::session_epoch(&mut *app.postgres.acquire().await?, credentials.id).await? != Some(epoch) {
-        app.sessions.end(credentials.id, &session.hash).await?;
+    if account::session_epoch(&mut *app.postgres.acquire().await?, account_id).await? != Some(epoch) {
+        app.sessions.end(account_id, &session.hash).await?;
         return Ok(None);
     }
     app.sessions.cookie(&id).map(Some)
+}
+
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Confirmation {
+    #[garde(skip)]
+    #[schema(value_type = String, format = "password", example = "seven purple lanterns drift")]
+    password: SecretString,
+}
+
+/// Confirm my session
+///
+/// For ten minutes it may change the address, make tokens and delete the account. A log-in confirms too.
+#[utoipa::path(post, path = "/session/confirm", tag = "Session", responses(
+    (status = 204, description = "Confirmed"),
+    (status = 403, description = "wrong-password: It is not the account's password"),
+))]
+pub async fn confirm(State(app): State<App>, session: Session, caller: Caller, Json(input): Json<Confirmation>) -> Result<StatusCode> {
+    let found = account::credentials_of(&mut *app.postgres.acquire().await?, caller.account_id).await?;
+    let credentials = found.ok_or_else(Problem::unauthenticated)?;
+    let same = app.passwords.verify(&input.password, Some(credentials.password_hash)).await?.same;
+    let action = if same { Action::CONFIRMED } else { Action::CONFIRMATION_FAILED };
+    audit::record(&mut *app.postgres.acquire().await?, action, Some(caller.account_id), caller.by).await?;
+    if !same {
+        return Err(Problem::forbidden("wrong-password", "it is not the account's password"));
+    }
+    app.sessions.confirm(session).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Who am I

@@ -3,7 +3,9 @@
 pub mod account;
 mod administration;
 pub mod export;
+mod link_pages;
 mod log_in;
+mod mail_limit;
 mod mailed_token;
 pub mod mails;
 pub mod my_sessions;
@@ -22,31 +24,35 @@ use crate::auth::rules::{Rate, Rule, Who};
 use crate::jobs::Registry;
 
 pub const FEATURE: Feature =
-    Feature { name: "accounts", api, pages: recovery::pages, access: ACCESS, jobs, retention: RETENTION, ..Feature::EMPTY };
+    Feature { name: "accounts", api, pages: link_pages::pages, access: ACCESS, jobs, retention: RETENTION, ..Feature::EMPTY };
 
 const ACCESS: &[Rule] = &[
     // Signing up, in and out.
-    Rule::new(Method::POST, "/api/v1/accounts", Who::Anyone, Rate::Mail),
+    Rule::new(Method::POST, "/api/v1/accounts", Who::Anyone, Rate::LogIn),
     Rule::new(Method::POST, "/api/v1/session", Who::Anyone, Rate::LogIn),
     Rule::new(Method::GET, "/api/v1/session", Who::SignedIn, Rate::Requests),
     Rule::new(Method::DELETE, "/api/v1/session", Who::Anyone, Rate::Requests),
+    Rule::new(Method::POST, "/api/v1/session/confirm", Who::SignedIn, Rate::LogIn),
     // Mailed links. The token in the body shows who may.
-    Rule::new(Method::POST, "/api/v1/email-verifications", Who::SignedIn, Rate::Mail),
-    Rule::new(Method::POST, "/api/v1/email-verifications/redeem", Who::Anyone, Rate::Requests),
-    Rule::new(Method::POST, "/api/v1/password-resets", Who::Anyone, Rate::Mail),
-    Rule::new(Method::POST, "/api/v1/password-resets/redeem", Who::Anyone, Rate::Mail),
+    Rule::new(Method::POST, "/api/v1/email-verifications", Who::SignedIn, Rate::LogIn),
+    Rule::new(Method::POST, "/api/v1/email-verifications/redeem", Who::Anyone, Rate::LogIn),
+    Rule::new(Method::POST, "/api/v1/password-resets", Who::Anyone, Rate::LogIn),
+    Rule::new(Method::POST, "/api/v1/password-resets/redeem", Who::Anyone, Rate::LogIn),
+    Rule::new(Method::POST, "/api/v1/email-changes/undo", Who::Anyone, Rate::LogIn),
     Rule::new(Method::GET, "/verify", Who::Anyone, Rate::Requests),
-    Rule::new(Method::POST, "/verify", Who::Anyone, Rate::Requests),
+    Rule::new(Method::POST, "/verify", Who::Anyone, Rate::LogIn),
     Rule::new(Method::GET, "/reset", Who::Anyone, Rate::Requests),
-    Rule::new(Method::POST, "/reset", Who::Anyone, Rate::Mail),
+    Rule::new(Method::POST, "/reset", Who::Anyone, Rate::LogIn),
+    Rule::new(Method::GET, "/undo", Who::Anyone, Rate::Requests),
+    Rule::new(Method::POST, "/undo", Who::Anyone, Rate::LogIn),
     // My account.
-    Rule::new(Method::PATCH, "/api/v1/account", Who::SignedIn, Rate::Mail),
-    Rule::new(Method::DELETE, "/api/v1/account", Who::SignedIn, Rate::Requests),
+    Rule::new(Method::PATCH, "/api/v1/account", Who::Confirmed, Rate::LogIn),
+    Rule::new(Method::DELETE, "/api/v1/account", Who::Confirmed, Rate::Requests),
     Rule::new(Method::POST, "/api/v1/account/password", Who::SignedIn, Rate::LogIn),
     Rule::new(Method::GET, "/api/v1/account/sessions", Who::SignedIn, Rate::Requests),
     Rule::new(Method::DELETE, "/api/v1/account/sessions", Who::SignedIn, Rate::Requests),
     Rule::new(Method::DELETE, "/api/v1/account/sessions/{id}", Who::SignedIn, Rate::Requests),
-    Rule::new(Method::POST, "/api/v1/tokens", Who::SignedIn, Rate::Requests),
+    Rule::new(Method::POST, "/api/v1/tokens", Who::Confirmed, Rate::Requests),
     Rule::new(Method::GET, "/api/v1/tokens", Who::Scope("tokens:read"), Rate::Requests),
     Rule::new(Method::DELETE, "/api/v1/tokens/{id}", Who::Scope("tokens:write"), Rate::Requests),
     // Everybody's accounts.
@@ -58,16 +64,19 @@ const ACCESS: &[Rule] = &[
 const RETENTION: &[Retention] = &[
     // The column is the time at which they expire.
     Retention { what: "expired mailed tokens", age: Some(Duration::ZERO), floor: Duration::ZERO, purge: mailed_token::purge },
+    Retention { what: "mails counted", age: Some(mail_limit::COUNTED), floor: mail_limit::COUNTED, purge: mail_limit::purge },
 ];
 
 fn api() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(log_in::sign_up))
         .routes(routes!(log_in::log_in, log_in::who_am_i, log_in::log_out))
+        .routes(routes!(log_in::confirm))
         .routes(routes!(recovery::mail_again))
         .routes(routes!(recovery::redeem_verification))
         .routes(routes!(recovery::ask_for_reset))
         .routes(routes!(recovery::redeem_reset))
+        .routes(routes!(recovery::undo_change))
         .routes(routes!(settings::change_account, settings::delete_account))
         .routes(routes!(settings::change_password))
         .routes(routes!(my_sessions::list_sessions, my_sessions::end_sessions))
@@ -80,9 +89,5 @@ fn api() -> OpenApiRouter<App> {
 }
 
 fn jobs(registry: Registry) -> Registry {
-    registry
-        .with::<mails::SendVerification>()
-        .with::<mails::SendPasswordReset>()
-        .with::<mails::SendNotice>()
-        .with::<my_sessions::EndSessions>()
+    mails::jobs(registry).with::<my_sessions::EndSessions>()
 }

@@ -13,10 +13,11 @@ use uuid::Uuid;
 
 use super::account;
 use crate::app::App;
+use crate::auth::Caller;
 use crate::auth::audit::{self, Action};
 use crate::auth::session::{self, Session, Sessions};
-use crate::http::{ClientAddress, List, Page, Problem, Query, Result};
-use crate::jobs::{self, Job, JobContext, JobError};
+use crate::http::{List, Page, Problem, Query, Result};
+use crate::jobs::{self, Job, JobContext, JobError, Priority};
 use crate::resources::redis;
 
 #[derive(Serialize, ToSchema)]
@@ -55,11 +56,12 @@ pub async fn end_session(State(app): State<App>, session: Session, Path(id): Pat
 
 /// End all of my sessions, this one too
 #[utoipa::path(delete, path = "/account/sessions", tag = "Account", responses((status = 204, description = "They have ended")))]
-pub async fn end_sessions(State(app): State<App>, session: Session, address: ClientAddress) -> Result<Response> {
+pub async fn end_sessions(State(app): State<App>, caller: Caller) -> Result<Response> {
     let mut transaction = app.postgres.begin().await?;
-    let epoch = account::raise_epoch(&mut transaction, session.account_id).await?.ok_or_else(Problem::unauthenticated)?;
-    audit::record(&mut *transaction, Action::SESSIONS_ENDED, Some(session.account_id), Some(address)).await?;
-    end_before(&app, transaction, session.account_id, epoch).await?;
+    let epoch =
+        account::raise_epoch(&mut transaction, caller.account_id, Some(caller.epoch)).await?.ok_or_else(Problem::unauthenticated)?;
+    audit::record(&mut *transaction, Action::SESSIONS_ENDED, Some(caller.account_id), caller.by).await?;
+    end_before(&app, transaction, caller.account_id, epoch).await?;
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, app.sessions.no_cookie()?)]).into_response())
 }
 
@@ -84,6 +86,7 @@ pub struct EndSessions {
 
 impl Job for EndSessions {
     const KIND: &'static str = "end_sessions";
+    const PRIORITY: Priority = Priority::Awaited;
     // A dead job would leave sessions open, so it retries for as long as Redis is unavailable.
     const MAX_ATTEMPTS: i32 = 10_000;
 

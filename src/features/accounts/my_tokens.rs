@@ -8,12 +8,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::account;
+use super::mails::SecurityNotice;
+use super::settings::tell;
 use crate::app::App;
 use crate::auth::api_token::{self, Token};
 use crate::auth::audit::{self, Action};
-use crate::auth::{Caller, Session, rules, secret};
+use crate::auth::{Caller, rules, secret};
 use crate::http::extract::integer;
-use crate::http::{ClientAddress, Id, Json, List, Page, Problem, Query, Result, no_nul};
+use crate::http::{Id, Json, List, Page, Problem, Query, Result, no_nul};
 
 #[derive(Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -51,13 +54,9 @@ pub struct CreatedToken {
 #[utoipa::path(post, path = "/tokens", tag = "Tokens", responses(
     (status = 201, description = "The token, shown this once", body = CreatedToken),
     (status = 403, description = "email-not-verified: The account's address has not been verified"),
+    (status = 409, description = "too-many-tokens: The account has fifty tokens"),
 ))]
-pub async fn create_token(
-    State(app): State<App>,
-    session: Session,
-    address: ClientAddress,
-    Json(input): Json<NewToken>,
-) -> Result<Response> {
+pub async fn create_token(State(app): State<App>, caller: Caller, Json(input): Json<NewToken>) -> Result<Response> {
     let known = rules::scopes(app.features.iter().flat_map(|feature| feature.access));
     if let Some(unknown) = input.scopes.iter().find(|scope| !known.contains(scope.as_str())) {
         let known = known.into_iter().collect::<Vec<_>>().join(", ");
@@ -66,10 +65,22 @@ pub async fn create_token(
     let secret = format!("{}{}", api_token::PREFIX, secret::mint().map_err(Problem::internal)?);
     let mut transaction = app.postgres.begin().await?;
     let NewToken { name, scopes, expires_in_days } = input;
-    let token = api_token::create(&mut transaction, session.account_id, &secret, &name, &scopes, expires_in_days).await?;
-    let token = token.ok_or_else(Problem::not_verified)?;
-    audit::record(&mut *transaction, Action::TOKEN_CREATED, Some(session.account_id), Some(address)).await?;
+    let account = account::find(&mut *transaction, caller.account_id).await?.ok_or_else(Problem::unauthenticated)?;
+    if !account.verified {
+        return Err(Problem::not_verified());
+    }
+    let token = api_token::create(&mut transaction, &caller, &secret, &name, &scopes, expires_in_days).await?;
+    let Some(token) = token else {
+        let holds = account::session_epoch(&mut *transaction, caller.account_id).await? == Some(caller.epoch);
+        let full = Problem::new(StatusCode::CONFLICT, "too-many-tokens", "end one of your tokens first");
+        return Err(if holds { full } else { Problem::unauthenticated() });
+    };
+    let enqueued = tell(&mut transaction, &account, SecurityNotice::TokenCreated).await?;
+    audit::record(&mut *transaction, Action::TOKEN_CREATED, Some(caller.account_id), caller.by).await?;
     transaction.commit().await?;
+    if let Some(enqueued) = enqueued {
+        enqueued.fire(&app.notifier);
+    }
     Ok((StatusCode::CREATED, axum::Json(CreatedToken { secret, token })).into_response())
 }
 
@@ -83,12 +94,12 @@ pub async fn list_tokens(State(app): State<App>, caller: Caller, uri: OriginalUr
 
 /// End a token
 #[utoipa::path(delete, path = "/tokens/{id}", tag = "Tokens", params(("id" = Uuid, Path)), responses((status = 204, description = "It has ended")))]
-pub async fn delete_token(State(app): State<App>, caller: Caller, address: ClientAddress, Id(id): Id) -> Result<StatusCode> {
+pub async fn delete_token(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
-    if !api_token::delete(&mut *transaction, caller.account_id, id).await? {
+    if !api_token::delete(&mut *transaction, &caller, id).await? {
         return Err(Problem::not_found());
     }
-    audit::record(&mut *transaction, Action::TOKEN_DELETED, Some(caller.account_id), Some(address)).await?;
+    audit::record(&mut *transaction, Action::TOKEN_DELETED, Some(caller.account_id), caller.by).await?;
     transaction.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

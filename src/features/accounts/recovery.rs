@@ -1,40 +1,48 @@
-//! What a mailed link does: shows that an address is one's own, or sets another password. As operations of the API, and
-//! as pages for the person who opened the link.
+//! What a mailed link does: shows that an address is one's own, sets another password, or undoes a change of address.
+//! `link_pages` shows these to the person who opened the link.
 
-use askama::Template;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::get;
-use axum::{Form, Router};
 use garde::Validate;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::account;
-use super::mailed_token::{self, Purpose};
+use super::mail_limit;
+use super::mailed_token::{self, Good, Purpose};
 use super::mails::{Notice, SendNotice, SendPasswordReset, SendVerification};
 use super::my_sessions::end_before;
 use crate::app::App;
 use crate::auth::audit::{self, Action};
-use crate::auth::{Session, password};
-use crate::http::{ClientAddress, Json, Problem, Result, html, no_nul};
+use crate::auth::{By, Caller, password};
+use crate::http::{ClientAddress, Json, Problem, Result, no_nul};
 use crate::jobs;
 
-const USED: &str = "the link is unknown, was used already, or is too old";
-
 fn invalid_token() -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-token", USED)
+    let detail = "the link is unknown, was used already, or is too old";
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-token", detail)
+}
+
+/// A token that is good, looked up before anything is hashed.
+async fn look_up(app: &App, purpose: Purpose, token: &SecretString) -> Result<Good> {
+    let found = mailed_token::look_up(&mut *app.postgres.acquire().await?, purpose, token).await?;
+    found.ok_or_else(invalid_token)
 }
 
 /// Mail the verification once more
 #[utoipa::path(post, path = "/email-verifications", tag = "Accounts",
     responses((status = 202, description = "A mail is on its way, if there is anything to verify")))]
-pub async fn mail_again(State(app): State<App>, session: Session) -> Result<StatusCode> {
+pub async fn mail_again(State(app): State<App>, caller: Caller) -> Result<StatusCode> {
     let mut connection = app.postgres.acquire().await?;
-    let enqueued = jobs::enqueue(&mut connection, &SendVerification { account_id: session.account_id }).await;
+    let account = account::find(&mut *connection, caller.account_id).await?.ok_or_else(Problem::unauthenticated)?;
+    let address = account.new_email.unwrap_or(account.email);
+    if mail_limit::is_reached(&mut *connection, &address).await? {
+        let detail = "this address has got three mails in the last hour; look there, or try again later";
+        return Err(Problem::too_many(detail, 600));
+    }
+    let enqueued = jobs::enqueue(&mut connection, &SendVerification { account_id: account.id }).await;
     enqueued?.fire(&app.notifier);
     Ok(StatusCode::ACCEPTED)
 }
@@ -45,7 +53,11 @@ pub struct Verification {
     /// From the mailed link.
     #[garde(skip)]
     #[schema(value_type = String)]
-    token: SecretString,
+    pub token: SecretString,
+    /// The account's own, which a stranger who signed up with this address has another of.
+    #[garde(skip)]
+    #[schema(value_type = String, format = "password")]
+    pub password: SecretString,
 }
 
 /// Show that an address is mine
@@ -53,16 +65,24 @@ pub struct Verification {
 /// A new address takes the place of the one before with this.
 #[utoipa::path(post, path = "/email-verifications/redeem", tag = "Accounts", responses(
     (status = 204, description = "The address is verified"),
+    (status = 403, description = "wrong-password: It is not the account's password. The link stays good"),
     (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
 ))]
 pub async fn redeem_verification(State(app): State<App>, address: ClientAddress, Json(input): Json<Verification>) -> Result<StatusCode> {
+    let Good { account_id, .. } = look_up(&app, Purpose::Verify, &input.token).await?;
+    let found = account::credentials_of(&mut *app.postgres.acquire().await?, account_id).await?;
+    let credentials = found.ok_or_else(invalid_token)?;
+    if !app.passwords.verify(&input.password, Some(credentials.password_hash)).await?.same {
+        audit::record(&mut *app.postgres.acquire().await?, Action::CONFIRMATION_FAILED, Some(account_id), By::anyone(address)).await?;
+        return Err(Problem::forbidden("wrong-password", "it is not the account's password"));
+    }
     let mut transaction = app.postgres.begin().await?;
     let found = mailed_token::redeem(&mut transaction, Purpose::Verify, &input.token).await?;
-    let (account_id, email) = found.ok_or_else(invalid_token)?;
-    if !account::verify(&mut transaction, account_id, &email).await? {
+    let Good { account_id, email } = found.ok_or_else(invalid_token)?;
+    if !account::verify(&mut transaction, account_id, &email, Some(credentials.session_epoch)).await? {
         return Err(invalid_token());
     }
-    audit::record(&mut *transaction, Action::ADDRESS_VERIFIED, Some(account_id), Some(address)).await?;
+    audit::record(&mut *transaction, Action::ADDRESS_VERIFIED, Some(account_id), By::anyone(address)).await?;
     transaction.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -95,10 +115,10 @@ pub struct Reset {
     /// From the mailed link.
     #[garde(skip)]
     #[schema(value_type = String)]
-    token: SecretString,
-    #[garde(custom(password::rule))]
+    pub token: SecretString,
+    #[garde(custom(password::length))]
     #[schema(value_type = String, format = "password", min_length = 12, max_length = 256)]
-    password: SecretString,
+    pub password: SecretString,
 }
 
 /// Set another password
@@ -109,93 +129,45 @@ pub struct Reset {
     (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
 ))]
 pub async fn redeem_reset(State(app): State<App>, address: ClientAddress, Json(input): Json<Reset>) -> Result<StatusCode> {
-    let password_hash = app.passwords.hash(input.password).await?;
+    let Good { email, .. } = look_up(&app, Purpose::Reset, &input.token).await?;
+    let password_hash = app.passwords.hash_new(input.password, "password", &email).await?;
     let mut transaction = app.postgres.begin().await?;
     let found = mailed_token::redeem(&mut transaction, Purpose::Reset, &input.token).await?;
-    let (account_id, email) = found.ok_or_else(invalid_token)?;
+    let Good { account_id, email } = found.ok_or_else(invalid_token)?;
     // Who has the token has the mailbox.
-    account::verify(&mut transaction, account_id, &email).await?;
-    let epoch = account::set_password(&mut transaction, account_id, &password_hash).await?.ok_or_else(invalid_token)?;
-    // Nor does what somebody else may have made with the old password stay.
-    sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1", account_id).execute(&mut *transaction).await?;
-    audit::record(&mut *transaction, Action::PASSWORD_RESET, Some(account_id), Some(address)).await?;
+    account::verify(&mut transaction, account_id, &email, None).await?;
+    let renewed = account::set_password(&mut transaction, account_id, &password_hash, None).await?.ok_or_else(invalid_token)?;
+    audit::record(&mut *transaction, Action::PASSWORD_RESET, Some(account_id), By::anyone(address)).await?;
     let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
-    end_before(&app, transaction, account_id, epoch).await?;
+    end_before(&app, transaction, account_id, renewed.session_epoch).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub fn pages() -> Router<App> {
-    let verify = get(|RawQuery(query): RawQuery| async { open(VERIFY, query) }).post(verify);
-    let reset = get(|RawQuery(query): RawQuery| async { open(RESET, query) }).post(reset);
-    Router::new().route("/verify", verify).route("/reset", reset)
+#[derive(Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Undo {
+    /// From the mailed link.
+    #[garde(skip)]
+    #[schema(value_type = String)]
+    pub token: SecretString,
 }
 
-/// A page that a mailed link opens. Opening it changes nothing, because mail scanners open links too; its button does.
-#[derive(Template, Clone, Copy)]
-#[template(path = "link.html")]
-struct LinkPage<'a> {
-    path: &'a str,
-    title: &'a str,
-    text: &'a str,
-    done: &'a str,
-    button: &'a str,
-    /// Whether it asks for a password.
-    password: bool,
-    /// Without one there is no button.
-    token: Option<&'a str>,
-}
-
-const VERIFY: LinkPage<'_> = LinkPage {
-    path: "/verify",
-    title: "Your address",
-    text: "Is this address yours?",
-    done: "Thank you, the address is verified.",
-    button: "Yes, it is mine",
-    password: false,
-    token: None,
-};
-
-const RESET: LinkPage<'_> = LinkPage {
-    path: "/reset",
-    title: "Your password",
-    text: "Choose another password, of 12 characters or more.",
-    done: "Thank you, log in with the new password.",
-    button: "Set it",
-    password: true,
-    token: None,
-};
-
-fn open(link: LinkPage<'_>, query: Option<String>) -> Result<Response> {
-    let query = query.unwrap_or_default();
-    let token = url::form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == "token").then_some(value));
-    match token {
-        Some(token) => html::page(StatusCode::OK, &LinkPage { token: Some(&token), ..link }),
-        None if query == "done" => html::page(StatusCode::OK, &LinkPage { text: link.done, ..link }),
-        None => html::page(StatusCode::NOT_FOUND, &LinkPage { text: "This link is not complete.", ..link }),
-    }
-}
-
-/// The button's POST; then another address, so that a reload does not post again.
-async fn verify(app: State<App>, address: ClientAddress, Form(input): Form<Verification>) -> Result<Response> {
-    answer(VERIFY, redeem_verification(app, address, Json(input)).await)
-}
-
-async fn reset(app: State<App>, address: ClientAddress, Form(input): Form<Reset>) -> Result<Response> {
-    if input.validate().is_err() {
-        let text = "That password is too short, too long, or among the most common. Choose another.";
-        return html::page(StatusCode::UNPROCESSABLE_ENTITY, &LinkPage { text, token: Some(input.token.expose_secret()), ..RESET });
-    }
-    answer(RESET, redeem_reset(app, address, Json(input)).await)
-}
-
-/// The page for what the operation answers to programs.
-fn answer(link: LinkPage<'_>, result: Result<StatusCode>) -> Result<Response> {
-    match result {
-        Ok(_) => Ok(Redirect::to(&format!("{}?done", link.path)).into_response()),
-        Err(problem) if problem.status == StatusCode::UNPROCESSABLE_ENTITY => {
-            let text = "This link was used already, or is too old. Ask for another.";
-            html::page(problem.status, &LinkPage { text, ..link })
-        }
-        Err(problem) => Err(problem),
-    }
+/// Undo a change of my address
+///
+/// The address of before is the account's again. Every session and token ends, and so does the password: a link to set
+/// another is mailed.
+#[utoipa::path(post, path = "/email-changes/undo", tag = "Accounts", responses(
+    (status = 204, description = "The address is back, and a mail is on its way"),
+    (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
+))]
+pub async fn undo_change(State(app): State<App>, address: ClientAddress, Json(input): Json<Undo>) -> Result<StatusCode> {
+    let unusable = app.passwords.unusable().map_err(Problem::internal)?;
+    let mut transaction = app.postgres.begin().await?;
+    let found = mailed_token::redeem(&mut transaction, Purpose::Undo, &input.token).await?;
+    let Good { account_id, email } = found.ok_or_else(invalid_token)?;
+    let epoch = account::put_back(&mut transaction, account_id, &email, &unusable).await?.ok_or_else(invalid_token)?;
+    audit::record(&mut *transaction, Action::ADDRESS_CHANGE_UNDONE, Some(account_id), By::anyone(address)).await?;
+    let _ = jobs::enqueue(&mut transaction, &SendPasswordReset { account_id }).await?;
+    end_before(&app, transaction, account_id, epoch).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

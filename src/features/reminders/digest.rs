@@ -6,7 +6,8 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::jobs::{self, Job, JobContext, JobError};
+use crate::features::accounts::mails::deliver;
+use crate::jobs::{self, Job, JobContext, JobError, Priority};
 use crate::resources::postgres;
 use crate::resources::smtp::Mail;
 
@@ -71,6 +72,7 @@ pub struct SendDigest {
 
 impl Job for SendDigest {
     const KIND: &'static str = "send_digest";
+    const PRIORITY: Priority = Priority::Bulk;
 
     fn unique_key(&self) -> Option<String> {
         Some(format!("{}:{}", self.account_id, self.day))
@@ -102,7 +104,7 @@ impl Job for SendDigest {
             subject: format!("Due on {}", self.day),
             text,
         };
-        Ok(context.mailer.send(mail).await?)
+        deliver(context, self.account_id, mail).await
     }
 }
 

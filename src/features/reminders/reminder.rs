@@ -30,7 +30,10 @@ impl Reminder {
     }
 }
 
-/// Makes a reminder for an account whose address is verified; none for another.
+/// How many reminders of an account may wait. What people can make without an end fills the database.
+const WAITING: i64 = 1000;
+
+/// Makes a reminder for an account whose address is verified and that has not too many; none for another.
 #[instrument(name = "postgres reminders create", level = "debug", skip_all)]
 pub async fn create(
     connection: &mut PgConnection,
@@ -43,11 +46,13 @@ pub async fn create(
         Reminder,
         r#"INSERT INTO reminders (id, account_id, message, due_at)
            SELECT $1, id, $3, $4 FROM accounts WHERE id = $2 AND verified_at IS NOT NULL
+               AND (SELECT count(*) FROM (SELECT FROM reminders WHERE account_id = $2 AND sent_at IS NULL LIMIT $5) AS waiting) < $5
            RETURNING id, message, due_at, version, sent_at, created_at"#,
         id,
         account_id,
         message,
-        due_at as _
+        due_at as _,
+        WAITING
     );
     created.fetch_optional(connection).await
 }

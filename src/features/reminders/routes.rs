@@ -16,7 +16,8 @@ use super::reminder::{self, Reminder};
 use super::send::SendReminder;
 use crate::app::App;
 use crate::auth::Caller;
-use crate::http::idempotency::IdempotencyKey;
+use crate::features::accounts::account;
+use crate::http::idempotency::{Answer, IdempotencyKey};
 use crate::http::{Id, Json, List, Page, Problem, Query, Result, no_nul, not_null};
 use crate::jobs::{self, Enqueued};
 
@@ -48,7 +49,7 @@ const CREATE: &str = "POST /reminders";
         min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
     responses(
         (status = 201, description = "It will be mailed when it is due", body = Reminder, headers(("Location" = String), ("ETag" = String))),
-        (status = 403, description = "email-not-verified: The account's address has not been verified"),
+        (status = 403, description = "email-not-verified: The account's address has not been verified\nquota-reached: A thousand reminders wait"),
         (status = 409, description = "idempotency-key-in-use: A request with this Idempotency-Key is still running"),
         (status = 422, description = "idempotency-key-reused: This Idempotency-Key came with another body before"),
     ))]
@@ -56,7 +57,7 @@ async fn create_reminder(State(app): State<App>, caller: Caller, key: Idempotenc
     let mut transaction = app.postgres.begin().await?;
     let made = create_once(&app, &mut transaction, caller.account_id, key, &input).await;
     // Ended before the answer leaves, whatever it is: who has heard it may use the key again at once.
-    let (reminder, enqueued) = match made {
+    let (answer, enqueued) = match made {
         Ok(made) => transaction.commit().await.map(|()| made)?,
         Err(problem) => {
             transaction.rollback().await?;
@@ -66,31 +67,31 @@ async fn create_reminder(State(app): State<App>, caller: Caller, key: Idempotenc
     if let Some(enqueued) = enqueued {
         enqueued.fire(&app.notifier);
     }
-    created(reminder)
+    Ok(answer.into_response())
 }
 
-/// The reminder and its job, which commit together or not at all; or what was created with the key before.
+/// The reminder and its job, which commit together or not at all; or what was answered with the key before.
 async fn create_once(
     app: &App,
     transaction: &mut PgConnection,
     account_id: Uuid,
     mut key: IdempotencyKey,
     input: &NewReminder,
-) -> Result<(Reminder, Option<Enqueued>)> {
+) -> Result<(Answer, Option<Enqueued>)> {
     if let Some(earlier) = key.earlier(transaction, account_id, CREATE, input).await? {
         return Ok((earlier, None));
     }
     in_future(app, input.due_at)?;
-    let made = reminder::create(transaction, Uuid::now_v7(), account_id, &input.message, input.due_at.into()).await?;
-    let reminder = made.ok_or_else(Problem::not_verified)?;
+    let Some(reminder) = reminder::create(transaction, Uuid::now_v7(), account_id, &input.message, input.due_at.into()).await? else {
+        let verified = account::find(transaction, account_id).await?.is_some_and(|account| account.verified);
+        let full = Problem::forbidden("quota-reached", "a thousand of your reminders wait already");
+        return Err(if verified { full } else { Problem::not_verified() });
+    };
     let enqueued = enqueue(transaction, &reminder).await?;
-    key.save(transaction, account_id, CREATE, &reminder).await?;
-    Ok((reminder, Some(enqueued)))
-}
-
-fn created(reminder: Reminder) -> Result<Response> {
     let location = format!("/api/v1/reminders/{}", reminder.id);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], tagged(reminder)?).into_response())
+    let answer = Answer::of((StatusCode::CREATED, [(header::LOCATION, location)], tagged(reminder)?).into_response()).await?;
+    key.save(transaction, account_id, CREATE, &answer).await?;
+    Ok((answer, Some(enqueued)))
 }
 
 /// A reminder with its `ETag`.

@@ -1,10 +1,16 @@
 //! Mails a reminder when it is due.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::features::accounts::mails::deliver;
 use crate::jobs::{Job, JobContext, JobError};
 use crate::resources::smtp::Mail;
+
+/// How long the reminder of a suspended account waits before it is looked at again.
+const SUSPENDED: Duration = Duration::from_mins(15);
 
 /// Carries the version: a reminder that was changed since has another job.
 #[derive(Debug, Serialize, Deserialize)]
@@ -22,20 +28,25 @@ impl Job for SendReminder {
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let due = sqlx::query!(
-            r#"SELECT message, email FROM reminders JOIN accounts ON accounts.id = account_id
-               WHERE reminders.id = $1 AND version = $2 AND sent_at IS NULL AND verified_at IS NOT NULL AND suspended_at IS NULL"#,
+            r#"SELECT account_id, message, email, suspended_at IS NOT NULL AS "suspended!"
+               FROM reminders JOIN accounts ON accounts.id = account_id
+               WHERE reminders.id = $1 AND version = $2 AND sent_at IS NULL AND verified_at IS NOT NULL"#,
             self.id,
             self.version
         );
         // Changed, deleted or sent already.
         let Some(due) = due.fetch_optional(&mut *context.postgres.acquire().await?).await? else { return Ok(()) };
+        // It is not lost: the account may be restored.
+        if due.suspended {
+            return Err(JobError::Later(SUSPENDED));
+        }
         let mail = Mail {
             id: format!("reminder-{}-{}", self.id, self.version),
             to: due.email,
             subject: "A reminder".to_owned(),
             text: due.message,
         };
-        context.mailer.send(mail).await?;
+        deliver(context, due.account_id, mail).await?;
 
         let mut transaction = context.postgres.begin().await?;
         sqlx::query!("UPDATE reminders SET sent_at = now() WHERE id = $1 AND version = $2", self.id, self.version)

@@ -16,16 +16,18 @@ use crate::app::{App, Parts};
 use crate::auth::audit::{self, Action};
 use crate::auth::password::Passwords;
 use crate::auth::session::Sessions;
-use crate::auth::{Role, secret};
+use crate::auth::{By, Role, secret};
 use crate::config;
 use crate::features::FEATURES;
 use crate::features::accounts::account::{self, Account};
 use crate::features::accounts::export::export as export_of;
+use crate::features::accounts::mails::SendInvitation;
 use crate::features::accounts::my_sessions::{self, end_before};
 use crate::features::accounts::settings;
 use crate::http::Problem;
-use crate::jobs::Notifier;
+use crate::jobs::{self, Notifier};
 use crate::resources::redis::Redis;
+use crate::resources::smtp;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -39,8 +41,12 @@ pub enum Command {
     },
     /// Show one account, by its address or its id
     Show { account: String },
-    /// Make an account whose address counts as verified, and print its password, this once
-    Create { email: String },
+    /// Make an account, and mail a link to set its password, which is good for three days
+    Invite {
+        email: String,
+        #[arg(long, default_value = "user")]
+        role: Role,
+    },
     /// Give an account a role; its sessions end
     Grant { account: String, role: Role },
     /// Keep an account out: its sessions end, its tokens stop, it cannot log in
@@ -78,22 +84,18 @@ pub async fn run(task: &Task, command: Command) -> Result<()> {
             task.rows(&["id", "email", "role", "verified", "suspended", "created_at"], &rows);
         }
         Command::Show { account } => {
-            let columns = ["id", "email", "new_email", "role", "verified", "digest", "suspended", "created_at"];
+            let columns = ["id", "email", "new_email", "role", "verified", "digest", "suspended", "bounced_at", "created_at"];
             task.rows(&columns, &[json!(find(pool, &account).await?)]);
         }
-        Command::Create { email } => {
-            let password = create(&app, &email).await?;
-            let password = password.with_context(|| format!("the address {email} has an account already"))?;
-            task.rows(&["email", "password"], &[json!({ "email": email, "password": password })]);
-        }
+        Command::Invite { email, role } => invite(&app, &email, role).await?,
         Command::Grant { account, role } => {
             let (found, mut change) = (find(pool, &account).await?, pool.begin().await?);
-            let granted = account::grant(&mut change, &found.email, role).await?;
-            finish(&app, change, found.id, granted.map(|(_, epoch)| epoch), Action::ROLE_CHANGED).await?;
+            let epoch = account::grant(&mut change, found.id, role).await?;
+            finish(&app, change, found.id, epoch, Action::ROLE_CHANGED).await?;
         }
         Command::Suspend { account, restore } => {
             let (found, mut change) = (find(pool, &account).await?, pool.begin().await?);
-            let epoch = account::suspend(&mut change, found.id, !restore).await?;
+            let epoch = account::suspend(&mut change, found.id, !restore, None).await?;
             finish(&app, change, found.id, epoch, if restore { Action::RESTORED } else { Action::SUSPENDED }).await?;
         }
         Command::Delete { account, yes } => {
@@ -107,8 +109,8 @@ pub async fn run(task: &Task, command: Command) -> Result<()> {
                 anyhow::ensure!(answer.trim() == "yes", "nothing was changed");
             }
             let mut change = pool.begin().await?;
-            let epoch = settings::delete(&app, &mut change, found.id).await?;
-            finish(&app, change, found.id, Some(epoch), Action::ACCOUNT_DELETED).await?;
+            let epoch = settings::delete(&app, &mut change, found.id, None).await?;
+            finish(&app, change, found.id, epoch, Action::ACCOUNT_DELETED).await?;
         }
     }
     Ok(())
@@ -124,13 +126,13 @@ pub async fn sessions(task: &Task, command: SessionCommand) -> Result<()> {
         }
         SessionCommand::End { account, session: None } => {
             let (found, mut change) = (find(&app.postgres, &account).await?, app.postgres.begin().await?);
-            let epoch = account::raise_epoch(&mut change, found.id).await?;
+            let epoch = account::raise_epoch(&mut change, found.id, None).await?;
             finish(&app, change, found.id, epoch, Action::SESSIONS_ENDED).await?;
         }
         SessionCommand::End { account, session: Some(session) } => {
             let id = find(&app.postgres, &account).await?.id;
             anyhow::ensure!(app.sessions.end(id, &session).await?, "the account has no such session");
-            audit::record(&*app.postgres, Action::SESSIONS_ENDED, Some(id), None).await?;
+            audit::record(&*app.postgres, Action::SESSIONS_ENDED, Some(id), By::OPERATOR).await?;
             say(format_args!("account {id}: that session has ended"));
         }
     }
@@ -141,7 +143,7 @@ pub async fn sessions(task: &Task, command: SessionCommand) -> Result<()> {
 pub async fn export(task: &Task, account: &str) -> Result<()> {
     let app = attach(task)?;
     let account = find(&app.postgres, account).await?;
-    audit::record(&*app.postgres, Action::DATA_EXPORTED, Some(account.id), None).await?;
+    audit::record(&*app.postgres, Action::DATA_EXPORTED, Some(account.id), By::OPERATOR).await?;
     say(serde_json::to_string_pretty(&export_of(&app, account).await?)?);
     Ok(())
 }
@@ -160,17 +162,32 @@ pub async fn seed(task: &Task) -> Result<()> {
 
 /// Makes a verified account with a random password, and gives that; none if the address has an account.
 async fn create(app: &App, email: &str) -> Result<Option<String>> {
-    anyhow::ensure!(email.len() <= 254 && email.parse::<lettre::Address>().is_ok(), "{email} is no mail address");
     let (id, password) = (Uuid::now_v7(), secret::mint()?);
-    let hash = app.passwords.hash(SecretString::from(password.clone())).await.map_err(cause)?;
+    let hash = app.passwords.hash(&SecretString::from(password.clone())).await.map_err(cause)?;
     let mut change = app.postgres.begin().await.context("cannot reach Postgres")?;
     if !account::create(&mut change, id, email, &hash).await? {
         return Ok(None);
     }
-    account::verify(&mut change, id, email).await?;
-    audit::record(&mut *change, Action::ACCOUNT_CREATED, Some(id), None).await?;
+    account::verify(&mut change, id, email, None).await?;
+    audit::record(&mut *change, Action::ACCOUNT_CREATED, Some(id), By::OPERATOR).await?;
     change.commit().await?;
     Ok(Some(password))
+}
+
+/// Makes an account that nobody can log in to, and enqueues the mail with the link that changes that. Who was invited and
+/// did not come is invited once more.
+async fn invite(app: &App, email: &str, role: Role) -> Result<()> {
+    anyhow::ensure!(smtp::is_address(email), "{email} is no mail address");
+    let mut change = app.postgres.begin().await.context("cannot reach Postgres")?;
+    account::create(&mut change, Uuid::now_v7(), email, &app.passwords.unusable()?).await?;
+    let account = account::find_by_email(&mut *change, email).await?.context("the account was deleted just now")?;
+    anyhow::ensure!(!account.verified, "the address {email} has an account already");
+    account::grant(&mut change, account.id, role).await?;
+    let _ = jobs::enqueue(&mut change, &SendInvitation { account_id: account.id }).await?;
+    audit::record(&mut *change, Action::ACCOUNT_INVITED, Some(account.id), By::OPERATOR).await?;
+    change.commit().await?;
+    say(format_args!("account {}: invited. The link is mailed to {email}", account.id));
+    Ok(())
 }
 
 async fn find(pool: &PgPool, name: &str) -> Result<Account> {
@@ -180,7 +197,7 @@ async fn find(pool: &PgPool, name: &str) -> Result<Account> {
 /// Commits a change, with its line in the trail, and ends the sessions from before its epoch as `web` does.
 async fn finish(app: &App, mut change: Transaction<'_, Postgres>, id: Uuid, epoch: Option<i32>, action: Action) -> Result<()> {
     let epoch = epoch.context("the account was deleted just now")?;
-    audit::record(&mut *change, action, Some(id), None).await?;
+    audit::record(&mut *change, action, Some(id), By::OPERATOR).await?;
     end_before(app, change, id, epoch).await.map_err(cause)?;
     say(format_args!("account {id}: {}. Its earlier sessions end", action.0.replace('_', " ")));
     Ok(())
@@ -191,9 +208,9 @@ fn attach(task: &Task) -> Result<App> {
     #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
     let now = Timestamp::now;
     let sessions = Sessions::new(Redis::attach(&redis)?, &http, &site.public_url, now);
-    let (postgres, passwords) = (super::attach(&database)?, Passwords::new()?);
+    let (postgres, passwords) = (super::attach(&database)?, Passwords::new(1, &site.public_url)?);
     // Nobody wakes the workers, which find a job at their next poll.
-    Ok(Parts { postgres, sessions, passwords, notifier: Notifier::default(), features: FEATURES, now }.into())
+    Ok(Parts { postgres, sessions, passwords, notifier: Notifier::default(), features: FEATURES, site: site.public_url, now }.into())
 }
 
 /// What was wrong inside: an operator may know.

@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Column, ConnectOptions, Connection, Executor, PgConnec
 
 use super::Task;
 use super::output::{note, say};
+use crate::auth::By;
 use crate::auth::audit::{self, Action};
 
 /// How many rows of a result are shown.
@@ -19,7 +20,7 @@ const LIMIT: usize = 1000;
 pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
     let pool = task.postgres()?;
     if write {
-        audit::record(&*pool, Action::CONSOLE_OPENED, None, None).await?;
+        audit::record(&*pool, Action::CONSOLE_OPENED, None, By::OPERATOR).await?;
     }
     // Whatever is typed stays out of the log.
     let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;

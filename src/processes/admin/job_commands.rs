@@ -8,6 +8,7 @@ use sqlx::{PgConnection, PgPool};
 
 use super::Task;
 use super::output::say;
+use crate::auth::By;
 use crate::auth::audit::{self, Action};
 use crate::jobs::Enqueued;
 use crate::processes::{clock, worker};
@@ -82,7 +83,7 @@ pub async fn run(task: &Task, command: Command) -> Result<bool> {
             let mut change = pool.begin().await?;
             match worker::registry().enqueue(&mut change, &kind, payload).await? {
                 // A worker finds it at its next poll.
-                Enqueued::New(_) => audit::record(&mut *change, Action::JOB_ENQUEUED, None, None).await?,
+                Enqueued::New(_) => audit::record(&mut *change, Action::JOB_ENQUEUED, None, By::OPERATOR).await?,
                 Enqueued::Duplicate => anyhow::bail!("not enqueued: a job with its unique key waits or runs already"),
             }
             change.commit().await?;
@@ -139,5 +140,5 @@ async fn one(change: &mut PgConnection, id: i64, action: Action) -> Result<()> {
         }
         result => anyhow::ensure!(result?.rows_affected() == 1, "{unless}"),
     }
-    Ok(audit::record(change, action, None, None).await?)
+    Ok(audit::record(change, action, None, By::OPERATOR).await?)
 }

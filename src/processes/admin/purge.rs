@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Task;
 use super::output::say;
+use crate::auth::By;
 use crate::auth::audit::{self, Action};
 use crate::config::Setting;
 use crate::processes::retention;
@@ -28,7 +29,7 @@ pub async fn run(task: &Task, Arguments { before, dry_run }: Arguments) -> anyho
     let mut connection = task.postgres()?.acquire().await?;
     if !dry_run {
         // First, so that a run that is stopped is in the trail too.
-        audit::record(&mut *connection, Action::DATA_PURGED, None, None).await?;
+        audit::record(&mut *connection, Action::DATA_PURGED, None, By::OPERATOR).await?;
     }
     let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} {msg}")?;
     for line in retention::all() {

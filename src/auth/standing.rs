@@ -1,0 +1,83 @@
+//! How an account stands: whether its sessions still hold, and what it may do.
+//!
+//! Ending a session deletes it in Redis, but a deletion may be late or lost. So a process asks Postgres too, when what it
+//! knows of an account is older than five seconds.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::instrument;
+use uuid::Uuid;
+
+use super::rules::Role;
+use crate::http::Result;
+use crate::resources::postgres::Pool;
+
+/// How long a process goes by what it knows: so long an ended session may still be let in.
+const KNOWN: Duration = Duration::from_secs(5);
+
+/// How many accounts a process remembers; some 100 bytes each.
+const REMEMBERED: usize = 10_000;
+
+/// What decides whether a session holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// Sessions of an earlier epoch have been ended.
+    pub epoch: i32,
+    pub role: Role,
+    pub suspended: bool,
+}
+
+/// What a process knows of the accounts whose sessions it has met.
+pub struct Standings {
+    postgres: Pool,
+    known: Mutex<HashMap<Uuid, (Instant, Standing)>>,
+}
+
+impl Standings {
+    pub fn new(postgres: Pool) -> Self {
+        Self { postgres, known: Mutex::default() }
+    }
+
+    /// How an account stands, as of five seconds ago at most; none where there is no such account.
+    ///
+    /// `epoch` is that of a session. A newer one than is known shows that what is known is too old.
+    ///
+    /// # Errors
+    /// 503: Postgres is away, and what is known is too old.
+    pub async fn of(&self, account_id: Uuid, epoch: i32) -> Result<Option<Standing>> {
+        let now = Instant::now();
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&account_id).copied();
+        if let Some((at, standing)) = known
+            && now < at + KNOWN
+            && standing.epoch >= epoch
+        {
+            return Ok(Some(standing));
+        }
+        let found = self.ask(account_id).await?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= REMEMBERED {
+            known.retain(|_, (at, _)| now < *at + KNOWN);
+        }
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        match found {
+            Some(standing) => drop(known.insert(account_id, (now, standing))),
+            None => drop(known.remove(&account_id)),
+        }
+        Ok(found)
+    }
+
+    #[instrument(name = "postgres accounts standing", level = "debug", skip_all)]
+    async fn ask(&self, account_id: Uuid) -> Result<Option<Standing>> {
+        let found = sqlx::query_as!(
+            Standing,
+            r#"SELECT session_epoch AS epoch, role AS "role: Role", suspended_at IS NOT NULL AS "suspended!" FROM accounts WHERE id = $1"#,
+            account_id
+        );
+        Ok(found.fetch_optional(&mut *self.postgres.acquire().await?).await?)
+    }
+}

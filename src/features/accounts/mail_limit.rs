@@ -1,0 +1,51 @@
+//! How many mails that anybody can cause a recipient gets: three an hour, or a stranger's address could be flooded.
+//!
+//! Unless noted, errors are `sqlx::Error`: the database is unreachable.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use sqlx::{PgConnection, PgExecutor};
+use tracing::instrument;
+
+use crate::resources::postgres::purge;
+
+/// How long a mail counts.
+pub const COUNTED: Duration = Duration::from_hours(1);
+
+/// How many mails an hour a recipient gets.
+const AN_HOUR: i64 = 3;
+
+/// Counts a job's mail to a recipient; false if there have been enough. However often the job is tried, it counts once.
+///
+/// To be called in a transaction, until whose end no other mail to this recipient is counted.
+#[instrument(name = "postgres mails take", level = "debug", skip_all)]
+pub async fn take(transaction: &mut PgConnection, address: &str, job_id: i64) -> sqlx::Result<bool> {
+    let recipient = recipient(address);
+    sqlx::query!("SELECT pg_advisory_xact_lock(hashtextextended(encode($1, 'hex'), 0))", &recipient).execute(&mut *transaction).await?;
+    let taken = sqlx::query_scalar!(
+        r#"INSERT INTO mails (recipient, job_id)
+           SELECT $1, $2 WHERE (SELECT count(*) FROM mails WHERE recipient = $1 AND at > now() - interval '1 hour' AND job_id <> $2) < $3
+           ON CONFLICT (recipient, job_id) DO UPDATE SET at = mails.at RETURNING true AS "taken!""#,
+        &recipient,
+        job_id,
+        AN_HOUR
+    );
+    Ok(taken.fetch_optional(transaction).await?.is_some())
+}
+
+/// Whether a recipient has got enough for now.
+#[instrument(name = "postgres mails is_reached", level = "debug", skip_all)]
+pub async fn is_reached(executor: impl PgExecutor<'_>, address: &str) -> sqlx::Result<bool> {
+    let mails = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "mails!" FROM mails WHERE recipient = $1 AND at > now() - interval '1 hour'"#,
+        recipient(address)
+    );
+    Ok(mails.fetch_one(executor).await? >= AN_HOUR)
+}
+
+fn recipient(address: &str) -> Vec<u8> {
+    Sha256::digest(address.to_lowercase()).to_vec()
+}
+
+purge!(purge, "mails", "at");
