@@ -7,21 +7,24 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     . bin/tools.sh && cargo install --locked --debug --root /usr/local --version "$(pinned_tool cargo-auditable)" cargo-auditable
 # The programs run in an image without a C library, so they bring their own.
 ENV RUSTFLAGS="-C target-feature=+crt-static" SQLX_OFFLINE=true
+# With a named target, here the machine's own, what runs at build time is not linked so.
 # Unless it is told, build.rs finds the commit in what is copied.
 ARG GIT_COMMIT
 COPY . .
 
 FROM source AS build
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo auditable build --release --locked --target x86_64-unknown-linux-gnu --bins \
-    && cd target/x86_64-unknown-linux-gnu/release \
+    target=$(rustc --print host-tuple) \
+    && cargo auditable build --release --locked --target "$target" --bins \
+    && cd "target/$target/release" \
     && install -D -t /out/bin web worker clock admin
 
 # The mail sink of a trial; no deploy runs it.
 FROM source AS build-mail
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo build --locked --target x86_64-unknown-linux-gnu --example mail \
-    && install -D -t /out target/x86_64-unknown-linux-gnu/debug/examples/mail
+    target=$(rustc --print host-tuple) \
+    && cargo build --locked --target "$target" --example mail \
+    && install -D -t /out "target/$target/debug/examples/mail"
 FROM scratch AS mail
 COPY --from=build-mail /out/mail /bin/mail
 USER 10001:10001

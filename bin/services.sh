@@ -9,6 +9,12 @@
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
+# For scripts that use what only GNU's tools have.
+need_gnu_tools() {
+    mv --version >/dev/null 2>&1 && command -v sha256sum >/dev/null ||
+        die "this needs GNU's tools; on macOS: brew install coreutils gnu-tar, and put their gnubin folders first into PATH"
+}
+
 # The version that docker-compose.yml pins: pinned postgres, pinned redis.
 pinned() { sed -n "s/.*image: *\($1:[^ ]*\).*/\1/p" docker-compose.yml; }
 

@@ -91,7 +91,7 @@ pub fn run<C: Section>(
         let metrics = Metrics::new(&release);
         let mut lifecycle = Lifecycle { env, release, metrics, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
         info!("{process} is starting");
-        tokio::spawn(log.tell_lost());
+        tokio::spawn(log.tell_lost(lifecycle.metrics.clone()));
         start(common, own, &mut lifecycle).await?;
         anyhow::Ok(supervise(lifecycle, signals).await)
     });

@@ -62,6 +62,7 @@ struct Shared {
     ready: Gauge,
     connections: Family<Labels<2>, Gauge>,
     pending: Family<Labels<1>, Gauge>,
+    log_lost: Counter,
     samplers: Mutex<Vec<Sampler>>,
 }
 
@@ -85,6 +86,7 @@ impl Metrics {
             ready: Gauge::default(),
             connections: Family::default(),
             pending: Family::default(),
+            log_lost: Counter::default(),
             samplers: Mutex::default(),
         };
         let mut registry = shared.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,6 +109,7 @@ impl Metrics {
         registry.register("ready", "1 while the process is ready, as /readyz says it", shared.ready.clone());
         registry.register("db_client_connection_count", "Connections of a pool, by state", shared.connections.clone());
         registry.register("db_client_connection_pending_requests", "Callers who wait for a connection", shared.pending.clone());
+        registry.register("log_lines_lost", "Lines of the log that nobody read in time", shared.log_lost.clone());
         #[cfg(target_os = "linux")]
         registry.register_collector(Box::new(super::process_metrics::Process));
         drop(registry);
@@ -201,6 +204,11 @@ impl Metrics {
     /// What became of a mail: `sent`, `delayed`, `refused` by the mail server, or `held_back` here.
     pub fn mail(&self, outcome: &str) {
         self.0.mails.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// Lines of the log were lost.
+    pub fn log_lost(&self, lines: u64) {
+        self.0.log_lost.inc_by(lines);
     }
 
     /// Whether the process is ready.

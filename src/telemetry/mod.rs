@@ -38,8 +38,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Tells how many lines were lost, for as long as it is polled.
-    pub fn tell_lost(&self) -> impl Future<Output = ()> + Send + 'static {
+    /// Tells how many lines were lost, in the log and in the metrics, for as long as it is polled.
+    pub fn tell_lost(&self, metrics: metrics::Metrics) -> impl Future<Output = ()> + Send + 'static {
         let lines = self.lines.clone();
         async move {
             let mut told = 0;
@@ -47,6 +47,7 @@ impl Log {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 let lost = lines.lost();
                 if lost > told {
+                    metrics.log_lost(lost - told);
                     warn!(lost = lost - told, "{} log line(s) were lost, since nobody read them in time", lost - told);
                     told = lost;
                 }

@@ -24,6 +24,7 @@ pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
     }
     // Whatever is typed stays out of the log.
     let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;
+    let begin = begin(&mut connection, write).await?;
     let (mut editor, terminal) = (DefaultEditor::new()?, std::io::stdin().is_terminal());
     let (mut well, mut ended, mut statement) = (true, false, String::new());
     while !ended {
@@ -39,7 +40,7 @@ pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
         }
         let statement = std::mem::take(&mut statement);
         let _ = editor.add_history_entry(statement.trim_end());
-        match answer(task, &mut connection, statement, write).await {
+        match answer(task, &mut connection, statement, begin).await {
             Err(sqlx::Error::Database(e)) => {
                 well = false;
                 note(format_args!("error: {e}"));
@@ -51,11 +52,28 @@ pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
     Ok(well || terminal)
 }
 
+/// How the transactions of a console begin. To read, it takes the role for that where it may: a superuser could else run
+/// programs on the server, even in a transaction that changes nothing. Where it may not, it says so.
+async fn begin(connection: &mut PgConnection, write: bool) -> sqlx::Result<&'static str> {
+    let user = sqlx::query!(
+        r#"SELECT rolsuper AS "superuser!", pg_has_role(rolname, 'pg_read_all_data', 'MEMBER') AS "reader!"
+           FROM pg_roles WHERE rolname = current_user"#
+    );
+    let user = user.fetch_one(&mut *connection).await?;
+    if !write && user.reader {
+        return Ok("BEGIN READ ONLY; SET LOCAL ROLE pg_read_all_data");
+    }
+    if user.superuser {
+        note("this user of the database is a superuser: a statement may run programs on its server");
+    }
+    Ok(if write { "BEGIN READ WRITE" } else { "BEGIN READ ONLY" })
+}
+
 /// Runs one statement in a transaction of its own, and prints its rows.
-async fn answer(task: &Task, connection: &mut PgConnection, statement: String, write: bool) -> sqlx::Result<()> {
+async fn answer(task: &Task, connection: &mut PgConnection, statement: String, begin: &'static str) -> sqlx::Result<()> {
     // Refuses several statements at once, of which one could end the transaction that keeps the next from writing.
     connection.prepare(AssertSqlSafe(statement.clone()).into_sql_str()).await?;
-    let mut transaction = connection.begin_with(if write { "BEGIN READ WRITE" } else { "BEGIN READ ONLY" }).await?;
+    let mut transaction = connection.begin_with(begin).await?;
     transaction.execute("SET LOCAL statement_timeout = '30s'").await?;
     let (mut columns, mut rows, mut affected) = (Vec::new(), Vec::new(), 0);
     // The simple protocol answers in text, whatever the type.
