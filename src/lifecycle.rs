@@ -86,7 +86,7 @@ pub fn run<C: Section>(
     };
     let ended = runtime.block_on(async {
         // Before anything else: a signal in mid-start must drain too.
-        let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let signals = Signals::new()?;
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
         let metrics = Metrics::new(&release);
         let mut lifecycle = Lifecycle { env, release, metrics, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
@@ -114,12 +114,35 @@ pub fn run<C: Section>(
 
 fn failed(process: &str, e: &anyhow::Error) -> ExitCode {
     let status = if e.is::<Problems>() { EXIT_CONFIG } else { 1 };
+    // Whatever the log's filter leaves out, a start that failed is heard.
+    let _ = writeln!(std::io::stderr(), "{process} could not start: {e:#}");
     error!(exit_status = status, error = format!("{e:#}"), "{process} could not start: {e:#}");
     ExitCode::from(status)
 }
 
+/// What may be sent to a process. None of these may end it without a drain.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    user1: Signal,
+    user2: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
+    }
+}
+
 /// Waits for the end of every task; returns the exit status.
-async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Signal, Signal)) -> u8 {
+async fn supervise(mut lifecycle: Lifecycle, mut signals: Signals) -> u8 {
     let mut status = 0;
     let mut interrupts = 0;
     let deadline = tokio::time::sleep(Duration::MAX);
@@ -136,8 +159,12 @@ async fn supervise(mut lifecycle: Lifecycle, (mut terminate, mut interrupt): (Si
                     true
                 }
             },
-            _ = terminate.recv() => true,
-            _ = interrupt.recv() => {
+            _ = signals.terminate.recv() => true,
+            // A terminal that was closed.
+            _ = signals.hangup.recv() => true,
+            _ = signals.user1.recv() => false,
+            _ = signals.user2.recv() => false,
+            _ = signals.interrupt.recv() => {
                 interrupts += 1;
                 if interrupts > 1 {
                     return EXIT_INTERRUPTED;

@@ -9,14 +9,19 @@ use std::time::Duration;
 use lettre::message::Mailbox;
 use secrecy::SecretString;
 
+mod database_url;
 mod reading;
 mod settings;
+mod smtp_url;
 
+pub use database_url::DatabaseUrl;
 pub use reading::{Env, Problems, Section, Setting, Variable, read};
 use reading::{group, section};
 pub use settings::{
-    CertificateFile, DatabaseUrl, Endpoint, Lasting, Lease, LogFilter, LogFormat, Names, Origins, PublicUrl, RedisUrl, Sampler, SmtpUrl,
+    CertificateFile, Endpoint, Exporter, Lasting, Lease, LogFilter, LogFormat, Names, Origins, Protocol, PublicUrl, RedisUrl, Sampler,
+    Share,
 };
+pub use smtp_url::{SmtpServer, SmtpTls, SmtpUrl};
 
 section! {
     /// What every long-running process type reads.
@@ -39,6 +44,16 @@ section! {
         drain_timeout: Duration = "25s",
         /// OpenTelemetry collector that takes traces over HTTP or HTTPS: `http://collector:4318`; unset sends none
         otel_exporter_otlp_endpoint: Option<Endpoint>,
+        /// The whole address that takes traces, path and all, in place of the collector's
+        otel_exporter_otlp_traces_endpoint: Option<Endpoint>,
+        /// How traces are sent: `http/protobuf`
+        otel_exporter_otlp_protocol: Option<Protocol>,
+        /// How traces are sent, in place of the one for all
+        otel_exporter_otlp_traces_protocol: Option<Protocol>,
+        /// Where traces are sent: `otlp` or `none`
+        otel_traces_exporter: Exporter = "otlp",
+        /// `true` sends no traces
+        otel_sdk_disabled: bool = "false",
         /// Headers for the collector, such as its key: `name=value,name=value`
         otel_exporter_otlp_headers: Option<SecretString>,
         /// Name of the service, in the log, in traces and at `/version`: tells two services in one log store apart
@@ -48,9 +63,17 @@ section! {
         /// Which traces are sent: `always_on`, `always_off`, `traceidratio`, or one of these after `parentbased_`
         otel_traces_sampler: Option<Sampler>,
         /// The share of traces that `traceidratio` sends, from 0 to 1
-        otel_traces_sampler_arg: Option<String>,
+        otel_traces_sampler_arg: Option<Share>,
         /// Milliseconds that spans wait to be sent together
         otel_bsp_schedule_delay: Option<u16>,
+    }
+}
+
+impl Process {
+    /// Whether traces go to a collector.
+    pub fn sends_traces(&self) -> bool {
+        let named = self.otel_exporter_otlp_endpoint.is_some() || self.otel_exporter_otlp_traces_endpoint.is_some();
+        named && !self.otel_sdk_disabled && self.otel_traces_exporter == Exporter::Otlp
     }
 }
 
@@ -77,7 +100,7 @@ section! {
 section! {
     /// The mail server.
     pub struct Smtp {
-        /// Mail server: `smtp://host:25`, `smtps://user:password@host`, or `smtp://host:587?tls=required`
+        /// Mail server: `smtp://host:25`, `smtps://user:password@host`, or `smtp://host:587?tls=required`; `tls` may be `opportunistic` or `none` too, and is `required` where there is a password and the host is another
         smtp_url: SmtpUrl,
         /// Sender of every mail: `Example <hello@example.com>`
         mail_from: Mailbox,

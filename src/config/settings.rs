@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use deadpool_redis::redis::IntoConnectionInfo;
 use lettre::message::Mailbox;
-use lettre::{AsyncSmtpTransport, Tokio1Executor};
 use secrecy::SecretString;
 use tracing_subscriber::filter::Targets;
 use url::Url;
@@ -27,17 +26,9 @@ pub enum LogFormat {
 #[derive(Debug, Clone)]
 pub struct CertificateFile;
 
-/// A Postgres URL that names host, user and database, so that nothing else decides them.
-#[derive(Debug, Clone)]
-pub struct DatabaseUrl(pub SecretString);
-
 /// A Redis URL.
 #[derive(Debug, Clone)]
 pub struct RedisUrl(pub SecretString);
-
-/// An SMTP URL.
-#[derive(Debug, Clone)]
-pub struct SmtpUrl(pub SecretString);
 
 /// The address of this deploy: scheme, host and port, and nothing behind them.
 #[derive(Debug, Clone)]
@@ -78,6 +69,21 @@ pub struct Names(pub Vec<String>);
 /// The address of an OpenTelemetry collector, to which the SDK adds the path.
 #[derive(Debug, Clone)]
 pub struct Endpoint(pub Url);
+
+/// How traces are sent; there is one way.
+#[derive(Debug, Clone, Copy)]
+pub struct Protocol;
+
+/// Where traces are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exporter {
+    Otlp,
+    None,
+}
+
+/// A share of traces, which the SDK reads itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Share;
 
 /// Which traces are sent, as the SDK understands it.
 #[derive(Debug, Clone)]
@@ -180,9 +186,19 @@ impl Setting for Mailbox {
 
 impl Setting for LogFilter {
     fn parse(text: &str) -> Result<Self, String> {
+        let shape = || "must be a level (error, warn, info, debug, trace, off) or filter directives such as `info,sqlx=warn`".to_owned();
+        // The parser takes what is no level for a target, which would silence all others.
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        let known = |directive: &str| {
+            let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level).trim().to_ascii_lowercase();
+            levels.contains(&level.as_str())
+        };
+        if !text.split(',').all(known) {
+            return Err(shape());
+        }
         // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
         let directives = format!("sqlx::postgres::notice=warn,{text}");
-        directives.parse().map(Self).map_err(|_| "must be a level or filter directives such as `info,sqlx=warn`".to_owned())
+        directives.parse().map(Self).map_err(|_| shape())
     }
 }
 
@@ -244,38 +260,35 @@ impl Setting for SecretString {
 
 impl Setting for Origins {
     fn parse(text: &str) -> Result<Self, String> {
+        let shape = || "must be addresses such as https://app.example.com, separated by commas".to_owned();
+        if text.contains('*') {
+            return Err("has a `*`, which browsers do not take together with cookies: name each site".to_owned());
+        }
         let origins: Result<_, _> = text.split(',').map(|origin| PublicUrl::parse(origin.trim()).map(|url| url.origin())).collect();
-        origins.map(Self).map_err(|_| "must be addresses such as https://app.example.com, separated by commas".to_owned())
+        origins.map(Self).map_err(|_| shape())
     }
 }
 
-impl Setting for DatabaseUrl {
-    const SECRET: bool = true;
-
+impl Setting for Protocol {
     fn parse(text: &str) -> Result<Self, String> {
-        let shape = "must be a URL such as postgres://user:password@host:5432/name";
-        let url = Url::parse(text).map_err(|_| shape.to_owned())?;
-        if !matches!(url.scheme(), "postgres" | "postgresql") || url.as_str().parse::<sqlx::postgres::PgConnectOptions>().is_err() {
-            return Err(shape.to_owned());
+        if text == "http/protobuf" { Ok(Self) } else { Err("must be http/protobuf, the one that is built in".to_owned()) }
+    }
+}
+
+impl Setting for Exporter {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "otlp" => Ok(Self::Otlp),
+            "none" => Ok(Self::None),
+            _ => Err("must be otlp or none".to_owned()),
         }
-        // What is left out here would be taken from PGHOST, PGUSER or PGDATABASE, or from the name of the system's user.
-        let said = |key: &str| url.query_pairs().any(|(k, v)| k == key && !v.is_empty());
-        let left_out: Vec<_> = [
-            ("a host", url.host_str().is_some_and(|host| !host.is_empty()) || said("host") || said("hostaddr")),
-            ("a user", !url.username().is_empty() || said("user")),
-            ("a database name", url.path().len() > 1 || said("dbname")),
-        ]
-        .into_iter()
-        .filter_map(|(part, said)| (!said).then_some(part))
-        .collect();
-        if !left_out.is_empty() {
-            return Err(format!("leaves out {}: {}", left_out.join(" and "), &shape[5..]));
-        }
-        // The driver obeys these and offers no way to overrule them.
-        match ["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"].iter().find(|name| std::env::var_os(name).is_some()) {
-            Some(name) => Err(format!("is not all that decides: unset {name}, and say it in the URL")),
-            None => Ok(Self(text.into())),
-        }
+    }
+}
+
+impl Setting for Share {
+    fn parse(text: &str) -> Result<Self, String> {
+        let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+        share.map(|_| Self).ok_or_else(|| "must be a share from 0 to 1".to_owned())
     }
 }
 
@@ -286,15 +299,5 @@ impl Setting for RedisUrl {
         text.into_connection_info()
             .map(|_| Self(text.into()))
             .map_err(|_| "must be a URL such as redis://:password@host:6379/0 or rediss://…".to_owned())
-    }
-}
-
-impl Setting for SmtpUrl {
-    const SECRET: bool = true;
-
-    fn parse(text: &str) -> Result<Self, String> {
-        AsyncSmtpTransport::<Tokio1Executor>::from_url(text)
-            .map(|_| Self(text.into()))
-            .map_err(|_| "must be a URL such as smtp://host:25, smtps://user:password@host or smtp://host:587?tls=required".to_owned())
     }
 }

@@ -16,6 +16,7 @@ pub mod problem;
 pub mod server;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
@@ -56,14 +57,25 @@ pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: 
     routes.fallback(|| async { Problem::not_found() }).layer(around)
 }
 
+/// How long a browser may go by an answer of [`cors`] before it asks again.
+const PREFLIGHT: Duration = Duration::from_hours(1);
+
 /// Other sites may call the API if they are listed, with cookies and all; without a list nobody may.
 fn cors(config: &config::Http) -> Option<CorsLayer> {
     let origins = config.cors_origins.as_ref()?.0.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
     let layer = CorsLayer::new()
         .allow_origin(origins.collect::<Vec<_>>())
         .allow_credentials(true)
+        .max_age(PREFLIGHT)
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION, header::IF_MATCH, HeaderName::from_static("idempotency-key")])
+        .allow_headers([
+            header::CONTENT_TYPE,
+            header::AUTHORIZATION,
+            header::IF_MATCH,
+            HeaderName::from_static("idempotency-key"),
+            HeaderName::from_static("traceparent"),
+            HeaderName::from_static("x-request-id"),
+        ])
         .expose_headers(
             ["etag", "link", "location", "ratelimit", "ratelimit-policy", "retry-after", "x-request-id"].map(HeaderName::from_static),
         );

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use tracing::{Instrument, Span, error, error_span, field, info, warn};
 use uuid::Uuid;
 
@@ -15,6 +15,9 @@ use super::client_address::{ClientAddress, FORWARDED_FOR, Peer};
 use super::problem::Problem;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
+
+/// The largest head that a request may have, in bytes.
+const HEAD_LIMIT: usize = 32 * 1024;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -64,7 +67,10 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &
     let started = Instant::now();
     let _in_flight = metrics.request_begins();
     let method = request.method().clone();
-    let mut response = next.run(request).await;
+    let mut response = match refuse(&request) {
+        Some(problem) => problem.into_response(),
+        None => next.run(request).await,
+    };
     let status = response.status();
     // A page for people says itself what is wrong.
     let is_page = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html"));
@@ -89,6 +95,17 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &
     let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     info!(method = %method, route, status = status.as_u16(), latency_ms, "{method} {route} {}", status.as_u16());
     response
+}
+
+/// What is wrong with the head of a request, whatever it asks for.
+fn refuse(request: &Request) -> Option<Problem> {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    // RFC 9112, 3.2.
+    if request.version() == Version::HTTP_11 && hosts != 1 || hosts > 1 {
+        return Some(Problem::malformed("the request must have one `Host` header"));
+    }
+    let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    (size > HEAD_LIMIT).then(|| Problem::from_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
 }
 
 /// A caller's `X-Request-Id`, if it is a sane one.

@@ -57,6 +57,7 @@ const SHARED: &[DocumentedProblem] = &[
 /// Problems of requests that are for none of the operations.
 const OUTSIDE: &[DocumentedProblem] = &[
     DocumentedProblem::new("405", "method-not-allowed", "The method cannot be used here. `Allow` has those that can"),
+    DocumentedProblem::new("431", "head-too-large", "The head of the request is larger than 32 KiB"),
     DocumentedProblem::new("400", "refused", "The request was refused before anything looked into it"),
 ];
 

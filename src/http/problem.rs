@@ -110,6 +110,7 @@ impl Problem {
             StatusCode::BAD_REQUEST => ("malformed", "the request cannot be read"),
             StatusCode::NOT_FOUND => ("not-found", "there is nothing here, or it is another's"),
             StatusCode::METHOD_NOT_ALLOWED => ("method-not-allowed", "the methods that can be used here are in the `Allow` header"),
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ("head-too-large", "the head of a request may have 32 KiB at most"),
             StatusCode::REQUEST_TIMEOUT => ("slow-body", "the rest of the body did not come; send the whole request again"),
             StatusCode::PAYLOAD_TOO_LARGE => ("body-too-large", "the body may have a mebibyte at most"),
             StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported-media-type", "the body must be JSON: `Content-Type: application/json`"),

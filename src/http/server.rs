@@ -25,8 +25,8 @@ use super::client_address::Peer;
 use super::connection::{Guarded, Lingering, Noted, Progress, Stage};
 use crate::lifecycle::Lifecycle;
 
-/// The largest head that a request may have, in bytes; a larger one is 431.
-const HEADER_LIMIT: usize = 32 * 1024;
+/// How much of a head is read: more than it may have, so that a larger one is 431 and no broken connection.
+const HEADER_LIMIT: usize = 64 * 1024;
 
 /// How often it is told that connections cannot be accepted.
 const TELL_AGAIN: Duration = Duration::from_secs(10);

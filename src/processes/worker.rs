@@ -40,7 +40,7 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     redis.follow(lifecycle, &config.redis);
     redis.count(&lifecycle.metrics);
     let site = config.site.public_url;
-    let mut mailer = Mailer::attach(&config.smtp, site.host())?;
+    let mut mailer = Mailer::attach(&config.smtp, site.host());
     mailer.count(&lifecycle.metrics);
     mailer.follow(lifecycle, &config.smtp);
     let notifier = Notifier::default();

@@ -17,7 +17,8 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgExecutor, PgPool, Postgres, Row, Transaction};
 use tokio::time::{Instant, sleep, timeout};
-use url::Url;
+use tracing::warn;
+use url::{Host, Url};
 use utoipa::ToSchema;
 
 use super::Waiting;
@@ -110,6 +111,9 @@ impl Pool {
     /// The URL is none of Postgres's, which the config has ruled out.
     pub fn attach(config: &config::Database, process: &str, limits: Limits) -> sqlx::Result<Self> {
         let options = options(config, process)?;
+        for unknown in &config.database_url.unknown {
+            warn!("DATABASE_URL has the parameter {unknown}, which means nothing here");
+        }
         Ok(Self::new(config.database_pool_size.get(), options, Pulse::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT, limits))
     }
 
@@ -184,7 +188,7 @@ impl Pool {
     /// Follows the URL where it stands in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Database) {
         let pool = self.clone();
-        super::follow(lifecycle, "DATABASE_URL", config, |config| &config.database_url.0, move |config| pool.clone().renew(config));
+        super::follow(lifecycle, "DATABASE_URL", config, |config| &config.database_url.text, move |config| pool.clone().renew(config));
     }
 
     async fn renew(self, config: config::Database) -> anyhow::Result<()> {
@@ -296,9 +300,14 @@ pub async fn is_read_only(connection: &mut PgConnection) -> sqlx::Result<bool> {
 /// # Errors
 /// As [`Pool::attach`].
 pub fn options(config: &config::Database, process: &str) -> sqlx::Result<PgConnectOptions> {
-    let url = Url::parse(config.database_url.0.expose_secret()).map_err(|_| sqlx::Error::Configuration("not a URL".into()))?;
+    let url = Url::parse(config.database_url.url.expose_secret()).map_err(|_| sqlx::Error::Configuration("not a URL".into()))?;
     let mut options: PgConnectOptions = url.as_str().parse()?;
     let said = |key: &str| url.query_pairs().any(|(k, _)| k == key);
+    if let Some(Host::Ipv6(ip)) = url.host() {
+        options = options.host(&ip.to_string());
+    } else if let Some(ip) = url.host_str().and_then(|host| host.strip_prefix('[')?.strip_suffix(']')) {
+        options = options.host(ip);
+    }
     // What the URL leaves out must not come from `PG*` variables or ~/.pgpass: the config alone decides.
     if url.password().is_none() && !said("password") {
         options = options.password("");

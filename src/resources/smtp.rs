@@ -1,20 +1,30 @@
 //! SMTP: outgoing mail.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lettre::Message;
+use lettre::address::Envelope;
 use lettre::message::{Mailbox, header};
-use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt};
+use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
 use secrecy::ExposeSecret;
+use tokio::time::{Instant, timeout};
 use tracing::instrument;
 
-use crate::config;
+use crate::config::{self, SmtpServer, SmtpTls};
 use crate::lifecycle::Lifecycle;
 use crate::telemetry::current_field;
 use crate::telemetry::metrics::Metrics;
 
 /// How long one step of the conversation with the server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a connection may rest before it is used again, and how many may.
+const IDLE: Duration = Duration::from_secs(10);
+const IDLE_CONNECTIONS: usize = 10;
 
 /// A mail to one person.
 #[derive(Debug, Clone)]
@@ -41,25 +51,57 @@ pub enum Error {
     Delayed(String),
 }
 
-type Transport = AsyncSmtpTransport<Tokio1Executor>;
+/// Where a conversation with the server has come to.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Connect,
+    StartTls,
+    Auth,
+    MailFrom,
+    RcptTo,
+    Data,
+}
+
+impl Phase {
+    /// What is wrong with an error of this phase. Only a 5xx to the recipient or to the data is the mail's: before, the
+    /// server speaks of us, as while a password is changed. A server may quote the address, so only its code is told.
+    fn error(self, error: &lettre::transport::smtp::Error) -> Error {
+        let text = match error.status() {
+            Some(code) => format!("at {self:?}: the server answered {code}"),
+            None => format!("at {self:?}: {error}"),
+        };
+        match self {
+            Self::RcptTo | Self::Data if error.is_permanent() => Error::Refused(text),
+            _ => Error::Delayed(text),
+        }
+    }
+}
+
+/// A connection that may be used again.
+struct Idle {
+    connection: AsyncSmtpConnection,
+    since: Instant,
+}
 
 /// A handle on the mail server, cheap to clone.
 #[derive(Clone)]
 pub struct Mailer {
-    transport: Arc<RwLock<Transport>>,
+    shared: Arc<Mutex<Shared>>,
     from: Mailbox,
     domain: String,
     metrics: Option<Metrics>,
 }
 
+struct Shared {
+    server: Arc<SmtpServer>,
+    idle: Vec<Idle>,
+}
+
 impl Mailer {
     /// Attaches the mail server; connects when the first mail goes out. `domain` is the right side of Message-IDs.
-    ///
-    /// # Errors
-    /// The URL is none of SMTP's, which the config has ruled out.
-    pub fn attach(config: &config::Smtp, domain: &str) -> anyhow::Result<Self> {
-        let transport = Arc::new(RwLock::new(transport(config)?));
-        Ok(Self { transport, from: config.mail_from.clone(), domain: domain.to_owned(), metrics: None })
+    pub fn attach(config: &config::Smtp, domain: &str) -> Self {
+        let shared = Shared { server: Arc::new(config.smtp_url.server.clone()), idle: Vec::new() };
+        Self { shared: Arc::new(Mutex::new(shared)), from: config.mail_from.clone(), domain: domain.to_owned(), metrics: None }
     }
 
     /// Has every mail counted.
@@ -70,18 +112,18 @@ impl Mailer {
     /// Follows the URL where it stands in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Smtp) {
         let mailer = self.clone();
-        super::follow(lifecycle, "SMTP_URL", config, |config| &config.smtp_url.0, move |config| mailer.clone().renew(config));
+        super::follow(lifecycle, "SMTP_URL", config, |config| &config.smtp_url.text, move |config| mailer.clone().renew(config));
     }
 
     async fn renew(self, config: config::Smtp) -> anyhow::Result<()> {
-        let transport = transport(&config)?;
-        anyhow::ensure!(transport.test_connection().await?, "the server hung up");
-        *self.transport.write().unwrap_or_else(PoisonError::into_inner) = transport;
+        let server = Arc::new(config.smtp_url.server.clone());
+        connect(&server).await?.abort().await;
+        *self.shared() = Shared { server, idle: Vec::new() };
         Ok(())
     }
 
-    fn transport(&self) -> Transport {
-        self.transport.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a mail, and returns when the server has taken it over.
@@ -123,30 +165,89 @@ impl Mailer {
             }
         }
         let message = message.body(mail.text).map_err(|e| Error::Refused(e.to_string()))?;
-        match self.transport().send(message).await {
-            Ok(_) => Ok(()),
-            // A server may quote the address in its answer, so only the code is told.
-            Err(e) => match e.status() {
-                Some(code) if e.is_permanent() => Err(Error::Refused(format!("the server answered {code}"))),
-                Some(code) => Err(Error::Delayed(format!("the server answered {code}"))),
-                None => Err(Error::Delayed(e.to_string())),
-            },
-        }
+        self.converse(message.envelope(), &message.formatted()).await
     }
 
-    /// Whether the server answers.
+    /// Hands a message over on a connection that is there, or else on a new one.
+    async fn converse(&self, envelope: &Envelope, message: &[u8]) -> Result<(), Error> {
+        let server = self.shared().server.clone();
+        // A server ends idle connections as it likes.
+        let fresh = |idle: &Idle| idle.since.elapsed() < IDLE;
+        let idle = std::iter::from_fn(|| self.shared().idle.pop()).find(fresh);
+        let mut begun = None;
+        if let Some(Idle { mut connection, .. }) = idle
+            && begin(&mut connection, envelope).await.is_ok()
+        {
+            begun = Some(connection);
+        }
+        let mut connection = if let Some(connection) = begun {
+            connection
+        } else {
+            let mut connection = connect(&server).await?;
+            begin(&mut connection, envelope).await?;
+            connection
+        };
+        for to in envelope.to() {
+            step(Phase::RcptTo, connection.command(Rcpt::new(to.clone(), Vec::new()))).await?;
+        }
+        step(Phase::Data, connection.command(Data)).await?;
+        step(Phase::Data, connection.message(message)).await?;
+        let mut shared = self.shared();
+        if Arc::ptr_eq(&shared.server, &server) && shared.idle.len() < IDLE_CONNECTIONS {
+            shared.idle.push(Idle { connection, since: Instant::now() });
+        }
+        Ok(())
+    }
+
+    /// Whether the server answers, and lets us in.
     ///
     /// # Errors
-    /// It does not, or refuses the log-in.
+    /// It does not.
     pub async fn check(&self) -> Result<(), Error> {
-        match self.transport().test_connection().await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Error::Delayed("the server hung up".to_owned())),
-            Err(e) => Err(Error::Delayed(e.to_string())),
-        }
+        let server = self.shared().server.clone();
+        connect(&server).await?.abort().await;
+        Ok(())
     }
 }
 
-fn transport(config: &config::Smtp) -> anyhow::Result<Transport> {
-    Ok(Transport::from_url(config.smtp_url.0.expose_secret())?.timeout(Some(PATIENCE)).build())
+/// A connection on which a mail may begin.
+async fn connect(server: &SmtpServer) -> Result<AsyncSmtpConnection, Error> {
+    let hello = ClientId::default();
+    let tls = || TlsParameters::new(server.host.clone()).map_err(|e| Phase::StartTls.error(&e));
+    let implicit = if server.tls == SmtpTls::Implicit { Some(tls()?) } else { None };
+    let address = (server.host.as_str(), server.port);
+    let connecting = Box::pin(AsyncSmtpConnection::connect_tokio1(address, Some(PATIENCE), &hello, implicit, None));
+    let mut connection = step(Phase::Connect, connecting).await?;
+    let wanted = match server.tls {
+        SmtpTls::Required => true,
+        SmtpTls::Opportunistic => connection.can_starttls(),
+        SmtpTls::Implicit | SmtpTls::None => false,
+    };
+    if wanted {
+        step(Phase::StartTls, Box::pin(connection.starttls(tls()?, &hello))).await?;
+    }
+    if let Some((user, password)) = &server.credentials {
+        let credentials = Credentials::new(user.clone(), password.expose_secret().to_owned());
+        step(Phase::Auth, connection.auth(&[Mechanism::Plain, Mechanism::Login], &credentials)).await?;
+    }
+    Ok(connection)
+}
+
+async fn begin(connection: &mut AsyncSmtpConnection, envelope: &Envelope) -> Result<(), Error> {
+    let mut parameters = Vec::new();
+    if !envelope.to().iter().all(|to| AsRef::<str>::as_ref(to).is_ascii()) {
+        if !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
+            return Err(Error::Refused("the server takes no addresses beyond ASCII".to_owned()));
+        }
+        parameters.push(MailParameter::SmtpUtfEight);
+    }
+    step(Phase::MailFrom, connection.command(MailFrom::new(envelope.from().cloned(), parameters))).await.map(drop)
+}
+
+/// One step of a conversation, within its time.
+async fn step<T>(phase: Phase, answer: impl Future<Output = Result<T, lettre::transport::smtp::Error>>) -> Result<T, Error> {
+    match timeout(PATIENCE, answer).await {
+        Ok(answer) => answer.map_err(|e| phase.error(&e)),
+        Err(_) => Err(Error::Delayed(format!("at {phase:?}: no answer in {PATIENCE:?}"))),
+    }
 }

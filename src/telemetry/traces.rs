@@ -138,7 +138,7 @@ mod otel {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        if config.otel_exporter_otlp_endpoint.is_none() {
+        if !config.sends_traces() {
             return Ok(None);
         }
         let headers = config.otel_exporter_otlp_headers.iter().flat_map(|headers| headers.expose_secret().split(','));
@@ -187,7 +187,7 @@ mod without {
     pub struct Export;
 
     pub fn layer(config: &config::Process, _: &Release) -> anyhow::Result<Option<(Identity, Export)>> {
-        anyhow::ensure!(config.otel_exporter_otlp_endpoint.is_none(), "this program was built without the feature otel");
+        anyhow::ensure!(!config.sends_traces(), "this program was built without the feature otel");
         Ok(None)
     }
 

@@ -108,10 +108,21 @@ async fn list_reminders(State(app): State<App>, caller: Caller, uri: OriginalUri
 }
 
 /// Read a reminder
-#[utoipa::path(get, path = "/reminders/{id}", tag = "Reminders", params(("id" = Uuid, Path)),
-    responses((status = 200, description = "The reminder", body = Reminder, headers(("ETag" = String)))))]
-async fn read_reminder(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Response> {
-    tagged(reminder::find(&mut *app.postgres.acquire().await?, caller.account_id, id).await?.ok_or_else(Problem::not_found)?)
+///
+/// With `If-None-Match` only if it is not as it was read (RFC 9110, 13.1.2).
+#[utoipa::path(get, path = "/reminders/{id}", tag = "Reminders",
+    params(("id" = Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "The `ETag` that was read")),
+    responses(
+        (status = 200, description = "The reminder", body = Reminder, headers(("ETag" = String))),
+        (status = 304, description = "It is as it was read", headers(("ETag" = String))),
+    ))]
+async fn read_reminder(State(app): State<App>, caller: Caller, Id(id): Id, headers: HeaderMap) -> Result<Response> {
+    let found = reminder::find(&mut *app.postgres.acquire().await?, caller.account_id, id).await?;
+    let reminder = found.ok_or_else(Problem::not_found)?;
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|list| names(list, &reminder.etag())) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, reminder.etag())]).into_response());
+    }
+    tagged(reminder)
 }
 
 /// RFC 7396: what is absent stays. Nothing here can be removed, so null is not allowed.
@@ -187,12 +198,16 @@ async fn delete_reminder(State(app): State<App>, caller: Caller, Id(id): Id, hea
 /// A change to what has changed since it was read would be a lost update: 412.
 fn unchanged_since(headers: &HeaderMap, reminder: &Reminder) -> Result<()> {
     let Some(expected) = headers.get(header::IF_MATCH) else { return Ok(()) };
-    let etag = reminder.etag();
-    let expected = expected.to_str().unwrap_or_default();
-    if expected.split(',').any(|tag| tag.trim() == "*" || tag.trim() == etag) {
+    if names(expected, &reminder.etag()) {
         return Ok(());
     }
     Err(Problem::new(StatusCode::PRECONDITION_FAILED, "changed-meanwhile", "it has changed since it was read: read it again"))
+}
+
+/// Whether a list of tags names one, or all. Who compresses an answer marks its tag as weak, and it still counts versions.
+fn names(list: &HeaderValue, etag: &str) -> bool {
+    let mut tags = list.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    tags.any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes())
 }
 
 fn in_future(app: &App, due_at: Timestamp) -> Result<()> {
