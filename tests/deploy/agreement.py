@@ -65,7 +65,8 @@ def read(path):
 
 # Every YAML file of the repository can be read, and names no key twice.
 for path in subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.yml", "*.yaml"], capture_output=True, check=True, text=True).stdout.split():
-    list(YAML(typ="safe", pure=True).load_all(read(path)))
+    if pathlib.Path(path).exists():
+        list(YAML(typ="safe", pure=True).load_all(read(path)))
 
 # What the others say. In .env.example a paragraph is a variable: its meaning, who reads it, its default.
 variables, readers, required = {}, {}, {}
@@ -97,7 +98,20 @@ def of_kind(kind):
 
 [config] = [resource["data"] for resource in of_kind("ConfigMap").values()]
 deployments, jobs = of_kind("Deployment"), of_kind("Job")
+
+# The overlay names the namespace once, and everything follows it: two projects in one cluster must not share an object.
 [namespace] = of_kind("Namespace")
+same("namespace, of kustomization.yaml and of Kubernetes", yaml.safe_load(read(f"{overlay}/kustomization.yaml"))["namespace"], namespace)
+for resource in rendered:
+    if resource["kind"] != "Namespace":
+        same(f"{resource['kind']}/{resource['metadata']['name']}: namespace", namespace, resource["metadata"].get("namespace"))
+# deploy/k8s/README.md creates the namespace before everything else by this label.
+labelled = [resource["kind"] for resource in rendered if "pod-security.kubernetes.io/enforce" in resource["metadata"].get("labels", {})]
+same("kinds with the label pod-security.kubernetes.io/enforce", labelled, ["Namespace"])
+# A release is one image for every process type.
+images = {container["image"] for workload in [*deployments.values(), *jobs.values()] for container in workload["spec"]["template"]["spec"]["containers"]}
+must(len(images) == 1, f"images: {', '.join(sorted(images))}")
+must(all(re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", image) for image in images), f"an image without a digest: {', '.join(sorted(images))}")
 
 same("process types, of the Procfile and of Kubernetes", sorted(set(procfile) - {"release"}), sorted(deployments))
 for name in config:
@@ -121,8 +135,6 @@ for kind, workloads in [("Deployment", deployments), ("Job", jobs)]:
         pod = workload["spec"]["template"]
         spec = pod["spec"]
         [container] = spec["containers"]
-        image = re.split(r"[@:]", container["image"].rsplit("/", 1)[-1])[0]
-        same(f"{name}: image, of docker-compose.yml and of Kubernetes", compose["services"]["web"]["image"], image)
         same(f"{name}: command, of the Procfile and of Kubernetes", procfile.get("release" if kind == "Job" else name), " ".join(container["command"]))
         [mount] = container["volumeMounts"]
         [volume] = spec["volumes"]
