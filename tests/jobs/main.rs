@@ -4,10 +4,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod admin;
 mod crashes;
 mod enqueue;
 mod failures;
+mod job_commands;
 mod leases;
 
 use serde_json::Value;

@@ -4,12 +4,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod accounts;
+mod account_commands;
 mod backup;
+mod bin_dev;
 mod config;
 mod console;
 mod data;
-mod dev;
 mod doctor;
 mod previous;
 mod release;

@@ -1,11 +1,11 @@
 //! Bad input: each kind gets its status as a problem, and nothing is half done.
 
-use app::web::ACCESS;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::access::rules;
 use crate::support::deploy::Web;
 use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, PATIENCE};
@@ -165,8 +165,8 @@ async fn no_input_makes_it_fail_panic_or_hang() {
     .map(|text| text.as_bytes().to_vec())
     .chain([vec![0xff, 0xfe, b'{'], b"{\"message\": \"\xc3\x28\"}".to_vec(), vec![0; 1000]])
     .collect();
-    for (method, template, ..) in ACCESS.iter().filter(|rule| rule.0 == Method::POST || rule.0 == Method::PATCH) {
-        let path = template.replace("{id}", id);
+    for rule in rules(&deploy).await.iter().filter(|rule| ["POST", "PUT", "PATCH"].contains(&&*rule.method)) {
+        let (method, path) = (rule.method.parse::<Method>().unwrap(), rule.path.replace("{id}", id));
         for body in &bodies {
             for content_type in ["application/json", "application/xml", "application/x-www-form-urlencoded", ""] {
                 let request = ada.client.request(method.clone(), format!("{}{path}", web.url)).header("sec-fetch-site", "same-origin");

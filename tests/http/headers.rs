@@ -94,7 +94,7 @@ async fn a_panic_is_a_500_for_that_request_alone() {
         panic!("a secret of the inside")
     }
     let panics = Router::new().route("/", get(panics)).route("/fine", get(|| async { "fine" }));
-    let release = app::release::Release { service: app::release::SERVICE, commit: app::release::COMMIT, release: None, process: "web" };
+    let release = app::release::Release { service: "app".to_owned(), commit: app::release::COMMIT, release: None, process: "web" };
     let metrics = app::telemetry::metrics::Metrics::new(&release);
     let routes = app::http::finish(panics, &config, &app::config::PublicUrl::parse("http://localhost").unwrap(), metrics);
     let ask = async |path: &str| {

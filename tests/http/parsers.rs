@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use app::auth::guard::bearer;
+use app::auth::session::cookie;
 use app::config::Setting;
-use app::http::access::bearer;
-use app::http::client::ClientAddress;
+use app::http::ClientAddress;
 use app::http::idempotency::IdempotencyKey;
 use app::http::paging::Page;
-use app::http::session::cookie;
 use axum::extract::FromRequestParts;
 use axum::http::{HeaderMap, HeaderValue, Request};
 use proptest::prelude::{any, proptest};

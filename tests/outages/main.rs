@@ -1,12 +1,13 @@
-//! Bad days: processes that are restarted and killed under load, clients that are slow, resources that fail.
+//! Outages: processes that are restarted and killed under load, clients that are slow, resources that fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod clients;
-mod mail;
+mod certificates;
+mod refused_mail;
 mod resources;
 mod restarts;
-mod secrets;
-mod tls;
+mod secret_files;
+mod slow_clients;
+mod unavailable;
