@@ -8,26 +8,16 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::Deploy;
+use crate::support::access::rules;
 use crate::support::deploy::client;
-use crate::support::person::Person;
-use crate::support::person::in_seconds;
-
-/// What clients were promised.
-fn contract() -> Value {
-    serde_json::from_str(&std::fs::read_to_string("openapi.json").unwrap()).unwrap()
-}
-
-/// The methods of each path.
-fn operations(contract: &Value) -> BTreeMap<String, BTreeSet<String>> {
-    let paths = contract["paths"].as_object().unwrap().iter();
-    paths.map(|(path, methods)| (path.clone(), methods.as_object().unwrap().keys().map(|method| method.to_uppercase()).collect())).collect()
-}
+use crate::support::openapi::Contract;
+use crate::support::person::{PASSWORD, Person};
 
 #[tokio::test]
 async fn the_committed_document_is_what_is_served_and_what_admin_prints() {
     let deploy = Deploy::new().await;
     let served: Value = deploy.web().await.get("/openapi.json").await.json().await.unwrap();
-    assert!(served == contract(), "openapi.json is out of date: cargo run --bin admin openapi >openapi.json");
+    assert!(served == Contract::committed().0, "openapi.json is out of date: cargo run --bin admin openapi >openapi.json");
     let printed = deploy.admin(&["openapi"]).await;
     assert!(serde_json::from_slice::<Value>(&printed.stdout).unwrap() == served, "admin prints another document than web serves");
 }
@@ -36,7 +26,7 @@ async fn the_committed_document_is_what_is_served_and_what_admin_prints() {
 async fn every_operation_of_the_document_is_served_and_no_other() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
-    for (path, documented) in operations(&contract()) {
+    for (path, documented) in Contract::committed().operations() {
         let url = format!("{}{}", web.url, path.replace("{id}", &uuid::Uuid::nil().to_string()));
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
             let answer = client().request(method.parse().unwrap(), &url).send().await.unwrap();
@@ -53,81 +43,35 @@ async fn every_operation_of_the_document_is_served_and_no_other() {
     }
 }
 
-/// A route that is in no line of the table of access is served to nobody, so the table is all that there is.
-#[test]
-fn the_table_that_decides_what_is_served_and_the_document_name_the_same_operations() {
+/// A route without a rule is served to nobody, so the rules are all that there is.
+#[tokio::test]
+async fn the_table_that_decides_what_is_served_and_the_document_name_the_same_operations() {
     let mut table = BTreeMap::<_, BTreeSet<_>>::new();
-    for (method, path, ..) in app::web::ACCESS.iter().filter(|rule| rule.1.starts_with("/api/")) {
-        table.entry((*path).to_owned()).or_default().insert(method.to_string());
+    for rule in rules(&Deploy::new().await).await.into_iter().filter(|rule| rule.path.starts_with("/api/")) {
+        table.entry(rule.path).or_default().insert(rule.method);
     }
-    assert_eq!(table, operations(&contract()));
-}
-
-/// What is wrong with a value, by its schema in the contract: a property that is missing, unknown, or of another type.
-fn fault(contract: &Value, schema: &Value, value: &Value) -> Option<String> {
-    if let Some(reference) = schema["$ref"].as_str() {
-        return fault(contract, contract.pointer(reference.trim_start_matches('#')).unwrap(), value);
-    }
-    let kind = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(_) => "integer",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    };
-    let kinds = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
-    if !kinds.iter().any(|may| may == kind) {
-        return Some(format!("{value} is no {}", schema["type"]));
-    }
-    if let Some(items) = value.as_array() {
-        return items.iter().find_map(|item| fault(contract, &schema["items"], item));
-    }
-    let properties = value.as_object()?;
-    let required = schema["required"].as_array().into_iter().flatten();
-    let missing = required.filter_map(Value::as_str).find(|name| !properties.contains_key(*name));
-    missing.map(|name| format!("it lacks {name}")).or_else(|| {
-        properties.iter().find_map(|(name, value)| match schema["properties"].get(name) {
-            Some(schema) => fault(contract, schema, value).map(|fault| format!("{name}: {fault}")),
-            None => Some(format!("the document knows no {name}")),
-        })
-    })
+    assert_eq!(table, Contract::committed().operations());
 }
 
 #[tokio::test]
 async fn an_answer_has_the_properties_that_the_document_names_and_no_others() {
-    let (deploy, contract) = (Deploy::new().await, contract());
+    let (deploy, contract) = (Deploy::new().await, Contract::committed());
     let web = deploy.web().await;
-    let ada = Person::known(&deploy, &web).await;
-    let mut made = String::new();
+    let (ada, admin) = tokio::join!(Person::known(&deploy, &web), Person::unverified(&web));
+    assert!(deploy.admin(&["account", "grant", &admin.email, "admin"]).await.status.success());
     let token = json!({ "name": "as written", "scopes": ["tokens:read"], "expires_in_days": 1 });
-    assert_eq!(ada.post("/tokens", token).await.status(), 201);
-    for (method, path, body, expected) in [
-        (Method::POST, "/reminders", Some(json!({ "message": "as written", "due_at": in_seconds(600) })), "201"),
-        (Method::GET, "/reminders", None, "200"),
-        (Method::GET, "/reminders/{id}", None, "200"),
-        (Method::PATCH, "/reminders/{id}", Some(json!({ "message": "changed" })), "200"),
-        (Method::GET, "/tokens", None, "200"),
-        (Method::GET, "/session", None, "200"),
-        (Method::GET, "/account/sessions", None, "200"),
-        (Method::PATCH, "/account", Some(json!({ "digest": true })), "200"),
+    let credentials = json!({ "email": admin.email, "password": PASSWORD });
+    for (person, request) in [
+        (&ada, (Method::POST, "/tokens", Some(token), "201")),
+        (&ada, (Method::GET, "/tokens", None, "200")),
+        (&ada, (Method::GET, "/session", None, "200")),
+        (&ada, (Method::GET, "/account/sessions", None, "200")),
+        (&ada, (Method::PATCH, "/account", Some(json!({ "digest": true })), "200")),
+        (&admin, (Method::POST, "/session", Some(credentials), "200")),
+        (&admin, (Method::GET, "/admin/accounts", None, "200")),
     ] {
-        let mut request = ada.request(method.clone(), &path.replace("{id}", &made));
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let answer = request.send().await.unwrap();
-        let what = format!("{method} {path}");
-        assert_eq!(answer.status().as_str(), expected, "{what}");
-        let answer: Value = answer.json().await.unwrap();
-        let operation = &contract["paths"][format!("/api/v1{path}")][method.as_str().to_ascii_lowercase()];
-        let schema = &operation["responses"][expected]["content"]["application/json"]["schema"];
-        assert!(schema.is_object(), "{what}: the document describes no answer");
-        assert_eq!(fault(&contract, schema, &answer), None, "{what} answers otherwise than documented: {answer}");
-        if let (true, Some(id)) = (made.is_empty(), answer["id"].as_str()) {
-            id.clone_into(&mut made);
-        }
+        contract.holds(person, "", request).await;
     }
     let refused: Value = Person::stranger(&web).get("/tokens").await.json().await.unwrap();
-    assert_eq!(fault(&contract, &contract["components"]["schemas"]["Problem"], &refused), None, "{refused}");
+    assert_eq!(contract.fault(&contract.0["components"]["schemas"]["Problem"], &refused), None, "{refused}");
 }

@@ -4,6 +4,7 @@
 //! Nothing here waits for time: it waits for a log line, an answer or an exit, and gives up after `PATIENCE`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod access;
 pub mod balancer;
 pub mod collector;
 pub mod deploy;
@@ -13,6 +14,7 @@ pub mod journal;
 pub mod load;
 pub mod log_schema;
 pub mod mail;
+pub mod openapi;
 pub mod person;
 pub mod postgres;
 pub mod process;
