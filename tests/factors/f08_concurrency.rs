@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::person::Person;
+use serde_json::Value;
+
 use crate::support::process::{procfile, programs};
 use crate::support::{Deploy, Process, Proxy, eventually};
 
@@ -82,9 +83,20 @@ async fn with_slow_jobs(jobs: usize) -> (Deploy, Proxy) {
     (deploy.clone_with("SMTP_URL", deploy.through("SMTP_URL", &smtp)), smtp)
 }
 
-#[test]
-fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
-    assert!(!app::clock::schedule().unwrap().is_empty());
+/// The schedule, as `admin` prints it.
+async fn schedule(deploy: &Deploy) -> Vec<Value> {
+    let printed = deploy.admin(&["schedule", "--json"]).await;
+    assert!(printed.status.success(), "{printed:?}");
+    String::from_utf8(printed.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
+    let schedule = schedule(&Deploy::new().await).await;
+    assert!(!schedule.is_empty());
+    for line in schedule {
+        assert!(line["next_tick"].is_string(), "{line}");
+    }
 }
 
 #[tokio::test]
@@ -92,7 +104,7 @@ async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
     let deploy = Deploy::new().await;
     let mut clocks = ["clock"; 3].map(|name| deploy.start(name));
     let mut database = deploy.database().await;
-    let schedules = app::clock::schedule().unwrap().len();
+    let schedules = schedule(&deploy).await.len();
     eventually("every schedule", async || {
         let seen = clocks.iter().flat_map(Process::lines).filter(|line| line.contains("its first tick is the next")).count();
         (seen == schedules).then_some(())
@@ -113,29 +125,4 @@ async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
     let kinds = sqlx::query_scalar::<_, String>("SELECT kind FROM jobs ORDER BY kind").fetch_all(&mut database).await.unwrap();
     assert_eq!(kinds.len(), schedules, "{kinds:?}");
     assert_eq!(kinds.iter().filter(|kind| *kind == "purge_expired").count(), 1, "{kinds:?}");
-}
-
-#[tokio::test]
-async fn the_daily_digest_fans_out_into_one_mail_for_each_account() {
-    let deploy = Deploy::new().await;
-    let (web, _worker, clock) = (deploy.web().await, deploy.start("worker"), deploy.start("clock"));
-    clock.says("schedule daily-digest is new").await;
-    let (ada, grace) = tokio::join!(Person::verified(&deploy, &web), Person::verified(&deploy, &web));
-    for (person, message) in [(&ada, "first\nand its second line"), (&ada, "second"), (&grace, "third")] {
-        assert_eq!(person.remind(message, 3600).await.status(), 201);
-    }
-    // Whatever the time of day is, they are due on the day of the tick, and not yet.
-    let mut database = deploy.database().await;
-    sqlx::query("UPDATE reminders SET due_at = date_trunc('day', last_tick AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '23 hours' FROM schedules WHERE name = 'daily-digest'")
-        .execute(&mut database)
-        .await
-        .unwrap();
-    sqlx::query("UPDATE schedules SET last_tick = last_tick - interval '1 day' WHERE name = 'daily-digest'")
-        .execute(&mut database)
-        .await
-        .unwrap();
-    let tick = clock.says("schedule daily-digest ticked").await["tick"].as_str().unwrap()[..10].to_owned();
-    let digest = deploy.mail.to(&ada.email, &format!("Due on {tick}")).await;
-    assert_eq!(digest.text.trim().lines().collect::<Vec<_>>(), ["23:00 UTC  first", "23:00 UTC  second"]);
-    assert_eq!(deploy.mail.to(&grace.email, &format!("Due on {tick}")).await.text.trim(), "23:00 UTC  third");
 }

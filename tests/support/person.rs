@@ -103,17 +103,6 @@ impl Person {
     pub async fn forget(&self) -> Response {
         self.post("/password-resets", json!({ "email": self.email })).await
     }
-
-    /// A reminder that is due in so many seconds.
-    pub async fn remind(&self, message: &str, seconds: i64) -> Response {
-        self.post("/reminders", json!({ "message": message, "due_at": in_seconds(seconds) })).await
-    }
-}
-
-pub fn in_seconds(seconds: i64) -> String {
-    #[expect(clippy::disallowed_methods, reason = "what a person's clock says")]
-    let now = jiff::Timestamp::now();
-    (now + jiff::SignedDuration::from_secs(seconds)).to_string()
 }
 
 /// The problem in an answer, after a look at what every problem must have.

@@ -1,86 +1,34 @@
-//! The sample feature.
+//! What the operations of reminders take and answer: pages, concurrent changes, idempotency, bad input.
 
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
-use crate::support::person::{Person, in_seconds, problem};
+use super::{in_seconds, remind};
+use crate::support::openapi::Contract;
+use crate::support::person::{Person, problem};
 use crate::support::{Deploy, Proxy, eventually};
 
 #[tokio::test]
-async fn a_reminder_arrives_by_mail_once_and_not_before_it_is_due() {
-    let deploy = Deploy::new().await;
-    let (web, worker) = (deploy.web().await, deploy.start("worker"));
-    let ada = Person::verified(&deploy, &web).await;
-    let created = ada.remind("water the plants", 2).await;
-    assert_eq!(created.status(), 201);
-    let location = created.headers()["location"].to_str().unwrap().replace("/api/v1", "");
-    let reminder: Value = created.json().await.unwrap();
-    assert_eq!(location, format!("/reminders/{}", reminder["id"].as_str().unwrap()));
-    let mail = deploy.mail.to(&ada.email, "A reminder").await;
-    assert_eq!(mail.text.trim(), "water the plants");
-    assert_eq!(mail.message_id, format!("reminder-{}-1@localhost", reminder["id"].as_str().unwrap()));
-
-    let sent =
-        eventually("sent_at", async || ada.get(&location).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(str::to_owned))
-            .await;
-    assert!(sent.parse::<jiff::Timestamp>().unwrap() >= reminder["due_at"].as_str().unwrap().parse().unwrap());
-    let done = worker.logged("the job's end", |line| line["job_kind"] == "send_reminder" && line["outcome"] == "done").await;
-    assert!(done["run_ms"].is_u64() && done["attempt"] == 1, "{done}");
-    assert_eq!(deploy.mail.all().await.iter().filter(|mail| mail.subject == "A reminder").count(), 1);
-}
-
-#[tokio::test]
-async fn a_changed_or_deleted_reminder_is_not_mailed_as_it_was() {
-    let deploy = Deploy::new().await;
-    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
-    let ada = Person::verified(&deploy, &web).await;
-    let create = async |message: &str, seconds| {
-        let reminder: Value = ada.remind(message, seconds).await.json().await.unwrap();
-        format!("/reminders/{}", reminder["id"].as_str().unwrap())
-    };
-    let (deleted, changed, last) = (create("deleted", 2).await, create("before", 2).await, create("last", 3).await);
-    assert_eq!(ada.delete(&deleted).await.status(), 204);
-    problem(ada.get(&deleted).await, 404, "not-found").await;
-    let after: Value = ada.patch(&changed, json!({ "message": "after" })).await.json().await.unwrap();
-    assert_eq!((&after["message"], &after["version"]), (&json!("after"), &json!(2)));
-    let same: Value = ada.patch(&changed, json!({})).await.json().await.unwrap();
-    assert_eq!(same, after, "nothing to change is no new version");
-    eventually("the last", async || ada.get(&last).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(drop)).await;
-    let mut texts: Vec<_> = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "A reminder").map(|mail| mail.text).collect();
-    texts.sort();
-    assert_eq!(texts.iter().map(|text| text.trim()).collect::<Vec<_>>(), ["after", "last"]);
-}
-
-#[tokio::test]
-async fn another_persons_reminder_is_not_there() {
-    let deploy = Deploy::new().await;
-    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
-    let (ada, eve) = tokio::join!(Person::verified(&deploy, &web), Person::verified(&deploy, &web));
-    let reminder: Value = ada.remind("mine", 3600).await.json().await.unwrap();
-    let path = format!("/reminders/{}", reminder["id"].as_str().unwrap());
-    problem(eve.get(&path).await, 404, "not-found").await;
-    problem(eve.patch(&path, json!({ "message": "yours" })).await, 404, "not-found").await;
-    problem(eve.delete(&path).await, 404, "not-found").await;
-    assert_eq!(eve.get("/reminders").await.json::<Value>().await.unwrap(), json!({ "items": [], "next": null }));
-    assert_eq!(ada.get(&path).await.json::<Value>().await.unwrap(), reminder, "and is unchanged");
-    problem(ada.get(&format!("/reminders/{}", Uuid::new_v4())).await, 404, "not-found").await;
-    problem(ada.get("/reminders/17").await, 404, "not-found").await;
-}
-
-#[tokio::test]
-async fn only_a_verified_address_gets_reminders() {
-    let deploy = Deploy::new().await;
+async fn answers_are_as_documented() {
+    let (deploy, contract) = (Deploy::new().await, Contract::committed());
     let web = deploy.web().await;
-    let ada = Person::unverified(&web).await;
-    problem(ada.remind("mail bomb", 60).await, 403, "email-not-verified").await;
-    assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]));
+    let ada = Person::known(&deploy, &web).await;
+    let body = json!({ "message": "as written", "due_at": in_seconds(600) });
+    let made = contract.holds(&ada, "", (Method::POST, "/reminders", Some(body), "201")).await;
+    let id = made["id"].as_str().unwrap();
+    for request in [
+        (Method::GET, "/reminders", None, "200"),
+        (Method::GET, "/reminders/{id}", None, "200"),
+        (Method::PATCH, "/reminders/{id}", Some(json!({ "message": "changed" })), "200"),
+    ] {
+        contract.holds(&ada, id, request).await;
+    }
 }
 
 #[tokio::test]
-async fn a_list_comes_in_pages_in_the_order_of_their_time() {
+async fn list_pages_are_ordered_by_time() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -88,8 +36,8 @@ async fn a_list_comes_in_pages_in_the_order_of_their_time() {
     for message in ["b", "c", "d"] {
         ada.post("/reminders", json!({ "message": message, "due_at": same_time })).await;
     }
-    ada.remind("e", 2000).await;
-    ada.remind("a", 500).await;
+    remind(&ada, "e", 2000).await;
+    remind(&ada, "a", 500).await;
     let (mut messages, mut path) = (Vec::new(), "/reminders?limit=2".to_owned());
     loop {
         let page: Value = ada.get(&path).await.json().await.unwrap();
@@ -107,12 +55,12 @@ async fn a_list_comes_in_pages_in_the_order_of_their_time() {
 }
 
 #[tokio::test]
-async fn a_list_links_to_its_next_page() {
+async fn list_links_to_its_next_page() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     for seconds in [1000, 2000, 3000] {
-        ada.remind("x", seconds).await;
+        remind(&ada, "x", seconds).await;
     }
     let first = ada.get("/reminders?limit=2").await;
     let link = first.headers()["link"].to_str().unwrap().to_owned();
@@ -125,11 +73,11 @@ async fn a_list_links_to_its_next_page() {
 }
 
 #[tokio::test]
-async fn a_lost_update_is_412() {
+async fn lost_update_is_412() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
-    let created = ada.remind("first", 3600).await;
+    let created = remind(&ada, "first", 3600).await;
     let read = created.headers()["etag"].clone();
     let path = created.headers()["location"].to_str().unwrap().replace("/api/v1", "");
     assert_eq!(ada.get(&path).await.headers()["etag"], read);
@@ -150,11 +98,11 @@ async fn a_lost_update_is_412() {
 }
 
 #[tokio::test]
-async fn of_two_that_change_what_both_have_read_one_is_told() {
+async fn one_of_ten_concurrent_changes_wins() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
-    let created = ada.remind("first", 3600).await;
+    let created = remind(&ada, "first", 3600).await;
     let (etag, path) = (created.headers()["etag"].clone(), created.headers()["location"].to_str().unwrap().replace("/api/v1", ""));
     let change = |message: String| {
         let request = ada.request(Method::PATCH, &path).header("if-match", &etag).json(&json!({ "message": message }));
@@ -166,7 +114,7 @@ async fn of_two_that_change_what_both_have_read_one_is_told() {
 }
 
 #[tokio::test]
-async fn the_same_key_and_body_create_once_and_answer_alike() {
+async fn idempotency_key_creates_once() {
     let deploy = Deploy::new().await;
     let (one, two, _worker) = (deploy.web().await, deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &one).await;
@@ -209,7 +157,7 @@ async fn the_same_key_and_body_create_once_and_answer_alike() {
 }
 
 #[tokio::test]
-async fn a_key_whose_request_still_runs_is_409_and_keeps_no_connection_waiting() {
+async fn key_of_running_request_is_409() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -232,7 +180,7 @@ async fn a_key_whose_request_still_runs_is_409_and_keeps_no_connection_waiting()
 }
 
 #[tokio::test]
-async fn what_breaks_a_rule_is_422_with_the_fields_name_and_nothing_is_half_done() {
+async fn invalid_input_is_422_and_creates_nothing() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -255,4 +203,30 @@ async fn what_breaks_a_rule_is_422_with_the_fields_name_and_nothing_is_half_done
     assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing is half done");
     let exactly = json!({ "message": "é".repeat(10_000), "due_at": due_at });
     assert_eq!(ada.post("/reminders", exactly).await.status(), 201, "the limit is in characters");
+}
+
+#[tokio::test]
+async fn hostile_times_and_texts_break_nothing() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let made: Value = remind(&ada, "kept", 3600).await.json().await.unwrap();
+    let path = format!("/reminders/{}", made["id"].as_str().unwrap());
+    for body in [
+        r#"{"message": "\u0000", "due_at": "9999-12-31T23:59:59Z"}"#,
+        r#"{"message": "x", "due_at": "9999-12-30T22:00:00.999999999Z"}"#,
+        r#"{"message": "\ud800", "due_at": "-009999-01-02T00:00:00Z"}"#,
+        r#"{"message": 1e999999, "due_at": 1e400}"#,
+    ] {
+        for (method, path) in [(Method::POST, "/reminders"), (Method::PATCH, &path)] {
+            let request = ada.request(method, path).header("content-type", "application/json").body(body);
+            let status = request.send().await.unwrap().status().as_u16();
+            assert!(status < 500, "{status} for {body}");
+        }
+    }
+    for path in ["/reminders?cursor=%00", "/reminders?limit=99999999999999999999", "/reminders/%00", "/reminders/%ff"] {
+        assert!(ada.get(path).await.status().is_client_error(), "{path}");
+    }
+    let bad: Vec<_> = web.process.log().into_iter().filter(|line| line["level"] == "ERROR" || line["level"] == "WARN").collect();
+    assert!(bad.is_empty(), "{bad:#?}");
 }

@@ -1,0 +1,143 @@
+//! The sample feature.
+
+mod kept_data;
+mod requests;
+
+use reqwest::Response;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::access::{Things, prove_privacy, prove_table};
+use crate::support::person::{Person, problem};
+use crate::support::{Deploy, eventually};
+
+/// Who may do what, written by hand, as `tests/support/access.rs` reads it.
+const MAY: &str = "
+    GET    /api/v1/reminders         - - s u a
+    POST   /api/v1/reminders         - - s u a
+    GET    /api/v1/reminders/{id}    - - s u a
+    PATCH  /api/v1/reminders/{id}    - - s u a
+    DELETE /api/v1/reminders/{id}    - - s u a
+";
+
+/// Makes a reminder that is due in so many seconds.
+async fn remind(person: &Person, message: &str, seconds: i64) -> Response {
+    person.post("/reminders", json!({ "message": message, "due_at": in_seconds(seconds) })).await
+}
+
+fn in_seconds(seconds: i64) -> String {
+    #[expect(clippy::disallowed_methods, reason = "what a person's clock says")]
+    let now = jiff::Timestamp::now();
+    (now + jiff::SignedDuration::from_secs(seconds)).to_string()
+}
+
+async fn things(_: &Deploy, ada: &Person) -> Things {
+    let made: Value = remind(ada, "a private message", 3600).await.json().await.unwrap();
+    let ids = vec![("/api/v1/reminders", made["id"].as_str().unwrap().to_owned())];
+    Things { ids, texts: vec!["a private message".to_owned()] }
+}
+
+#[tokio::test]
+async fn reminders_follow_their_table_of_access() {
+    prove_table(MAY, things).await;
+}
+
+#[tokio::test]
+async fn reminders_are_private() {
+    prove_privacy(MAY, things).await;
+}
+
+#[tokio::test]
+async fn mail_arrives_once_when_due() {
+    let deploy = Deploy::new().await;
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let created = remind(&ada, "water the plants", 2).await;
+    assert_eq!(created.status(), 201);
+    let location = created.headers()["location"].to_str().unwrap().replace("/api/v1", "");
+    let reminder: Value = created.json().await.unwrap();
+    assert_eq!(location, format!("/reminders/{}", reminder["id"].as_str().unwrap()));
+    let mail = deploy.mail.to(&ada.email, "A reminder").await;
+    assert_eq!(mail.text.trim(), "water the plants");
+    assert_eq!(mail.message_id, format!("reminder-{}-1@localhost", reminder["id"].as_str().unwrap()));
+
+    let sent =
+        eventually("sent_at", async || ada.get(&location).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(str::to_owned))
+            .await;
+    assert!(sent.parse::<jiff::Timestamp>().unwrap() >= reminder["due_at"].as_str().unwrap().parse().unwrap());
+    let done = worker.logged("the job's end", |line| line["job_kind"] == "send_reminder" && line["outcome"] == "done").await;
+    assert!(done["run_ms"].is_u64() && done["attempt"] == 1, "{done}");
+    assert_eq!(deploy.mail.all().await.iter().filter(|mail| mail.subject == "A reminder").count(), 1);
+}
+
+#[tokio::test]
+async fn changed_or_deleted_reminder_is_not_mailed() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::verified(&deploy, &web).await;
+    let create = async |message: &str, seconds| {
+        let reminder: Value = remind(&ada, message, seconds).await.json().await.unwrap();
+        format!("/reminders/{}", reminder["id"].as_str().unwrap())
+    };
+    let (deleted, changed, last) = (create("deleted", 2).await, create("before", 2).await, create("last", 3).await);
+    assert_eq!(ada.delete(&deleted).await.status(), 204);
+    problem(ada.get(&deleted).await, 404, "not-found").await;
+    let after: Value = ada.patch(&changed, json!({ "message": "after" })).await.json().await.unwrap();
+    assert_eq!((&after["message"], &after["version"]), (&json!("after"), &json!(2)));
+    let same: Value = ada.patch(&changed, json!({})).await.json().await.unwrap();
+    assert_eq!(same, after, "nothing to change is no new version");
+    eventually("the last", async || ada.get(&last).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(drop)).await;
+    let mut texts: Vec<_> = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "A reminder").map(|mail| mail.text).collect();
+    texts.sort();
+    assert_eq!(texts.iter().map(|text| text.trim()).collect::<Vec<_>>(), ["after", "last"]);
+}
+
+#[tokio::test]
+async fn daily_digest_sends_one_mail_per_account() {
+    let deploy = Deploy::new().await;
+    let (web, _worker, clock) = (deploy.web().await, deploy.start("worker"), deploy.start("clock"));
+    clock.says("schedule daily-digest is new").await;
+    let (ada, grace) = tokio::join!(Person::verified(&deploy, &web), Person::verified(&deploy, &web));
+    for (person, message) in [(&ada, "first\nand its second line"), (&ada, "second"), (&grace, "third")] {
+        assert_eq!(remind(person, message, 3600).await.status(), 201);
+    }
+    // Whatever the time of day is, they are due on the day of the tick, and not yet.
+    let mut database = deploy.database().await;
+    sqlx::query("UPDATE reminders SET due_at = date_trunc('day', last_tick AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '23 hours' FROM schedules WHERE name = 'daily-digest'")
+        .execute(&mut database)
+        .await
+        .unwrap();
+    sqlx::query("UPDATE schedules SET last_tick = last_tick - interval '1 day' WHERE name = 'daily-digest'")
+        .execute(&mut database)
+        .await
+        .unwrap();
+    let tick = clock.says("schedule daily-digest ticked").await["tick"].as_str().unwrap()[..10].to_owned();
+    let digest = deploy.mail.to(&ada.email, &format!("Due on {tick}")).await;
+    assert_eq!(digest.text.trim().lines().collect::<Vec<_>>(), ["23:00 UTC  first", "23:00 UTC  second"]);
+    assert_eq!(deploy.mail.to(&grace.email, &format!("Due on {tick}")).await.text.trim(), "23:00 UTC  third");
+}
+
+#[tokio::test]
+async fn reminder_of_another_account_is_404() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let (ada, eve) = tokio::join!(Person::verified(&deploy, &web), Person::verified(&deploy, &web));
+    let reminder: Value = remind(&ada, "mine", 3600).await.json().await.unwrap();
+    let path = format!("/reminders/{}", reminder["id"].as_str().unwrap());
+    problem(eve.get(&path).await, 404, "not-found").await;
+    problem(eve.patch(&path, json!({ "message": "yours" })).await, 404, "not-found").await;
+    problem(eve.delete(&path).await, 404, "not-found").await;
+    assert_eq!(eve.get("/reminders").await.json::<Value>().await.unwrap(), json!({ "items": [], "next": null }));
+    assert_eq!(ada.get(&path).await.json::<Value>().await.unwrap(), reminder, "and is unchanged");
+    problem(ada.get(&format!("/reminders/{}", Uuid::new_v4())).await, 404, "not-found").await;
+    problem(ada.get("/reminders/17").await, 404, "not-found").await;
+}
+
+#[tokio::test]
+async fn unverified_address_gets_no_reminder() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    problem(remind(&ada, "mail bomb", 60).await, 403, "email-not-verified").await;
+    assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]));
+}
