@@ -7,15 +7,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
+use sha2::{Digest, Sha256};
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use uuid::Uuid;
 
 use crate::support::formation::{self, Links, PLACES, Place};
 use crate::support::journal::{Journal, Kind};
@@ -26,8 +26,7 @@ use crate::support::{Deploy, PATIENCE, Proxy, eventually};
 /// Short, so that processes are stopped for longer.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Who ask for their session.
-/// Half of them make reminders instead.
+/// Half of them ask for their session. The others sign up new addresses, and ask for a reset for each.
 const CUSTOMERS: usize = 16;
 
 const POSTGRES_POOL: usize = 4;
@@ -76,10 +75,9 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     let until = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
     let stop = Arc::new(AtomicBool::new(false));
     let mut load = Vec::new();
-    let looking = customers.iter();
-    load.extend(customers[..CUSTOMERS / 2].iter().map(|customer| tokio::spawn(customer.clone().remind(stop.clone()))));
-    let looking = looking.skip(CUSTOMERS / 2);
-    load.extend(looking.map(|customer| tokio::spawn(customer.clone().look(stop.clone()))));
+    let (signing_up, looking) = customers.split_at(CUSTOMERS / 2);
+    load.extend(signing_up.iter().map(|customer| tokio::spawn(customer.clone().sign_others_up(stop.clone()))));
+    load.extend(looking.iter().map(|customer| tokio::spawn(customer.clone().look(stop.clone()))));
     let mut networks = Vec::new();
     for variable in ["DATABASE_URL", "REDIS_URL", "SMTP_URL"] {
         networks.push(tokio::spawn(disturb_network(variable, links.clone(), journal.clone(), random.fork(), until)));
@@ -118,13 +116,10 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     for customer in &customers {
         customer.is_known_everywhere().await;
     }
-    let promised = format!("| sessions kept, lost | {CUSTOMERS}, 0 |");
-    let accepted = u32::try_from(seen.accepted.len()).unwrap();
-    assert!(f64::from(accepted) > minutes * 50.0, "too little load to tell: {accepted} reminders");
-    let (mailed, twice) = mails(&deploy, &database, &journal, &seen).await;
-    let promised = format!(
-        "{promised}\n| reminders accepted, lost | {accepted}, 0 |\n| reminders mailed; twice, each explained | {mailed}; {twice} |"
-    );
+    let accepted = seen.signed_up.len() + seen.reset.len();
+    assert!(f64::from(u32::try_from(accepted).unwrap()) > minutes * 50.0, "too little load to tell: {accepted} were accepted");
+    let mails = mails(&deploy, &database, &journal, &seen).await;
+    let promised = format!("| sessions kept, lost | {CUSTOMERS}, 0 |\n{mails}");
     let at_rest = at_rest(&places).await;
     let count = |kind| journal.count(kind);
     println!(
@@ -206,24 +201,38 @@ async fn settle(database: &PgPool) {
     .await;
 }
 
-/// Every promised reminder was mailed and is marked so, none was made twice, and every copy is explained.
-/// The number of reminders that were mailed, and of those that were mailed more than once.
-async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &Seen) -> (usize, usize) {
-    let mut mailed: HashMap<String, (String, usize)> = HashMap::new();
-    for mail in deploy.mail.all().await.into_iter().filter(|mail| mail.message_id.starts_with("reminder-")) {
-        mailed.entry(mail.message_id).or_insert((mail.text, 0)).1 += 1;
+/// An address that has an account, and the mails that its verifications and its resets should have sent.
+const ACCOUNTS: &str = "
+    SELECT email, COALESCE(array_agg(mail) FILTER (WHERE kind = 'send_verification'), '{}'),
+        COALESCE(array_agg(mail) FILTER (WHERE kind = 'send_password_reset'), '{}')
+    FROM accounts LEFT JOIN noted ON account_id = accounts.id GROUP BY email";
+
+/// Every accepted sign-up made one account and one verification, every accepted reset a mail. Every job sent its mail, to its
+/// address, and every copy is explained. Lines for the table.
+async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &Seen) -> String {
+    // Reset links run out during a long soak, and are purged then.
+    let good = "SELECT email, token_hash FROM mailed_tokens WHERE purpose = 'verify'";
+    let good: HashSet<(String, Vec<u8>)> = sqlx::query_as(good).fetch_all(database).await.unwrap().into_iter().collect();
+    let mut mailed: HashMap<String, (Vec<String>, usize)> = HashMap::new();
+    for mail in deploy.mail.all().await {
+        let works = || good.contains(&(mail.to[0].clone(), Sha256::digest(mail.token()).to_vec()));
+        assert!(!mail.message_id.starts_with("verify-") || works(), "a link that does not work was mailed: {mail:?}");
+        mailed.entry(mail.message_id).or_insert((mail.to, 0)).1 += 1;
     }
-    let sent: Vec<(Uuid, bool)> = sqlx::query_as("SELECT id, sent_at IS NOT NULL FROM reminders").fetch_all(database).await.unwrap();
-    let sent: HashMap<_, _> = sent.into_iter().collect();
-    let is_kept = |(id, message): &&(Uuid, String)| {
-        let mail = mailed.get(&format!("reminder-{id}-1@localhost"));
-        sent.get(id) == Some(&true) && mail.is_some_and(|(text, _)| text.trim_end() == message)
-    };
-    let lost: Vec<_> = seen.accepted.iter().filter(|promised| !is_kept(promised)).collect();
-    assert!(lost.is_empty(), "{} promised reminders were lost: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
-    let doubled = "SELECT message FROM reminders GROUP BY message HAVING count(*) > 1";
-    let doubled: Vec<String> = sqlx::query_scalar(doubled).fetch_all(database).await.unwrap();
-    assert!(doubled.is_empty(), "made twice in spite of their key: {doubled:?}");
+    let accounts: Vec<(String, Vec<String>, Vec<String>)> = sqlx::query_as(ACCOUNTS).fetch_all(database).await.unwrap();
+    let accounts: HashMap<_, _> = accounts.into_iter().map(|(email, verify, reset)| (email, (verify, reset))).collect();
+    let arrived = |email: &String, mail: &String| mailed.get(mail).is_some_and(|(to, _)| *to == [email.as_str()]);
+    let kept = |email: &String, mails: &[String]| !mails.is_empty() && mails.iter().all(|mail| arrived(email, mail));
+    let signed_up = |email: &&String| accounts.get(*email).is_some_and(|(verify, _)| verify.len() == 1 && kept(email, verify));
+    let reset = |email: &&String| accounts.get(*email).is_some_and(|(_, reset)| kept(email, reset));
+    let lost: Vec<_> = seen.signed_up.iter().filter(|email| !signed_up(email)).collect();
+    assert!(lost.is_empty(), "{} accepted sign-ups were lost or doubled: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
+    let lost: Vec<_> = seen.reset.iter().filter(|email| !reset(email)).collect();
+    assert!(lost.is_empty(), "{} accepted resets were lost: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
+    // Those of requests too whose answer nobody heard.
+    let noted: Vec<String> = sqlx::query_scalar("SELECT mail FROM noted").fetch_all(database).await.unwrap();
+    let lost: Vec<_> = noted.iter().filter(|mail| !mailed.contains_key(*mail)).collect();
+    assert!(lost.is_empty(), "{} jobs are gone without their mail: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
 
     let unexplained = journal.unexplained(database).await;
     assert!(unexplained.is_empty(), "{} mails were sent again without a reason: {unexplained:#?}", unexplained.len());
@@ -231,7 +240,13 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
     let copies = journal.copies();
     let unseen: Vec<_> = mailed.iter().filter(|(id, (_, count))| copies.get(*id) < Some(count)).collect();
     assert!(unseen.is_empty(), "the sink has mails of unknown senders: {unseen:?}");
-    (mailed.len(), mailed.values().filter(|(_, count)| *count > 1).count())
+    let twice = mailed.values().filter(|(_, count)| *count > 1).count();
+    format!(
+        "| sign-ups accepted, lost | {}, 0 |\n| resets accepted, lost | {}, 0 |\n| mails; twice, each explained | {}; {twice} |",
+        seen.signed_up.len(),
+        seen.reset.len(),
+        mailed.len(),
+    )
 }
 
 /// No process has grown much, or holds more connections than its pools, one for its probes and in a worker one for news: a

@@ -121,14 +121,18 @@ impl Journal {
         self.entries().attempts.append(&mut attempts);
     }
 
-    /// Has the database note which job sends which reminder, since a job that is done leaves nothing behind.
+    /// Has the database note which job sends which mail, and for whom, since a job that is done leaves nothing behind.
     pub async fn note_jobs(&self, database: &PgPool) {
-        let statements = "CREATE TABLE noted (mail text, job bigint);
+        let statements = "CREATE TABLE noted (mail text PRIMARY KEY, job bigint NOT NULL, kind text NOT NULL, account_id uuid NOT NULL);
             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                INSERT INTO noted VALUES (format('reminder-%s-%s@localhost', NEW.payload->>'id', NEW.payload->>'version'), NEW.id);
+                INSERT INTO noted VALUES (
+                    format('%s-%s-%s@localhost', CASE NEW.kind WHEN 'send_verification' THEN 'verify' WHEN 'send_password_reset' THEN 'reset' ELSE 'notice' END,
+                        NEW.payload->>'account_id', NEW.id),
+                    NEW.id, NEW.kind, (NEW.payload->>'account_id')::uuid);
                 RETURN NULL;
             END $$;
-            CREATE TRIGGER note AFTER INSERT ON jobs FOR EACH ROW WHEN (NEW.kind = 'send_reminder') EXECUTE FUNCTION note();";
+            CREATE TRIGGER note AFTER INSERT ON jobs FOR EACH ROW
+                WHEN (NEW.kind IN ('send_verification', 'send_password_reset', 'send_notice')) EXECUTE FUNCTION note();";
         sqlx::raw_sql(statements).execute(database).await.expect("the database notes jobs");
     }
 
@@ -152,9 +156,9 @@ impl Journal {
 
     /// The mails of noted jobs that were sent again without a reason.
     ///
-    /// Who sends a mail must also mark it as sent, so a mail is sent again only where the harness has come between. Copies
-    /// must be those of attempts of their own; and who made an earlier attempt was killed, stopped, or cut off from Postgres
-    /// or its mail server after it had sent the mail, or so long before that another could take the job meanwhile.
+    /// A worker that sends a mail must also delete its job, so a mail is sent again only where the harness has come between.
+    /// Copies must be those of attempts of their own. The worker of an earlier attempt was killed, stopped, or cut off from
+    /// Postgres or its mail server after it had sent the mail, or so long before that another could take the job meanwhile.
     pub async fn unexplained(&self, database: &PgPool) -> Vec<String> {
         let jobs: Vec<(String, i64)> = sqlx::query_as("SELECT mail, job FROM noted").fetch_all(database).await.expect("what was noted");
         let jobs: HashMap<_, _> = jobs.into_iter().collect();

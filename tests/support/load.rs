@@ -6,14 +6,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::{Client, RequestBuilder};
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::deploy::client;
 use super::journal::now;
-use super::person::Person;
-use super::person::in_seconds;
+use super::person::{PASSWORD, Person};
 
 /// Clients that ask one thing after the other until they are told to stop.
 pub struct Load {
@@ -88,8 +86,10 @@ pub struct Seen {
     /// Answered with 503.
     pub refused: usize,
     pub broken: Vec<Broken>,
-    /// Reminders that were promised: id and message.
-    pub accepted: Vec<(Uuid, String)>,
+    /// Addresses whose sign-up was accepted.
+    pub signed_up: Vec<String>,
+    /// Addresses for which a reset was accepted.
+    pub reset: Vec<String>,
     /// What no client should ever see.
     pub wrong: Vec<String>,
 }
@@ -99,7 +99,8 @@ impl Seen {
         self.answered += other.answered;
         self.refused += other.refused;
         self.broken.extend(other.broken);
-        self.accepted.extend(other.accepted);
+        self.signed_up.extend(other.signed_up);
+        self.reset.extend(other.reset);
         self.wrong.extend(other.wrong);
     }
 }
@@ -136,34 +137,34 @@ impl Customer {
         seen
     }
 
-    /// Makes reminders, each until it is promised or too late.
-    pub async fn remind(mut self, stop: Arc<AtomicBool>) -> Seen {
+    /// Signs up new addresses, and asks for a reset for each: again and again, until each is accepted.
+    pub async fn sign_others_up(mut self, stop: Arc<AtomicBool>) -> Seen {
         let mut seen = Seen::default();
         let client = patient_client();
         while !stop.load(Ordering::Relaxed) {
-            let (key, due_at) = (Uuid::new_v4().to_string(), in_seconds(self.random.i64(1..=5)));
-            let body = json!({ "message": key, "due_at": due_at });
-            loop {
-                let request = |web: &str| client.post(format!("{web}/api/v1/reminders")).header("idempotency-key", &key).json(&body);
-                match self.ask(&mut seen, request).await {
-                    Some((201, made)) if made["message"] == key => {
-                        seen.accepted.push((made["id"].as_str().and_then(|id| id.parse().ok()).expect("an id"), key));
-                        break;
-                    }
-                    Some((422, problem)) if problem["errors"][0]["field"] == "due_at" && now().to_string() > due_at => break,
-                    // The web that was killed with the first request is not yet missed by Postgres.
-                    Some((409, problem)) if problem["type"] == "/problems/idempotency-key-in-use" => {}
-                    Some(other) => {
-                        seen.wrong.push(format!("{} for a reminder: {other:?}", now()));
-                        break;
-                    }
-                    None => {}
-                }
-                self.pause().await;
+            let email = format!("{}@example.com", Uuid::new_v4().simple());
+            let sign_up = json!({ "email": email, "password": PASSWORD });
+            self.accepted(&mut seen, |web| client.post(format!("{web}/api/v1/accounts")).json(&sign_up)).await;
+            seen.signed_up.push(email.clone());
+            let reset = json!({ "email": email });
+            self.accepted(&mut seen, |web| client.post(format!("{web}/api/v1/password-resets")).json(&reset)).await;
+            seen.reset.push(email);
+            // A password's hash is 25 ms of work, and the machine is the formation's too.
+            tokio::time::sleep(Duration::from_millis(self.random.u64(300..900))).await;
+        }
+        seen
+    }
+
+    /// Asks until the answer is 202.
+    async fn accepted(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) {
+        loop {
+            match self.ask(seen, &request).await {
+                Some((202, _)) => return,
+                Some(other) => seen.wrong.push(format!("{} for what is always accepted: {other:?}", now())),
+                None => {}
             }
             self.pause().await;
         }
-        seen
     }
 
     /// The status and the body, or nothing if there is no use of it.
@@ -172,7 +173,9 @@ impl Customer {
         let from = now();
         let asking = async {
             let answer = request(url).header("cookie", &self.cookie).header("sec-fetch-site", "same-origin").send().await?;
-            Ok::<_, reqwest::Error>((answer.status().as_u16(), answer.json().await?))
+            let (status, body) = (answer.status().as_u16(), answer.bytes().await?);
+            // What is only accepted has no body.
+            Ok::<_, reqwest::Error>((status, serde_json::from_slice(&body).unwrap_or_default()))
         };
         match asking.await {
             Ok((503, _)) => seen.refused += 1,
