@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::done;
 use crate::support::deploy::Web;
-use crate::support::person::{Person, in_seconds};
+use crate::support::person::Person;
 use crate::support::{Deploy, Process, eventually};
 
 /// One process of each type, of one release.
@@ -33,41 +33,51 @@ impl Running {
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
     }
 
-    /// Somebody new comes and is reminded; so is who came before, of what another release has written down.
+    /// Somebody new comes, verifies the address and asks for a reset. Somebody from before goes on with what another release
+    /// has stored: the session, the password, and the mailed link, which ends both.
     async fn serves(&self, before: Option<&Person>) -> Person {
         self.is_ready().await;
-        let new = Person::verified(&self.deploy, &self.web).await;
-        assert_eq!(new.remind("a short while", 1).await.status(), 201);
-        assert_eq!(new.remind("a long while", 3600).await.status(), 201);
-        self.mailed(&new, "a short while").await;
+        let new = Person::unverified(&self.web).await;
+        self.verifies(&new).await;
+        assert_eq!(new.forget().await.status(), 202);
+        self.mailed(&new, "/reset").await;
         if let Some(before) = before {
             let before = before.at(&self.web);
-            assert_eq!(before.get("/session").await.status(), 200, "the session of before");
-            let reminders: Value = before.get("/reminders").await.json().await.unwrap();
-            let left = reminders["items"].as_array().unwrap().iter().find(|item| item["message"] == "a long while").unwrap().clone();
-            let sooner = json!({ "message": "sooner", "due_at": in_seconds(1) });
-            assert_eq!(before.patch(&format!("/reminders/{}", left["id"].as_str().unwrap()), sooner).await.status(), 200);
-            self.mailed(&before, "sooner").await;
+            let me: Value = before.get("/session").await.json().await.unwrap();
+            assert_eq!((&me["email"], &me["verified"]), (&json!(before.email), &json!(true)), "the session of before");
             assert_eq!(before.elsewhere().log_in().await.status(), 200, "the password of before");
+            let reset = json!({ "token": self.mailed(&before, "/reset").await, "password": "another password altogether" });
+            assert_eq!(before.post("/password-resets/redeem", reset).await.status(), 204, "the link of before");
+            assert_eq!(before.get("/session").await.status(), 401, "the session has ended");
+            assert_eq!(before.elsewhere().log_in().await.status(), 401, "the password has changed");
         }
         new
     }
 
-    /// Waits for the mail of a reminder, whoever asked for it.
-    async fn mailed(&self, person: &Person, message: &str) {
-        let mail = async || {
-            self.deploy.mail.all().await.into_iter().find(|mail| mail.to == [person.email.as_str()] && mail.text.trim() == message)
-        };
-        eventually(&format!("the mail: {message}"), mail).await;
+    /// Follows the link in the mail that verifies the address, whichever release sent it.
+    async fn verifies(&self, person: &Person) {
+        let redeem = json!({ "token": self.mailed(person, "/verify").await });
+        assert_eq!(person.at(&self.web).post("/email-verifications/redeem", redeem).await.status(), 204);
     }
 
-    /// Leaves a job behind for whoever comes next.
-    async fn leaves_a_job(mut self, person: &Person) {
+    /// The token of the link to a page that was mailed to somebody.
+    async fn mailed(&self, person: &Person, page: &str) -> String {
+        let link = format!("{page}?token=");
+        let mail = async || {
+            let mails = self.deploy.mail.all().await.into_iter();
+            mails.filter(|mail| mail.to == [person.email.as_str()]).find(|mail| mail.text.contains(&link))
+        };
+        eventually(&format!("a mail with a link to {page}"), mail).await.token()
+    }
+
+    /// Leaves the job of somebody's sign-up behind, for the release that comes next.
+    async fn leaves_a_job(mut self) -> Person {
         assert_eq!(self.worker.terminate().await, Some(0));
-        assert_eq!(person.at(&self.web).remind("for the next", 1).await.status(), 201);
+        let person = Person::unverified(&self.web).await;
         for process in [&mut self.web.process, &mut self.clock] {
             assert_eq!(process.terminate().await, Some(0));
         }
+        person
     }
 }
 
@@ -84,7 +94,7 @@ async fn the_last_release_runs_on_the_schema_of_this_one_before_it_beside_it_and
 
     // As a deploy goes: migrations first, under the running processes.
     done(&old, &["migrate"]).await;
-    let before = Running::start(&old).await;
+    let mut before = Running::start(&old).await;
     let ada = before.serves(None).await;
     done(&new, &["migrate"]).await;
     let bob = before.serves(Some(&ada)).await;
@@ -92,21 +102,24 @@ async fn the_last_release_runs_on_the_schema_of_this_one_before_it_beside_it_and
     done(&old, &["migrate", "--check"]).await;
     let again = Running::start(&old).await;
     let carol = again.serves(Some(&bob)).await;
-    again.leaves_a_job(&carol).await;
+    // With no old worker left, the job is for the next release's.
+    assert_eq!(before.worker.terminate().await, Some(0));
+    let left = again.leaves_a_job().await;
 
     let after = Running::start(&new).await;
+    after.verifies(&left).await;
+    // The last of the old are still there, beside the new.
+    before.worker = old.start("worker");
+    before.worker.says("ready").await;
     let dave = after.serves(Some(&carol)).await;
-    after.mailed(&carol, "for the next").await;
-    // The last of the old is still there.
     let erin = before.serves(Some(&dave)).await;
-    before.leaves_a_job(&erin).await;
-    after.mailed(&erin, "for the next").await;
+    let left = before.leaves_a_job().await;
+    after.verifies(&left).await;
     let fay = after.serves(Some(&erin)).await;
-    after.leaves_a_job(&fay).await;
+    let left = after.leaves_a_job().await;
 
     // And back.
     let back = Running::start(&old).await;
-    back.mailed(&fay, "for the next").await;
-    let gil = back.serves(Some(&fay)).await;
-    back.leaves_a_job(&gil).await;
+    back.verifies(&left).await;
+    back.serves(Some(&fay)).await;
 }
