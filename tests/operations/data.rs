@@ -8,23 +8,19 @@ use crate::support::process::programs;
 use crate::support::{Deploy, Process, eventually};
 use crate::{count, done, on_a_terminal, sql, stderr, trail};
 
-/// A person with something old and something new of every kind.
+/// A person with something old and something new of each kind of the core's rows.
 async fn plant(deploy: &Deploy) {
     let web = deploy.web().await;
     Person::known(deploy, &web).await;
-    let old = "now() - interval '100 days'";
+    let (old, ancient) = ("now() - interval '100 days'", "now() - interval '400 days'");
     let mut database = deploy.database().await;
-    for (message, sent_at) in [("old", old), ("new", "now()"), ("unsent", "NULL")] {
-        let remind = format!(
-            "INSERT INTO reminders (id, account_id, message, due_at, sent_at) SELECT gen_random_uuid(), id, '{message}', now(), {sent_at} FROM accounts"
-        );
-        sql(&mut database, &remind).await;
-    }
     for statement in [
-        format!("INSERT INTO audit_events (action, at) SELECT 'log_in', {old} FROM generate_series(1, 2500)"),
+        format!("INSERT INTO audit_events (action, at) SELECT 'log_in', {ancient} FROM generate_series(1, 2500)"),
+        format!("INSERT INTO audit_events (action, at) VALUES ('log_in', {old}), ('log_in', now() - interval '364 days')"),
         format!("INSERT INTO mailed_tokens SELECT 'x', id, 'verify', email, {old} FROM accounts"),
         format!(
-            "INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at) SELECT gen_random_uuid(), 'x', id, 'x', '{{}}', {old} FROM accounts"
+            "INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at)
+             SELECT gen_random_uuid(), at::text::bytea, id, 'x', '{{}}', at FROM accounts, (VALUES ({old}), (now() + interval '1 day')) AS t (at)"
         ),
         format!(
             "INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer, created_at) SELECT id, 'x', 'x', '', '1', {old} FROM accounts"
@@ -35,9 +31,10 @@ async fn plant(deploy: &Deploy) {
     }
 }
 
-/// What grows old: its table, how many of its rows `plant` makes old, and what it is called.
+/// What grows old in the core: its table, how many rows `plant` makes old enough, and what it is called. A feature's own is in
+/// its tests.
 const OLD: &[(&str, i64, &str)] = &[
-    ("reminders", 1, "sent reminders"),
+    // Those younger than a year stay.
     ("audit_events", 2500, "audit events"),
     ("mailed_tokens", 1, "expired mailed tokens"),
     ("api_tokens", 1, "expired API tokens"),
@@ -55,7 +52,7 @@ async fn counts(deploy: &Deploy) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn purge_deletes_what_is_old_counts_it_first_and_may_be_run_again() {
+async fn purge_deletes_old_rows_and_may_run_again() {
     let deploy = Deploy::new().await;
     plant(&deploy).await;
     let before = counts(&deploy).await;
@@ -70,6 +67,8 @@ async fn purge_deletes_what_is_old_counts_it_first_and_may_be_run_again() {
     assert_eq!(counts(&deploy).await, left.collect::<Vec<_>>());
     assert!(done(&deploy, &["purge", "--before", "90d"]).await.lines().all(|line| line.starts_with("0 ")), "a second time");
     assert_eq!(trail(&deploy).await.iter().filter(|action| *action == "data_purged").count(), 2);
+    let young = "audit_events WHERE at BETWEEN now() - interval '365 days' AND now() - interval '99 days'";
+    assert_eq!(count(&mut deploy.database().await, young).await, 2, "an event is kept for a year, whatever the flag says");
     for wrong in ["1h", "ninety", "0s"] {
         assert_ne!(deploy.admin(&["purge", "--before", wrong]).await.status.code(), Some(0), "{wrong}");
     }
@@ -77,7 +76,7 @@ async fn purge_deletes_what_is_old_counts_it_first_and_may_be_run_again() {
 }
 
 #[tokio::test]
-async fn a_purge_shows_on_a_terminal_how_far_it_is() {
+async fn purge_shows_its_progress_on_a_terminal() {
     let deploy = Deploy::new().await;
     plant(&deploy).await;
     let Some(told) = on_a_terminal(&deploy, "purge --before 90d", "").await else { return };
@@ -85,10 +84,10 @@ async fn a_purge_shows_on_a_terminal_how_far_it_is() {
 }
 
 #[tokio::test]
-async fn a_purge_that_is_stopped_has_deleted_whole_batches_and_the_next_does_the_rest() {
+async fn stopped_purge_has_deleted_whole_batches() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
-    sql(&mut database, "INSERT INTO audit_events (action, at) SELECT 'log_in', now() - interval '100 days' FROM generate_series(1, 3500)")
+    sql(&mut database, "INSERT INTO audit_events (action, at) SELECT 'log_in', now() - interval '400 days' FROM generate_series(1, 3500)")
         .await;
     // The last row of all is held, so the purge stands before its last batch.
     let mut holder = deploy.database().await;
@@ -99,11 +98,43 @@ async fn a_purge_that_is_stopped_has_deleted_whole_batches_and_the_next_does_the
     eventually("three batches", async || (count(&mut deploy.database().await, "audit_events").await <= 501).then_some(())).await;
     purge.signal(Signal::SIGINT);
     assert_eq!(purge.exit().await.code(), None, "by the signal");
-    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '90 days'").await, 500);
+    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '365 days'").await, 500);
     sql(&mut holder, "ROLLBACK").await;
     assert_eq!(trail(&deploy).await.last().map(String::as_str), Some("data_purged"), "it has left its line");
     done(&deploy, &["purge", "--before", "90d"]).await;
-    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '90 days'").await, 0);
+    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '365 days'").await, 0);
+}
+
+#[tokio::test]
+async fn hourly_job_deletes_expired_rows_in_batches() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    Person::known(&deploy, &web).await;
+    let mut database = deploy.database().await;
+    for statement in [
+        "INSERT INTO mailed_tokens SELECT n::text::bytea, id, 'verify', email, now() - interval '1 minute' FROM accounts, generate_series(1, 3500) n",
+        "INSERT INTO mailed_tokens SELECT 'good', id, 'verify', email, now() + interval '1 hour' FROM accounts",
+        "INSERT INTO audit_events (action, at) VALUES ('log_in', now() - interval '364 days'), ('log_in', now() - interval '366 days')",
+        "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now() - interval '400 days')",
+    ] {
+        sql(&mut database, statement).await;
+    }
+    // The last expired row is held, so the job stands before its last batch.
+    let mut holder = deploy.database().await;
+    sql(&mut holder, "BEGIN; SELECT FROM mailed_tokens WHERE token_hash = '3500' FOR UPDATE").await;
+    let worker = deploy.start("worker");
+    done(&deploy, &["jobs", "enqueue", "purge_expired", "{}"]).await;
+    let expired = "mailed_tokens WHERE expires_at < now()";
+    eventually("three batches", async || (count(&mut deploy.database().await, expired).await <= 500).then_some(())).await;
+    assert_eq!(count(&mut database, expired).await, 500, "each batch is a transaction of its own");
+    sql(&mut holder, "ROLLBACK").await;
+    let line = worker.logged("its end", |line| line["job_kind"] == "purge_expired" && line["outcome"] == "done").await;
+    assert_eq!(line["attempt"], 1);
+    assert_eq!(count(&mut database, expired).await, 0);
+    assert_eq!(count(&mut database, "mailed_tokens").await, 1, "the good one stays");
+    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '363 days'").await, 1, "an event is kept for a year");
+    assert_eq!(count(&mut database, "jobs WHERE dead_at IS NOT NULL").await, 1, "an operator looks at dead jobs first");
+    assert_eq!(worker.says("purged ").await["rows"], 3501);
 }
 
 #[tokio::test]
