@@ -1,5 +1,6 @@
 //! What a deploy is configured to be, what its schema lacks, what happens by itself.
 
+use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::process::programs;
@@ -55,6 +56,37 @@ async fn a_plan_is_the_sql_that_migrate_would_run_and_changes_nothing() {
     crate::sql(&mut deploy.database().await, &plan).await;
     done(&Deploy::new().await, &["migrate", "--plan"]).await;
     assert_eq!(done(&Deploy::new().await, &["migrate", "--plan"]).await, "");
+}
+
+#[tokio::test]
+async fn access_prints_every_rule_of_the_features() {
+    let deploy = Deploy::new().await;
+    let rules = rows(&deploy, &["access"]).await;
+    // The same as a table, line by line. A cell may hold spaces, so its columns are where the head's are.
+    let table = done(&deploy, &["access"]).await;
+    let (head, lines) = table.split_once('\n').unwrap();
+    let columns = ["method", "path", "who", "limit", "feature"];
+    let starts = columns.map(|column| head.find(column).unwrap());
+    let cells = |line: &str| {
+        let ends = starts[1..].iter().copied().chain([line.len()]);
+        starts.iter().zip(ends).map(|(start, end)| line[*start..end].trim().to_owned()).collect::<Vec<_>>()
+    };
+    let text = |rule: &Value| columns.map(|column| rule[column].as_str().unwrap().to_owned()).to_vec();
+    assert_eq!(lines.lines().map(cells).collect::<Vec<_>>(), rules.iter().map(text).collect::<Vec<_>>());
+    for rule in &rules {
+        let who = rule["who"].as_str().unwrap();
+        assert!(["anyone", "session", "admin session"].contains(&who) || who.starts_with("session or scope "), "{rule}");
+        assert!(["RATE_LIMIT_LOGIN", "RATE_LIMIT_REQUESTS"].contains(&rule["limit"].as_str().unwrap()), "{rule}");
+    }
+    for (method, path, who) in [
+        ("POST", "/api/v1/accounts", "anyone"),
+        ("GET", "/api/v1/session", "session"),
+        ("GET", "/api/v1/tokens", "session or scope tokens:read"),
+        ("GET", "/api/v1/admin/accounts", "admin session"),
+    ] {
+        let rule = rules.iter().find(|rule| rule["method"] == method && rule["path"] == path).unwrap_or_else(|| panic!("{table}"));
+        assert_eq!((&rule["who"], &rule["feature"]), (&who.into(), &"accounts".into()));
+    }
 }
 
 #[tokio::test]

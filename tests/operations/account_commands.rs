@@ -1,7 +1,10 @@
 //! Accounts and sessions, as an operator looks after them.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
+use crate::support::access::rules;
 use crate::support::person::{PASSWORD, Person};
 use crate::support::{Deploy, eventually};
 use crate::{count, done, on_a_terminal, rows, stderr, trail};
@@ -123,26 +126,42 @@ async fn sessions_are_listed_and_ended_one_or_all_also_while_redis_is_away() {
 }
 
 #[tokio::test]
-async fn an_export_holds_all_of_one_person_and_nothing_secret_or_of_another() {
+async fn export_holds_one_person_without_secrets() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::known(&deploy, &web).await, Person::known(&deploy, &web).await);
-    ada.remind("water the plants", 3600).await;
-    grace.remind("mow the lawn", 3600).await;
-    let token = ada.post("/tokens", json!({ "name": "backup", "scopes": ["tokens:read"], "expires_in_days": 1 })).await;
-    let secret = token.json::<Value>().await.unwrap()["secret"].as_str().unwrap().to_owned();
+    let token = async |person: &Person, name: &str| {
+        let made = person.post("/tokens", json!({ "name": name, "scopes": ["tokens:read"], "expires_in_days": 1 })).await;
+        made.json::<Value>().await.unwrap()["secret"].as_str().unwrap().to_owned()
+    };
+    let (secret, _) = (token(&ada, "backup").await, token(&grace, "of another").await);
 
     let printed = done(&deploy, &["export", &ada.email]).await;
     let export: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(export["account"]["email"], ada.email);
-    assert_eq!(export["reminders"][0]["message"], "water the plants");
+    assert_eq!(export["tokens"].as_array().unwrap().len(), 1);
     assert_eq!(export["tokens"][0]["name"], "backup");
     assert_eq!(export["sessions"].as_array().unwrap().len(), 1);
     let actions: Vec<_> = export["audit_events"].as_array().unwrap().iter().map(|event| event["action"].clone()).collect();
     assert_eq!(actions, ["sign_up", "log_in", "token_created", "data_exported"]);
-    for not in ["mow", &grace.email, &secret, "argon2", PASSWORD, "hash"] {
+    for not in ["of another", &grace.email, &secret, "argon2", PASSWORD, "hash"] {
         assert!(!printed.contains(not), "{not}: {printed}");
     }
     let log = stderr(&deploy.clone_with("LOG_LEVEL", "debug").admin(&["export", &ada.email]).await);
     assert!(!log.is_empty() && !log.contains(&ada.email), "the log holds no address: {log}");
+}
+
+#[tokio::test]
+async fn export_names_each_features_part() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let export: Value = serde_json::from_str(&done(&deploy, &["export", &ada.email]).await).unwrap();
+    let core = ["account", "audit_events", "sessions", "tokens"];
+    let features: BTreeSet<_> = rules(&deploy).await.into_iter().map(|rule| rule.feature).collect();
+    let parts: BTreeSet<_> = export.as_object().unwrap().keys().cloned().collect();
+    assert!(core.iter().all(|part| parts.contains(*part)), "{parts:?}");
+    for part in parts.iter().filter(|part| !core.contains(&part.as_str())) {
+        assert!(features.contains(part), "{part} is the name of no feature: {features:?}");
+    }
 }
