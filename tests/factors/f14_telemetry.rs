@@ -271,9 +271,9 @@ async fn one_trace_goes_through_request_queue_job_and_mail() {
     })
     .await;
     let request = &spans["/api/v1/accounts"];
-    assert_eq!((request.parent.as_str(), request.service.as_str()), (parent, "web"));
+    assert_eq!((request.parent.as_str(), request.process.as_str()), (parent, "web"));
     assert_eq!(spans["postgres accounts create"].parent, request.id);
-    assert_eq!((&spans["job"].parent, spans["job"].service.as_str()), (&request.id, "worker"));
+    assert_eq!((&spans["job"].parent, spans["job"].process.as_str()), (&request.id, "worker"));
     assert_eq!(spans["SMTP"].parent, spans["job"].id);
     assert_eq!(collector.header("x-key").as_deref(), Some("marker-of-the-collector"));
 
@@ -285,6 +285,35 @@ async fn one_trace_goes_through_request_queue_job_and_mail() {
         .await;
     for process in [&web.process, &worker] {
         assert!(!process.lines().join("\n").contains("marker-of-the-collector"));
+    }
+}
+
+#[tokio::test]
+async fn services_name_is_in_version_log_and_traces() {
+    for (variable, name) in [(None, "app"), (Some("orders"), "orders")] {
+        let collector = Collector::start().await;
+        let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
+        let deploy = if let Some(variable) = variable { deploy.with("OTEL_SERVICE_NAME", variable) } else { deploy };
+        let (mut web, mut worker, mut clock) = (deploy.web().await, deploy.start("worker"), deploy.start("clock"));
+        assert_eq!(web.get("/version").await.json::<serde_json::Value>().await.unwrap()["service"], name);
+        Person::verified(&deploy, &web).await;
+        clock.says("is new").await;
+        let missed = "UPDATE schedules SET last_tick = last_tick - interval '3 days'";
+        sqlx::query(missed).execute(&mut deploy.database().await).await.unwrap();
+        clock.says("ticked").await;
+        let expected = BTreeSet::from(["web", "worker", "clock"].map(str::to_owned));
+        eventually("spans of all three", async || {
+            let sent: BTreeSet<_> = collector.spans().into_iter().map(|span| span.process).collect();
+            (sent == expected).then_some(())
+        })
+        .await;
+        for process in [&mut web.process, &mut worker, &mut clock] {
+            process.terminate().await;
+            for line in process.log() {
+                assert_eq!(line["service"], name, "{line}");
+            }
+        }
+        assert!(collector.spans().iter().all(|span| span.service == name), "{:?}", collector.spans());
     }
 }
 

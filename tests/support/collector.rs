@@ -16,7 +16,10 @@ pub struct Span {
     pub id: String,
     pub parent: String,
     pub name: String,
+    /// The resource's `service.name`.
     pub service: String,
+    /// The resource's `process.type`.
+    pub process: String,
 }
 
 #[derive(Default)]
@@ -61,14 +64,17 @@ fn keep(kept: &Mutex<Received>, headers: &HeaderMap, body: Bytes) {
     kept.headers = headers.iter().filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned()))).collect();
     for resource in request.resource_spans {
         let attributes = resource.resource.expect("a resource").attributes;
-        let service = attributes.iter().find(|attribute| attribute.key == "service.name").and_then(|attribute| attribute.value.clone());
-        let service = match service.and_then(|value| value.value) {
-            Some(Value::StringValue(name)) => name,
-            _ => String::new(),
+        let text = |key: &str| {
+            let attribute = attributes.iter().find(|attribute| attribute.key == key)?;
+            match attribute.value.clone()?.value? {
+                Value::StringValue(text) => Some(text),
+                _ => None,
+            }
         };
+        let (service, process) = (text("service.name").unwrap_or_default(), text("process.type").unwrap_or_default());
         for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
             let (trace, id, parent) = (hex(&span.trace_id), hex(&span.span_id), hex(&span.parent_span_id));
-            kept.spans.push(Span { trace, id, parent, name: span.name, service: service.clone() });
+            kept.spans.push(Span { trace, id, parent, name: span.name, service: service.clone(), process: process.clone() });
         }
     }
 }
