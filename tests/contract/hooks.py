@@ -29,8 +29,8 @@ class Person:
         self._post("/email-verifications/redeem", token=self._mailed_token())
         subprocess.run([ADMIN, "account", "grant", self.email, "admin"], check=True, capture_output=True)
         self._post("/session", email=self.email, password=PASSWORD)
-        scopes = ["tokens:read", "tokens:write"]
-        scopes += ["reminders:read", "reminders:write"]
+        document = requests.get(f"{API}/openapi.json", timeout=20).json()
+        scopes = document["components"]["schemas"]["Scope"]["enum"]
         answer = self._post("/tokens", name="contract", scopes=scopes, expires_in_days=1)
         self.token = answer.json()["secret"]
 
