@@ -138,7 +138,7 @@ pub fn ask(server: &Server, request: &Request, sessions: &[String], connections:
     rounds.p99_ms.push(p99_us / 1000.0);
 }
 
-/// So many accounts with twenty reminders each, of which some have signed in; their sessions, known to the floor too.
+/// Makes the accounts, of which some have signed in. Gives their sessions, which the floor knows too.
 pub async fn people(pool: &PgPool, web: &Server) -> Vec<String> {
     let client = reqwest::Client::new();
     let email = |n: usize| format!("bench-{n}@example.com");
@@ -150,10 +150,6 @@ pub async fn people(pool: &PgPool, web: &Server) -> Vec<String> {
                   FROM accounts, generate_series(1, $1) n WHERE email = 'bench-0@example.com'";
     sqlx::query(others).bind(i32::try_from(ACCOUNTS - 1).unwrap()).execute(pool).await.unwrap();
     sqlx::query("UPDATE accounts SET verified_at = now()").execute(pool).await.unwrap();
-    let reminders = "INSERT INTO reminders (id, account_id, message, due_at)
-                     SELECT gen_random_uuid(), id, 'water the plants, all of them, and the neighbour''s', now() + n * interval '1 day'
-                     FROM accounts, generate_series(1, 20) n";
-    sqlx::query(reminders).execute(pool).await.unwrap();
     sqlx::query("VACUUM ANALYZE").execute(pool).await.unwrap();
 
     let redis = redis::Client::open(std::env::var("REDIS_URL").unwrap()).unwrap();
