@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use app::config::{Lasting, Setting};
+use app::resources::postgres::{Limits, Pool};
 use axum::Router;
 use axum::routing::get;
 use reqwest::Method;
@@ -72,7 +73,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
 async fn a_site_in_the_list_must_be_an_address() {
     let mut web = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com,*").start("web");
     assert_eq!(web.exit().await.code(), Some(78));
-    assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS must be addresses")), "{:?}", web.errors());
+    assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS has a `*`")), "{:?}", web.errors());
 }
 
 #[tokio::test]
@@ -86,8 +87,10 @@ async fn a_panic_is_a_500_for_that_request_alone() {
         drain_delay: Duration::ZERO,
         rate_limit_login: plenty,
         rate_limit_requests: plenty,
+        hash_concurrency: None,
         trusted_proxies: 0,
         cors_origins: None,
+        api_docs: true,
     };
     // No route of the programs panics, so one that does gets the layers that theirs have.
     async fn panics() -> &'static str {
@@ -96,9 +99,15 @@ async fn a_panic_is_a_500_for_that_request_alone() {
     let panics = Router::new().route("/", get(panics)).route("/fine", get(|| async { "fine" }));
     let release = app::release::Release { service: "app".to_owned(), commit: app::release::COMMIT, release: None, process: "web" };
     let metrics = app::telemetry::metrics::Metrics::new(&release);
-    let routes = app::http::finish(panics, &config, &app::config::PublicUrl::parse("http://localhost").unwrap(), metrics);
+    let database = app::config::Database {
+        database_url: app::config::DatabaseUrl::parse("postgres://nobody:nothing@localhost/none").unwrap(),
+        database_pool_size: NonZeroU32::MIN,
+    };
+    let postgres = Pool::attach(&database, "web", Limits::within(Duration::from_secs(10))).unwrap();
+    let site = app::config::PublicUrl::parse("http://localhost").unwrap();
+    let routes = app::http::finish(panics, &config, &site, metrics, postgres);
     let ask = async |path: &str| {
-        let request = axum::http::Request::get(path).body(axum::body::Body::empty()).unwrap();
+        let request = axum::http::Request::get(path).header("host", "localhost").body(axum::body::Body::empty()).unwrap();
         let answer = routes.clone().oneshot(request).await.unwrap();
         (answer.status().as_u16(), axum::body::to_bytes(answer.into_body(), 10_000).await.unwrap())
     };

@@ -46,7 +46,8 @@ async fn a_token_that_no_longer_fits_changes_nothing() {
     let pool = sqlx::PgPool::connect(&deploy.environment["DATABASE_URL"]).await.unwrap();
     let id = insert(&mut deploy.database().await, "noop", json!({}), 10).await;
     let (first, second) = (Uuid::new_v4(), Uuid::new_v4());
-    let claim = async |token, lease| queue::claim(&pool, &["noop".to_owned()], 1, token, lease, None).await.unwrap().len();
+    let noop = [queue::Wanted { kind: "noop".to_owned(), rank: 0, since: None }];
+    let claim = async |token, lease| queue::claim(&pool, &noop, 1, token, lease).await.unwrap().len();
     assert_eq!(claim(first, Duration::ZERO).await, 1);
     assert_eq!(queue::expire(&pool).await.unwrap().len(), 1);
     crate::hurry(&deploy).await;
