@@ -30,7 +30,7 @@ async fn another_address_in_the_environment_is_another_database_session_store_an
 
     let (deploy, smtp) = moved(&deploy, "SMTP_URL").await;
     let _worker = deploy.start("worker");
-    second.mail.to(&ada.email, "Is this your address?").await;
+    second.mail.to(&ada.email, "Did you sign up?").await;
     reached("SMTP_URL", &smtp);
 
     let (deploy, database) = moved(&deploy, "DATABASE_URL").await;
@@ -83,7 +83,7 @@ async fn a_resource_goes_away_and_comes_back_and_no_process_is_started_again() {
         eventually("ready", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
         // A session is in Redis, an account in Postgres, and a job mails. Where it was SMTP the first mail comes all the same.
         eventually("an answer", async || (grace.sign_up().await.status() == 202).then_some(())).await;
-        deploy.mail.to(&grace.email, "Is this your address?").await;
+        deploy.mail.to(&grace.email, "Did you sign up?").await;
         eventually("a session", async || (grace.log_in().await.status() == 200).then_some(())).await;
         assert_eq!(grace.get("/session").await.status(), 200, "{variable} is back");
     }

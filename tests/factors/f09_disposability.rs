@@ -150,7 +150,7 @@ async fn a_job_of_a_worker_that_is_killed_runs_again_elsewhere() {
     first.exit().await;
     sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
     let second = deploy.start("worker");
-    deploy.mail.to(&grace.email, "Is this your address?").await;
+    deploy.mail.to(&grace.email, "Did you sign up?").await;
     second.logged("the job that was taken back", |line| line["outcome"] == "expired" && line["job_kind"] == "send_verification").await;
 }
 
@@ -162,7 +162,7 @@ async fn a_draining_worker_finishes_its_jobs() {
     first.says("draining").await;
     sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
     assert_eq!(first.exit().await.code(), Some(0));
-    deploy.mail.to(&grace.email, "Is this your address?").await;
+    deploy.mail.to(&grace.email, "Did you sign up?").await;
 }
 
 #[tokio::test]
@@ -177,5 +177,5 @@ async fn a_job_that_outlasts_the_drain_goes_back_without_having_spent_an_attempt
     assert_eq!((attempt, held), (0, false));
     sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
     let _second = deploy.start("worker");
-    deploy.mail.to(&grace.email, "Is this your address?").await;
+    deploy.mail.to(&grace.email, "Did you sign up?").await;
 }

@@ -86,7 +86,7 @@ async fn what_is_secret_or_personal_is_in_no_line() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
-    let token = deploy.mail.to(&ada.email, "Is this your address?").await.token();
+    let token = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
     web.get(&format!("/verify?token={token}")).await;
     ada.forget().await;
     let reset = deploy.mail.to(&ada.email, "Set another password").await.token();

@@ -259,7 +259,7 @@ async fn one_trace_goes_through_request_queue_job_and_mail() {
     let worker = deploy.start("worker");
     let done = worker.logged("the job's end", |line| line["outcome"] == "done").await;
     assert_eq!((&done["request_id"], &done["trace_id"]), (&id.as_str().into(), &trace.into()), "{done}");
-    let mail = deploy.mail.to(&ada.email, "Is this your address?").await;
+    let mail = deploy.mail.to(&ada.email, "Did you sign up?").await;
     assert_eq!(mail.request_id.as_deref(), Some(id.as_str()));
     assert!(mail.traceparent.unwrap().starts_with(&format!("00-{trace}-")));
 

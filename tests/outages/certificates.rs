@@ -49,7 +49,7 @@ async fn with_the_certificates_of_a_private_authority_all_three_are_spoken_to_ov
         let mut worker = deploy.clone_with("SMTP_URL", url).start("worker");
         // Signs up and logs in.
         let ada = Person::unverified(&web).await;
-        deploy.mail.to(&ada.email, "Is this your address?").await;
+        deploy.mail.to(&ada.email, "Did you sign up?").await;
         let mut connection = PgConnection::connect(&format!("{}/postgres", postgres.url)).await.unwrap();
         let encrypted = "SELECT application_name, bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() GROUP BY 1 ORDER BY 1";
@@ -127,7 +127,7 @@ async fn a_mail_is_given_to_no_server_that_cannot_be_verified_and_is_tried_again
     assert!(deploy.mail.all().await.is_empty());
     again().await;
     let _worker = worker(&authority, format!("smtps://localhost:{wrapped}"));
-    deploy.mail.to(&ada.email, "Is this your address?").await;
+    deploy.mail.to(&ada.email, "Did you sign up?").await;
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
     eventually("the session", async || (ada.get("/session").await.status() == 200).then_some(())).await;
     let grace = Person::stranger(&web);
     assert_eq!(grace.sign_up().await.status(), 202, "{:#?}", web.process.lines());
-    deploy.mail.to(&grace.email, "Is this your address?").await;
+    deploy.mail.to(&grace.email, "Did you sign up?").await;
 }
 
 #[tokio::test]

@@ -124,7 +124,7 @@ async fn another_redis_and_another_mail_server_are_used_without_a_restart() {
     smtp.write(&sink.smtp_url);
     worker.says("SMTP_URL has changed").await;
     let grace = Person::unverified(&web).await;
-    sink.to(&grace.email, "Is this your address?").await;
+    sink.to(&grace.email, "Did you sign up?").await;
 }
 
 #[tokio::test]

@@ -87,7 +87,7 @@ async fn mail_waits_for_a_mail_server_that_is_away() {
     ada.sign_up().await;
     worker.logged("a failed attempt", |line| line["outcome"] == "failed").await;
     proxy.heal();
-    deploy.mail.to(&ada.email, "Is this your address?").await;
+    deploy.mail.to(&ada.email, "Did you sign up?").await;
 }
 
 #[tokio::test]

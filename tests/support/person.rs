@@ -40,8 +40,8 @@ impl Person {
     /// Somebody who has done that too; needs a worker, which sends the mail.
     pub async fn verified(deploy: &Deploy, web: &Web) -> Self {
         let person = Self::unverified(web).await;
-        let mail = deploy.mail.to(&person.email, "Is this your address?").await;
-        let redeemed = person.post("/email-verifications/redeem", json!({ "token": mail.token() })).await;
+        let mail = deploy.mail.to(&person.email, "Did you sign up?").await;
+        let redeemed = person.post("/email-verifications/redeem", json!({ "token": mail.token(), "password": PASSWORD })).await;
         assert_eq!(redeemed.status(), StatusCode::NO_CONTENT);
         person
     }

@@ -76,7 +76,7 @@ async fn a_token_expires_and_is_good_for_its_purpose_alone() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
-    let verify = deploy.mail.to(&ada.email, "Is this your address?").await.token();
+    let verify = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
     let reset = json!({ "token": verify, "password": OTHER });
     problem(ada.post("/password-resets/redeem", reset).await, 422, "invalid-token").await;
     let mut database = deploy.database().await;
@@ -111,7 +111,7 @@ async fn a_change_of_password_takes_back_what_somebody_with_the_old_one_asked_fo
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     ada.patch("/account", json!({ "email": "eve@example.org" })).await;
-    let token = deploy.mail.to("eve@example.org", "Is this your address?").await.token();
+    let token = deploy.mail.to("eve@example.org", "Did you sign up?").await.token();
     assert_eq!(ada.post("/account/password", json!({ "old": PASSWORD, "new": OTHER })).await.status(), 204);
     problem(ada.post("/email-verifications/redeem", json!({ "token": token })).await, 422, "invalid-token").await;
     let me: Value = ada.get("/session").await.json().await.unwrap();
@@ -234,7 +234,7 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
     let me: Value = ada.patch("/account", json!({ "email": new })).await.json().await.unwrap();
     assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &json!(new)));
     deploy.mail.to(&ada.email, "Another address was asked for").await;
-    let token = deploy.mail.to(&new, "Is this your address?").await.token();
+    let token = deploy.mail.to(&new, "Did you sign up?").await.token();
     assert_eq!(ada.log_in().await.status(), 200, "until then the old one counts");
     assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
     let me: Value = ada.get("/session").await.json().await.unwrap();
@@ -254,10 +254,10 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
     // The link to one that was mistyped is worth nothing once another was asked for.
     let strangers = format!("{}@example.net", Uuid::new_v4().simple());
     ada.patch("/account", json!({ "email": strangers })).await;
-    let theirs = deploy.mail.to(&strangers, "Is this your address?").await.token();
+    let theirs = deploy.mail.to(&strangers, "Did you sign up?").await.token();
     let own = format!("{}@example.net", Uuid::new_v4().simple());
     ada.patch("/account", json!({ "email": own })).await;
-    let token = deploy.mail.to(&own, "Is this your address?").await.token();
+    let token = deploy.mail.to(&own, "Did you sign up?").await.token();
     problem(ada.post("/email-verifications/redeem", json!({ "token": theirs })).await, 422, "invalid-token").await;
     assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
     let me: Value = ada.get("/session").await.json().await.unwrap();

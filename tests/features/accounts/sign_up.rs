@@ -108,7 +108,7 @@ async fn a_verification_token_works_once() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
-    let token = deploy.mail.to(&ada.email, "Is this your address?").await.token();
+    let token = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
     assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
     problem(ada.post("/email-verifications/redeem", json!({ "token": token })).await, 422, "invalid-token").await;
     problem(ada.post("/email-verifications/redeem", json!({ "token": "none" })).await, 422, "invalid-token").await;
@@ -119,7 +119,7 @@ async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_p
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
-    let mail = deploy.mail.to(&ada.email, "Is this your address?").await;
+    let mail = deploy.mail.to(&ada.email, "Did you sign up?").await;
     assert!(mail.text.contains("http://localhost:8080/verify?token="), "{}", mail.text);
 
     let page = web.get(&format!("/verify?token={}", mail.token())).await;
@@ -142,7 +142,7 @@ async fn the_verification_mail_can_be_asked_for_again() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
-    deploy.mail.to(&ada.email, "Is this your address?").await;
+    deploy.mail.to(&ada.email, "Did you sign up?").await;
     // While the first job lives, the second is the same; its end is only a moment away.
     eventually("a second mail", async || {
         assert_eq!(ada.post("/email-verifications", json!({})).await.status(), 202);
