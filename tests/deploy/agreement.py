@@ -166,7 +166,7 @@ for name, deployment in deployments.items():
     same(f"{name}: ports", ports, expected)
     same(f"{name}: port that Prometheus reads", pod["metadata"]["annotations"]["prometheus.io/port"], setting("METRICS_PORT"))
     for probe, path in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]:
-        same(f"{name}: {probe}", container[probe]["httpGet"], {"path": path, "port": "http" if name == "web" else "metrics"})
+        same(f"{name}: {probe}", container[probe]["httpGet"], {"path": path, "port": "metrics"})
     same(f"{name}: maxUnavailable", 0, deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"])
 
 environment = compose["services"]["web"]["environment"]
