@@ -55,7 +55,11 @@ impl Deploy {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let database = format!("test_{}", Uuid::new_v4().simple());
         let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {database} {template}"));
-        connect("postgres").await.execute(create).await.expect("a database of the test's own");
+        let mut server_connection = connect("postgres").await;
+        server_connection.execute(create).await.expect("a database of the test's own");
+        if template.contains(TEMPLATE) {
+            copy_settings(&mut server_connection, &database).await;
+        }
         let mail = Arc::new(Sink::start().await);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let redis_url = format!("{}/{number}", server("TEST_REDIS_URL"));
@@ -122,6 +126,14 @@ impl Deploy {
         Process::spawn(command)
     }
 
+    /// The same deploy, after a clock has seen each schedule.
+    pub async fn after_a_clock(self) -> Self {
+        let mut clock = self.start("clock");
+        clock.says("schedule purge-expired is new").await;
+        assert_eq!(clock.terminate().await, Some(0));
+        self
+    }
+
     /// Starts the worker whose jobs misbehave.
     pub fn rough_worker(&self) -> Process {
         let mut command = Command::new(programs().join("examples/rough_worker"));
@@ -164,6 +176,12 @@ impl Deploy {
         PgConnection::connect(&self.environment["DATABASE_URL"]).await.expect("the deploy's database")
     }
 
+    /// A connection to the deploy's Redis, for the same.
+    pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.environment["REDIS_URL"].as_str()).expect("a URL");
+        client.get_multiplexed_async_connection().await.expect("the deploy's Redis")
+    }
+
     /// Host and port of a resource.
     pub fn address_of(&self, variable: &str) -> String {
         let url = url::Url::parse(&self.environment[variable]).expect("a URL");
@@ -177,6 +195,21 @@ impl Deploy {
         url.set_port(Some(proxy.address.port())).expect("a port");
         url.to_string()
     }
+}
+
+/// Gives a database the settings that `admin migrate` has made for the user in the template: a copy has none of them.
+async fn copy_settings(server_connection: &mut PgConnection, database: &str) {
+    let copy = format!(
+        "DO $$ DECLARE setting text; BEGIN
+             FOR setting IN SELECT unnest(setconfig) FROM pg_db_role_setting JOIN pg_database AS d ON d.oid = setdatabase
+                 WHERE datname = '{TEMPLATE}'
+             LOOP
+                 EXECUTE format('ALTER ROLE CURRENT_USER IN DATABASE {database} SET %I = %L',
+                     split_part(setting, '=', 1), split_part(setting, '=', 2));
+             END LOOP;
+         END $$"
+    );
+    server_connection.execute(sqlx::AssertSqlSafe(copy)).await.expect("the settings of the template");
 }
 
 async fn migrate_template() {
