@@ -76,12 +76,22 @@ pub async fn create(
     scopes: &[String],
     days: i32,
 ) -> sqlx::Result<Option<Token>> {
+    // A statement of its own, so that the next sees what another has committed meanwhile. What ends tokens waits for the lock,
+    // and then sees this one too.
+    let held = sqlx::query!(
+        r#"SELECT FROM accounts WHERE id = $1 AND session_epoch = $2 AND suspended_at IS NULL AND verified_at IS NOT NULL
+           FOR NO KEY UPDATE"#,
+        caller.account_id,
+        caller.epoch
+    );
+    if held.fetch_optional(&mut *connection).await?.is_none() {
+        return Ok(None);
+    }
     sqlx::query_as!(
         Token,
         r#"INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at)
-           SELECT $1, $2, id, $4, $5, now() + make_interval(days => $6) FROM accounts
-           WHERE id = $3 AND session_epoch = $7 AND suspended_at IS NULL AND verified_at IS NOT NULL
-               AND (SELECT count(*) FROM api_tokens WHERE account_id = $3 AND expires_at > now()) < $8
+           SELECT $1, $2, $3, $4, $5, now() + make_interval(days => $6)
+           WHERE (SELECT count(*) FROM api_tokens WHERE account_id = $3 AND expires_at > now()) < $7
            RETURNING id, name, scopes, created_at, expires_at, last_used_at"#,
         Uuid::now_v7(),
         secret::hash(token),
@@ -89,7 +99,6 @@ pub async fn create(
         name,
         scopes,
         days,
-        caller.epoch,
         TOKENS
     )
     .fetch_optional(connection)
