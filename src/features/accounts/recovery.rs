@@ -134,8 +134,10 @@ pub async fn redeem_reset(State(app): State<App>, address: ClientAddress, Json(i
     let mut transaction = app.postgres.begin().await?;
     let found = mailed_token::redeem(&mut transaction, Purpose::Reset, &input.token).await?;
     let Good { account_id, email } = found.ok_or_else(invalid_token)?;
-    // Who has the token has the mailbox.
-    account::verify(&mut transaction, account_id, &email, None).await?;
+    // Who has the token has the mailbox, which must still be the account's.
+    if !account::verify(&mut transaction, account_id, &email, None).await? {
+        return Err(invalid_token());
+    }
     let renewed = account::set_password(&mut transaction, account_id, &password_hash, None).await?.ok_or_else(invalid_token)?;
     audit::record(&mut *transaction, Action::PASSWORD_RESET, Some(account_id), By::anyone(address)).await?;
     let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
