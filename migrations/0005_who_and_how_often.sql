@@ -10,7 +10,10 @@ ALTER TABLE audit_events
 
 ALTER TABLE accounts
     -- When the mail server last refused its address for good.
-    ADD COLUMN bounced_at timestamptz;
+    ADD COLUMN bounced_at timestamptz,
+    -- The epoch that began when a change of its address was last undone. A change that was asked for before cannot be
+    -- undone any more: whoever asked for it would undo the undoing.
+    ADD COLUMN undone_epoch integer NOT NULL DEFAULT 0;
 
 -- safe: the table holds a few thousand rows, and what the last release writes is allowed still
 ALTER TABLE mailed_tokens

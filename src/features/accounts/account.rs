@@ -248,7 +248,8 @@ pub async fn set_password(
 #[instrument(name = "postgres accounts put_back", level = "debug", skip_all)]
 pub async fn put_back(connection: &mut PgConnection, id: Uuid, email: &str, unusable: &str) -> sqlx::Result<Option<i32>> {
     let put_back = sqlx::query_scalar!(
-        r#"UPDATE accounts SET email = $2, new_email = NULL, verified_at = now(), password_hash = $3, session_epoch = session_epoch + 1
+        r#"UPDATE accounts SET email = $2, new_email = NULL, verified_at = now(), password_hash = $3,
+               session_epoch = session_epoch + 1, undone_epoch = session_epoch + 1
            WHERE id = $1 AND NOT EXISTS (SELECT FROM accounts AS other WHERE lower(other.email) = lower($2) AND other.id <> $1)
            RETURNING session_epoch"#,
         id,

@@ -25,6 +25,9 @@ pub enum Purpose {
 
 /// Makes a token for an account, good for so many hours. It is minted as the mail is written, so that no queue ever holds it.
 ///
+/// `asked_in` is the epoch in which a change of address was asked for, where the token shall undo that. None if the account is
+/// gone, or if such a change was undone since.
+///
 /// # Errors
 /// Postgres does not answer, or the system has no randomness.
 #[instrument(name = "postgres mailed_tokens mint", level = "debug", skip_all)]
@@ -34,20 +37,22 @@ pub async fn mint(
     hours: i32,
     account_id: Uuid,
     email: &str,
-) -> anyhow::Result<SecretString> {
+    asked_in: Option<i32>,
+) -> anyhow::Result<Option<SecretString>> {
     let token = SecretString::from(secret::mint()?);
-    sqlx::query!(
+    // The lock waits for an undoing that is about to commit.
+    let minted = sqlx::query!(
         r#"INSERT INTO mailed_tokens (token_hash, account_id, purpose, email, expires_at)
-           VALUES ($1, $2, $3, $4, now() + make_interval(hours => $5))"#,
+           SELECT $1, id, $3, $4, now() + make_interval(hours => $5) FROM accounts
+           WHERE id = $2 AND ($6::integer IS NULL OR undone_epoch <= $6) FOR SHARE"#,
         hash(&token),
         account_id,
         purpose as Purpose,
         email,
-        hours
-    )
-    .execute(executor)
-    .await?;
-    Ok(token)
+        hours,
+        asked_in
+    );
+    Ok((minted.execute(executor).await?.rows_affected() == 1).then_some(token))
 }
 
 /// A token that is good, and for what.

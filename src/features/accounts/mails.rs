@@ -49,15 +49,22 @@ async fn find(context: &JobContext, id: Uuid) -> Result<Option<Account>, JobErro
     Ok(account::find(&mut *context.postgres.acquire().await?, id).await?)
 }
 
-/// An absolute link with a new token, good for so many hours.
-async fn link(context: &JobContext, purpose: Purpose, hours: i32, account_id: Uuid, email: &str) -> Result<String, JobError> {
-    let token = mailed_token::mint(&mut *context.postgres.acquire().await?, purpose, hours, account_id, email).await?;
+/// An absolute link with a new token, good for so many hours. None as of [`mailed_token::mint`].
+async fn link(
+    context: &JobContext,
+    purpose: Purpose,
+    hours: i32,
+    account_id: Uuid,
+    email: &str,
+    asked_in: Option<i32>,
+) -> Result<Option<String>, JobError> {
+    let token = mailed_token::mint(&mut *context.postgres.acquire().await?, purpose, hours, account_id, email, asked_in).await?;
     let page = match purpose {
         Purpose::Verify => "verify",
         Purpose::Reset => "reset",
         Purpose::Undo => "undo",
     };
-    Ok(context.site.link(&format!("/{page}?token={}", token.expose_secret())))
+    Ok(token.map(|token| context.site.link(&format!("/{page}?token={}", token.expose_secret()))))
 }
 
 /// Mails the link that verifies the address, or the one that shall take its place.
@@ -81,7 +88,7 @@ impl Job for SendVerification {
         if !may_mail(context, &email).await? {
             return Ok(());
         }
-        let link = link(context, Purpose::Verify, 24, account.id, &email).await?;
+        let Some(link) = link(context, Purpose::Verify, 24, account.id, &email, None).await? else { return Ok(()) };
         let text = format!(
             "Somebody signed up at {} with this address.\n\nIf it was you, open this link within 24 hours and enter the password that you \
              chose:\n\n{link}\n\nIf it was not you, do nothing: without the link the account gets no other mail here.\n",
@@ -109,7 +116,7 @@ impl Job for SendPasswordReset {
         if !may_mail(context, &account.email).await? {
             return Ok(());
         }
-        let link = link(context, Purpose::Reset, 1, account.id, &account.email).await?;
+        let Some(link) = link(context, Purpose::Reset, 1, account.id, &account.email, None).await? else { return Ok(()) };
         let text = format!(
             "Somebody, hopefully you, forgot the password of this address at {}.\n\nTo set another, open this link within an hour:\n\n{link}\n\n\
              If it was not you, do nothing: the password stays as it is.\n",
@@ -136,7 +143,7 @@ impl Job for SendInvitation {
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Some(account) = find(context, self.account_id).await?.filter(|account| !account.verified) else { return Ok(()) };
-        let link = link(context, Purpose::Reset, 72, account.id, &account.email).await?;
+        let Some(link) = link(context, Purpose::Reset, 72, account.id, &account.email, None).await? else { return Ok(()) };
         let origin = context.site.origin();
         let text = format!("You have an account at {origin}.\n\nTo use it, set a password within three days:\n\n{link}\n");
         let id = format!("invitation-{}-{}", account.id, context.id());
@@ -201,7 +208,10 @@ impl Job for SendNotice {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SecurityNotice {
-    AddressChangeAsked,
+    AddressChangeAsked {
+        /// The account's epoch then.
+        epoch: i32,
+    },
     TokenCreated,
     AccountDeleted,
 }
@@ -222,11 +232,9 @@ impl Job for SendSecurityNotice {
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Self { account_id, address, notice } = self;
         let (subject, what) = match notice {
-            SecurityNotice::AddressChangeAsked => {
-                if find(context, *account_id).await?.is_none() {
-                    return Ok(());
-                }
-                let link = link(context, Purpose::Undo, 72, *account_id, address).await?;
+            SecurityNotice::AddressChangeAsked { epoch } => {
+                let link = link(context, Purpose::Undo, 72, *account_id, address, Some(*epoch)).await?;
+                let Some(link) = link else { return Ok(()) };
                 let what = format!(
                     "Somebody, hopefully you, asked for another address for this account. It takes this one's place when a link that was mailed \
                      there is opened.\n\nIf it was not you, open this link within three days. It keeps this address, and ends every session, API \

@@ -48,7 +48,7 @@ pub async fn change_account(State(app): State<App>, caller: Caller, Json(input):
     let mut enqueued = Vec::new();
     if input.email.is_some() {
         enqueued.push(jobs::enqueue(&mut transaction, &SendVerification { account_id }).await?);
-        enqueued.extend(tell(&mut transaction, &account, SecurityNotice::AddressChangeAsked).await?);
+        enqueued.extend(tell(&mut transaction, &account, SecurityNotice::AddressChangeAsked { epoch: caller.epoch }).await?);
         audit::record(&mut *transaction, Action::ADDRESS_CHANGE_ASKED, Some(account_id), caller.by).await?;
     }
     transaction.commit().await?;
