@@ -174,19 +174,29 @@ async fn create(app: &App, email: &str) -> Result<Option<String>> {
     Ok(Some(password))
 }
 
-/// Makes an account that nobody can log in to, and enqueues the mail with the link that changes that. Who was invited and
-/// did not come is invited once more.
+/// Makes an account that nobody can log in to, and enqueues the mail with the link that changes that. An address that was
+/// never verified may be invited again: whoever signed up with it before is locked out, and earlier links stop working.
 async fn invite(app: &App, email: &str, role: Role) -> Result<()> {
     anyhow::ensure!(smtp::is_address(email), "{email} is no mail address");
+    let unusable = app.passwords.unusable()?;
     let mut change = app.postgres.begin().await.context("cannot reach Postgres")?;
-    account::create(&mut change, Uuid::now_v7(), email, &app.passwords.unusable()?).await?;
+    let created = account::create(&mut change, Uuid::now_v7(), email, &unusable).await?;
     let account = account::find_by_email(&mut *change, email).await?.context("the account was deleted just now")?;
+    let id = account.id;
     anyhow::ensure!(!account.verified, "the address {email} has an account already");
-    account::grant(&mut change, account.id, role).await?;
-    let _ = jobs::enqueue(&mut change, &SendInvitation { account_id: account.id }).await?;
-    audit::record(&mut *change, Action::ACCOUNT_INVITED, Some(account.id), By::OPERATOR).await?;
-    change.commit().await?;
-    say(format_args!("account {}: invited. The link is mailed to {email}", account.id));
+    if !created {
+        let renewed = account::set_password(&mut change, id, &unusable, None).await?;
+        renewed.with_context(|| format!("the account of {email} is suspended: restore it first"))?;
+    }
+    let epoch = account::grant(&mut change, id, role).await?.context("the account was deleted just now")?;
+    let _ = jobs::enqueue(&mut change, &SendInvitation { account_id: id }).await?;
+    audit::record(&mut *change, Action::ACCOUNT_INVITED, Some(id), By::OPERATOR).await?;
+    if created {
+        change.commit().await?
+    } else {
+        end_before(app, change, id, epoch).await.map_err(cause)?
+    }
+    say(format_args!("account {id}: invited. The link is mailed to {email}"));
     Ok(())
 }
 
