@@ -1,6 +1,7 @@
 //! The sample feature.
 
 mod kept_data;
+mod quota;
 mod requests;
 
 use reqwest::Response;

@@ -41,8 +41,7 @@ impl Person {
     pub async fn verified(deploy: &Deploy, web: &Web) -> Self {
         let person = Self::unverified(web).await;
         let mail = deploy.mail.to(&person.email, "Did you sign up?").await;
-        let redeemed = person.post("/email-verifications/redeem", json!({ "token": mail.token(), "password": PASSWORD })).await;
-        assert_eq!(redeemed.status(), StatusCode::NO_CONTENT);
+        assert_eq!(person.redeem(&mail.token()).await.status(), StatusCode::NO_CONTENT);
         person
     }
 
@@ -97,6 +96,11 @@ impl Person {
 
     pub async fn log_in(&self) -> Response {
         self.post("/session", json!({ "email": self.email, "password": PASSWORD })).await
+    }
+
+    /// Shows the token of a mail that verifies an address, and the password.
+    pub async fn redeem(&self, token: &str) -> Response {
+        self.post("/email-verifications/redeem", json!({ "token": token, "password": PASSWORD })).await
     }
 
     /// Asks for a mail to set another password.

@@ -21,6 +21,11 @@ async fn elsewhere(ada: &Person) -> Person {
     other
 }
 
+/// How many sessions Redis has, whatever Postgres says of them.
+async fn sessions_in_redis(deploy: &Deploy) -> usize {
+    redis::cmd("KEYS").arg("session:*").query_async::<Vec<String>>(&mut deploy.redis().await).await.unwrap().len()
+}
+
 async fn status(person: &Person) -> u16 {
     person.get("/session").await.status().as_u16()
 }
@@ -85,7 +90,21 @@ async fn a_token_expires_and_is_good_for_its_purpose_alone() {
     assert_eq!(row.get::<Vec<u8>, _>(0), Sha256::digest(&verify).to_vec(), "only the hash is stored");
     assert!(row.get::<bool, _>(1));
     sqlx::query("UPDATE mailed_tokens SET expires_at = now()").execute(&mut database).await.unwrap();
-    problem(ada.post("/email-verifications/redeem", json!({ "token": verify })).await, 422, "invalid-token").await;
+    problem(ada.redeem(&verify).await, 422, "invalid-token").await;
+}
+
+#[tokio::test]
+async fn reset_link_to_an_address_of_before_sets_no_password() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    // As a job has minted it that read the account before the address was changed.
+    let mut database = deploy.database().await;
+    let token = token(&mut database, &ada.email).await;
+    sqlx::query("UPDATE mailed_tokens SET email = 'eve@example.org' WHERE purpose = 'reset'").execute(&mut database).await.unwrap();
+    let reset = json!({ "token": token, "password": OTHER });
+    problem(ada.post("/password-resets/redeem", reset).await, 422, "invalid-token").await;
+    assert_eq!(ada.log_in().await.status(), StatusCode::OK, "the password is the old one");
 }
 
 #[tokio::test]
@@ -113,7 +132,8 @@ async fn a_change_of_password_takes_back_what_somebody_with_the_old_one_asked_fo
     ada.patch("/account", json!({ "email": "eve@example.org" })).await;
     let token = deploy.mail.to("eve@example.org", "Did you sign up?").await.token();
     assert_eq!(ada.post("/account/password", json!({ "old": PASSWORD, "new": OTHER })).await.status(), 204);
-    problem(ada.post("/email-verifications/redeem", json!({ "token": token })).await, 422, "invalid-token").await;
+    let redeem = json!({ "token": token, "password": OTHER });
+    problem(ada.post("/email-verifications/redeem", redeem).await, 422, "invalid-token").await;
     let me: Value = ada.get("/session").await.json().await.unwrap();
     assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &Value::Null));
 }
@@ -186,8 +206,7 @@ async fn of_very_many_sessions_the_oldest_end() {
     let me: Value = first.get("/session").await.json().await.unwrap();
     let second = elsewhere(&first).await;
     // Ninety-eight more, without a log-in's work for each.
-    let client = redis::Client::open(deploy.environment["REDIS_URL"].as_str()).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let mut redis = deploy.redis().await;
     let set = format!("sessions:{}", me["id"].as_str().unwrap());
     let mut add = redis::pipe();
     for number in 0..98 {
@@ -219,10 +238,11 @@ async fn however_long_redis_was_away_sessions_that_must_end_do() {
     assert_eq!(often.execute(&mut deploy.database().await).await.unwrap().rows_affected(), 1);
     let worker = far.start("worker");
     worker.logged("the failure", |line| line["job_kind"] == "end_sessions" && line["outcome"] == "failed").await;
-    assert_eq!(status(&ada).await, 200, "nobody could end it yet");
+    assert_eq!(status(&ada).await, 401, "Redis still has it, and Postgres decides");
+    assert_eq!(sessions_in_redis(&deploy).await, 1, "nobody could end it yet");
     proxy.heal();
     sqlx::query("UPDATE jobs SET run_at = now() WHERE token IS NULL").execute(&mut deploy.database().await).await.unwrap();
-    eventually("the end of the session", async || (status(&ada).await == 401).then_some(())).await;
+    eventually("the end of the session", async || (sessions_in_redis(&deploy).await == 0).then_some(())).await;
 }
 
 #[tokio::test]
@@ -236,7 +256,7 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
     deploy.mail.to(&ada.email, "Another address was asked for").await;
     let token = deploy.mail.to(&new, "Did you sign up?").await.token();
     assert_eq!(ada.log_in().await.status(), 200, "until then the old one counts");
-    assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
+    assert_eq!(ada.redeem(&token).await.status(), 204);
     let me: Value = ada.get("/session").await.json().await.unwrap();
     assert_eq!((&me["email"], &me["new_email"], &me["verified"]), (&json!(new), &Value::Null, &json!(true)));
     problem(ada.log_in().await, 401, "wrong-credentials").await;
@@ -248,7 +268,7 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
         let mails = deploy.mail.all().await;
         mails.into_iter().find(|mail| mail.to == [eve.email.as_str()] && mail.message_id.contains(me["id"].as_str().unwrap()))
     });
-    problem(ada.post("/email-verifications/redeem", json!({ "token": mail.await.token() })).await, 422, "invalid-token").await;
+    problem(ada.redeem(&mail.await.token()).await, 422, "invalid-token").await;
     assert_eq!(ada.get("/session").await.json::<Value>().await.unwrap()["email"], json!(new));
 
     // The link to one that was mistyped is worth nothing once another was asked for.
@@ -258,8 +278,8 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
     let own = format!("{}@example.net", Uuid::new_v4().simple());
     ada.patch("/account", json!({ "email": own })).await;
     let token = deploy.mail.to(&own, "Did you sign up?").await.token();
-    problem(ada.post("/email-verifications/redeem", json!({ "token": theirs })).await, 422, "invalid-token").await;
-    assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
+    problem(ada.redeem(&theirs).await, 422, "invalid-token").await;
+    assert_eq!(ada.redeem(&token).await.status(), 204);
     let me: Value = ada.get("/session").await.json().await.unwrap();
     assert_eq!(me["email"], own);
 }
@@ -314,7 +334,7 @@ async fn of_a_thousand_log_ins_that_race_a_reset_no_session_of_the_old_password_
         let mut database = deploy.database().await;
         let (mut old, mut won) = (PASSWORD.to_owned(), 0);
         for round in 0..125 {
-            let new = format!("password number {number} {round}");
+            let new = format!("seven purple lanterns drift {number} {round}");
             let token = token(&mut database, &ada.email).await;
             let racer = ada.elsewhere();
             let (log_in, reset) = tokio::join!(
@@ -350,7 +370,6 @@ async fn a_web_that_is_killed_between_the_reset_and_redis_leaves_no_session_behi
     let body = json!({ "token": token, "password": OTHER });
     let at = ada.at(&hanging);
     let reset = tokio::spawn(async move { at.request(Method::POST, "/password-resets/redeem").json(&body).send().await });
-    let mut database = deploy.database().await;
     eventually("the commit", async || {
         let raised = sqlx::query("SELECT 1 FROM accounts WHERE session_epoch = 1").fetch_optional(&mut deploy.database().await).await;
         raised.unwrap().map(drop)
@@ -358,9 +377,9 @@ async fn a_web_that_is_killed_between_the_reset_and_redis_leaves_no_session_behi
     .await;
     hanging.process.signal(nix::sys::signal::Signal::SIGKILL);
     assert!(reset.await.unwrap().is_err(), "the answer never came");
-    assert_eq!(status(&ada).await, 200, "nobody has told Redis yet");
-    sqlx::query("SELECT 1").execute(&mut database).await.unwrap();
     let deploy = deploy.with("REDIS_URL", redis);
+    assert_eq!(sessions_in_redis(&deploy).await, 1, "nobody has told Redis yet");
+    assert_eq!(status(&ada).await, 401, "Redis still has it, and Postgres decides");
     let _worker = deploy.start("worker");
-    eventually("the end of the session", async || (status(&ada).await == 401).then_some(())).await;
+    eventually("the end of the session", async || (sessions_in_redis(&deploy).await == 0).then_some(())).await;
 }

@@ -37,7 +37,7 @@ async fn the_session_cookie_is_out_of_reach_of_scripts_and_other_sites() {
 async fn a_taken_address_gets_the_same_answer_changes_nothing_and_tells_only_its_owner() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
-    let ada = Person::unverified(&web).await;
+    let ada = Person::verified(&deploy, &web).await;
     let body = json!({ "email": ada.email.to_uppercase(), "password": "another password altogether" });
     let (first, again) = (Person::stranger(&web).sign_up().await, ada.post("/accounts", body.clone()).await);
     assert_eq!(first.status(), again.status());
@@ -109,9 +109,9 @@ async fn a_verification_token_works_once() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
     let token = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
-    assert_eq!(ada.post("/email-verifications/redeem", json!({ "token": token })).await.status(), 204);
-    problem(ada.post("/email-verifications/redeem", json!({ "token": token })).await, 422, "invalid-token").await;
-    problem(ada.post("/email-verifications/redeem", json!({ "token": "none" })).await, 422, "invalid-token").await;
+    assert_eq!(ada.redeem(&token).await.status(), 204);
+    problem(ada.redeem(&token).await, 422, "invalid-token").await;
+    problem(ada.redeem("none").await, 422, "invalid-token").await;
 }
 
 #[tokio::test]
@@ -129,10 +129,15 @@ async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_p
     let verified = async || ada.get("/session").await.json::<Value>().await.unwrap()["verified"] == true;
     assert!(!verified().await, "a look must verify nothing");
 
-    let pressed = ada.press(&web, "/verify", &[("token", &mail.token())]).await;
+    let press = async |password: &str| ada.press(&web, "/verify", &[("token", &mail.token()), ("password", password)]).await;
+    let refused = press("not the right password").await;
+    assert_eq!(refused.status(), 403);
+    assert!(refused.text().await.unwrap().contains(&mail.token()), "the page asks once more");
+    assert!(!verified().await);
+    let pressed = press(PASSWORD).await;
     assert_eq!((pressed.status().as_u16(), pressed.headers()["location"].to_str().unwrap()), (303, "/verify?done"));
     assert!(verified().await);
-    let again = ada.press(&web, "/verify", &[("token", &mail.token())]).await;
+    let again = press(PASSWORD).await;
     assert_eq!((again.status().as_u16(), again.headers()["content-type"].to_str().unwrap()), (422, "text/html; charset=utf-8"));
     assert!(again.text().await.unwrap().contains("was used already"));
 }
@@ -143,9 +148,8 @@ async fn the_verification_mail_can_be_asked_for_again() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
     deploy.mail.to(&ada.email, "Did you sign up?").await;
-    // While the first job lives, the second is the same; its end is only a moment away.
+    assert_eq!(ada.post("/email-verifications", json!({})).await.status(), 202);
     eventually("a second mail", async || {
-        assert_eq!(ada.post("/email-verifications", json!({})).await.status(), 202);
         let mails = deploy.mail.all().await.into_iter().filter(|mail| mail.to == [ada.email.as_str()]).collect::<Vec<_>>();
         (mails.len() >= 2).then_some(())
     })

@@ -1,0 +1,133 @@
+//! Decisions on a row that changes meanwhile. Each test holds the account's row, so that the request has read it and hashed, and
+//! waits to write; then it changes the row as somebody else would.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
+
+use crate::support::Deploy;
+use crate::support::person::{PASSWORD, Person, problem};
+
+const OTHER: &str = "another password altogether";
+
+/// Sends a request of Ada's that must wait for her row, changes the row with `meanwhile`, and gives the answer.
+async fn overtaken(deploy: &Deploy, ada: &Person, request: (Method, &str, Value), meanwhile: &str) -> reqwest::Response {
+    let (mut connection, (method, path, body)) = (deploy.database().await, request);
+    let mut held = hold(&mut connection, ada).await;
+    let asking = tokio::spawn(ada.request(method, path).json(&body).send());
+    deploy.waits_for_a_lock().await;
+    let change = format!("UPDATE accounts SET {meanwhile} WHERE email = $1");
+    sqlx::query(sqlx::AssertSqlSafe(change)).bind(&ada.email).execute(&mut *held).await.unwrap();
+    held.commit().await.unwrap();
+    asking.await.unwrap().unwrap()
+}
+
+async fn hold<'a>(connection: &'a mut PgConnection, person: &Person) -> Transaction<'a, Postgres> {
+    let mut transaction = connection.begin().await.unwrap();
+    sqlx::query("SELECT FROM accounts WHERE email = $1 FOR UPDATE").bind(&person.email).execute(&mut *transaction).await.unwrap();
+    transaction
+}
+
+async fn count(deploy: &Deploy, from: &str) -> i64 {
+    let count = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {from}")));
+    count.fetch_one(&mut deploy.database().await).await.unwrap()
+}
+
+#[tokio::test]
+async fn demoted_admin_gets_no_session_by_a_password_change() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let eve = Person::unverified(&web).await;
+    assert!(deploy.admin(&["account", "grant", &eve.email, "admin"]).await.status.success());
+    assert_eq!(eve.log_in().await.status(), StatusCode::OK);
+    assert_eq!(eve.get("/admin/accounts").await.status(), StatusCode::OK);
+    let change = (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": OTHER }));
+    let answer = overtaken(&deploy, &eve, change, "role = 'user', session_epoch = session_epoch + 1").await;
+    assert!(!answer.headers().contains_key("set-cookie"), "{answer:?}");
+    problem(answer, 401, "unauthenticated").await;
+    assert_eq!(eve.log_in().await.status(), StatusCode::OK, "the password is the old one");
+    problem(eve.get("/admin/accounts").await, 403, "insufficient-role").await;
+}
+
+#[tokio::test]
+async fn reset_wins_over_a_password_change_that_began_before() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let (ada, grace) = (Person::unverified(&web).await, Person::unverified(&web).await);
+    assert_eq!(grace.post("/account/password", json!({ "old": PASSWORD, "new": OTHER })).await.status(), 204);
+    // The owner's reset, while a thief with the old password sets one of the thief's own.
+    let change = (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": "seven purple lanterns drift" }));
+    let reset =
+        format!("session_epoch = session_epoch + 1, password_hash = (SELECT password_hash FROM accounts WHERE email = '{}')", grace.email);
+    problem(overtaken(&deploy, &ada, change, &reset).await, 401, "unauthenticated").await;
+    let log_in = async |password: &str| ada.post("/session", json!({ "email": ada.email, "password": password })).await.status();
+    assert_eq!((log_in("seven purple lanterns drift").await, log_in(PASSWORD).await, log_in(OTHER).await), {
+        (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED, StatusCode::OK)
+    });
+}
+
+#[tokio::test]
+async fn ended_or_suspended_session_changes_nothing() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let token = json!({ "name": "late", "scopes": ["tokens:read"], "expires_in_days": 366 });
+    for meanwhile in ["session_epoch = session_epoch + 1", "suspended_at = now(), session_epoch = session_epoch + 1"] {
+        for request in [
+            (Method::PATCH, "/account", json!({ "email": "eve@example.org", "digest": false })),
+            (Method::DELETE, "/account", json!({})),
+            (Method::DELETE, "/account/sessions", json!({})),
+            (Method::POST, "/tokens", token.clone()),
+            (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": OTHER })),
+        ] {
+            let ada = Person::known(&deploy, &web).await;
+            let what = format!("{} {} after {meanwhile}", request.0, request.1);
+            let answer = overtaken(&deploy, &ada, request, meanwhile).await;
+            assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{what}");
+            let unchanged = format!("accounts WHERE email = '{}' AND new_email IS NULL AND digest AND session_epoch = 1", ada.email);
+            assert_eq!(count(&deploy, &unchanged).await, 1, "{what}");
+        }
+    }
+    assert_eq!(count(&deploy, "api_tokens").await, 0);
+    let done = "audit_events WHERE action NOT IN ('sign_up', 'log_in')";
+    assert_eq!(count(&deploy, done).await, 0, "what was not done is in no trail");
+}
+
+#[tokio::test]
+async fn verification_does_not_outlive_a_suspension() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::unverified(&web).await;
+    let token = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
+    let redeem = (Method::POST, "/email-verifications/redeem", json!({ "token": token, "password": PASSWORD }));
+    let answer = overtaken(&deploy, &ada, redeem, "suspended_at = now(), session_epoch = session_epoch + 1").await;
+    problem(answer, 422, "invalid-token").await;
+    assert_eq!(count(&deploy, "accounts WHERE verified_at IS NOT NULL").await, 0);
+    assert_eq!(count(&deploy, "mailed_tokens").await, 1, "the link stays good for later");
+}
+
+#[tokio::test]
+async fn only_one_of_two_resets_by_the_same_link_counts() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::known(&deploy, &web).await;
+    ada.forget().await;
+    let token = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let mut connection = deploy.database().await;
+    let held = hold(&mut connection, &ada).await;
+    let reset =
+        |password: &str| ada.request(Method::POST, "/password-resets/redeem").json(&json!({ "token": token, "password": password }));
+    let passwords = [OTHER, "seven purple lanterns drift"];
+    let first = tokio::spawn(reset(passwords[0]).send());
+    deploy.waits_for_a_lock().await;
+    let second = tokio::spawn(reset(passwords[1]).send());
+    crate::support::eventually("both wait", async || {
+        let waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        (count(&deploy, waiting).await == 2).then_some(())
+    })
+    .await;
+    held.rollback().await.unwrap();
+    let answers = (first.await.unwrap().unwrap().status().as_u16(), second.await.unwrap().unwrap().status().as_u16());
+    assert_eq!(answers, (204, 422));
+    let log_in = async |password: &str| ada.post("/session", json!({ "email": ada.email, "password": password })).await.status().as_u16();
+    assert_eq!((log_in(passwords[0]).await, log_in(passwords[1]).await), (200, 401));
+}

@@ -1,0 +1,97 @@
+//! How many reminders of an account may wait, and what becomes of them while it is suspended.
+
+use serde_json::Value;
+
+use super::{in_seconds, remind};
+use crate::support::person::{Person, problem};
+use crate::support::{Deploy, eventually};
+
+#[tokio::test]
+async fn thousand_reminders_wait_at_most() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    // Those that were sent count for nothing.
+    let insert = "INSERT INTO reminders (id, account_id, message, due_at, sent_at)
+        SELECT gen_random_uuid(), id, 'x', now() + interval '1 day', CASE WHEN n > 999 THEN now() END FROM accounts, generate_series(1, 1500) n";
+    sqlx::query(insert).execute(&mut deploy.database().await).await.unwrap();
+    let made: Value = remind(&ada, "the thousandth", 3600).await.json().await.unwrap();
+    problem(remind(&ada, "one more", 3600).await, 403, "quota-reached").await;
+    let jobs: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM jobs WHERE kind = 'send_reminder'").fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(jobs, 1, "what was refused has no job");
+    assert_eq!(ada.delete(&format!("/reminders/{}", made["id"].as_str().unwrap())).await.status(), 204);
+    assert_eq!(remind(&ada, "in its place", 3600).await.status(), 201);
+}
+
+#[tokio::test]
+async fn reminder_of_a_suspended_account_waits() {
+    let deploy = Deploy::new().await;
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::known(&deploy, &web).await;
+    let made: Value = remind(&ada, "not lost", 3600).await.json().await.unwrap();
+    assert!(deploy.admin(&["account", "suspend", &ada.email]).await.status.success());
+    let due = async || {
+        let now = "UPDATE jobs SET run_at = now() WHERE kind = 'send_reminder' AND token IS NULL";
+        let now = sqlx::query(now).execute(&mut deploy.database().await).await.unwrap();
+        (now.rows_affected() == 1).then_some(())
+    };
+    // More often than a job may fail.
+    for number in 1..=25 {
+        eventually("the job is free", due).await;
+        eventually("a look", async || {
+            let looks = worker.log().iter().filter(|line| line["job_kind"] == "send_reminder" && line["outcome"] == "later").count();
+            (looks >= number).then_some(())
+        })
+        .await;
+    }
+    assert!(deploy.mail.all().await.iter().all(|mail| mail.subject != "A reminder"));
+    assert!(deploy.admin(&["account", "suspend", "--restore", &ada.email]).await.status.success());
+    eventually("the job is free", due).await;
+    assert_eq!(deploy.mail.to(&ada.email, "A reminder").await.text.trim(), "not lost");
+    ada.log_in().await;
+    let path = format!("/reminders/{}", made["id"].as_str().unwrap());
+    eventually("sent_at", async || ada.get(&path).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(drop)).await;
+}
+
+#[tokio::test]
+async fn jobs_and_answers_of_yesterday_still_count() {
+    let deploy = Deploy::new().await;
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::known(&deploy, &web).await;
+    let due_at = in_seconds(3600);
+    let made: Value = remind(&ada, "water the plants", 3600).await.json().await.unwrap();
+    let mut database = deploy.database().await;
+    sqlx::query("DELETE FROM jobs").execute(&mut database).await.unwrap();
+
+    // An answer as 0.1.0 kept it: without status, headers and bytes.
+    let body = format!(r#"{{"message":"water the plants","due_at":"{due_at}"}}"#);
+    let insert = "INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer)
+        SELECT id, 'POST /reminders', 'a-key', $1, $2::jsonb FROM accounts";
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(&body).to_vec();
+    sqlx::query(insert).bind(digest).bind(made.to_string()).execute(&mut database).await.unwrap();
+    let again = ada.request(reqwest::Method::POST, "/reminders").header("idempotency-key", "a-key");
+    let again = again.header("content-type", "application/json").body(body).send().await.unwrap();
+    assert_eq!((again.status().as_u16(), again.headers()["content-type"].to_str().unwrap()), (201, "application/json"));
+    assert_eq!(again.json::<Value>().await.unwrap(), made);
+
+    // 0.1.0 reads today's: the answer's JSON, where it looks for it.
+    let today = ada.request(reqwest::Method::POST, "/reminders").header("idempotency-key", "b-key");
+    let today: Value = today.json(&serde_json::json!({ "message": "x", "due_at": due_at })).send().await.unwrap().json().await.unwrap();
+    let kept = sqlx::query_scalar("SELECT answer FROM idempotency_keys WHERE key = 'b-key'").fetch_one(&mut database).await;
+    assert_eq!(kept.map(|sqlx::types::Json::<Value>(kept)| kept).unwrap(), today);
+
+    let day = &due_at[..10];
+    let id = ada.get("/session").await.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
+    for (kind, payload) in [
+        ("send_digest", format!(r#"{{"day": "{day}", "account_id": "{id}"}}"#)),
+        ("send_digests", format!(r#"{{"day": "{day}"}}"#)),
+        ("send_reminder", format!(r#"{{"id": {}, "version": 1}}"#, made["id"])),
+    ] {
+        let insert = "INSERT INTO jobs (kind, payload, max_attempts) VALUES ($1, $2::jsonb, 20)";
+        sqlx::query(insert).bind(kind).bind(payload).execute(&mut database).await.unwrap();
+        worker.logged("its end", |line| line["job_kind"] == kind && line["outcome"] == "done").await;
+    }
+    deploy.mail.to(&ada.email, &format!("Due on {day}")).await;
+    deploy.mail.to(&ada.email, "A reminder").await;
+}
