@@ -132,17 +132,18 @@ async fn seed_makes_two_accounts_that_can_log_in_and_refuses_a_deploy_for_real_p
 
 #[tokio::test]
 async fn the_doctor_tells_what_is_wrong_and_what_to_do() {
-    let deploy = Deploy::new().await;
+    let deploy = Deploy::new().await.after_a_clock().await;
     let well = deploy.admin(&["doctor"]).await;
     assert_eq!(well.status.code(), Some(0), "{well:?}");
-    assert_eq!(stdout(&well).lines().filter(|line| line.starts_with("ok ")).count(), 8, "{}", stdout(&well));
+    assert_eq!(stdout(&well).lines().filter(|line| line.starts_with("ok ")).count(), 9, "{}", stdout(&well));
 
     for (deploy, check) in [
         (Deploy::unmigrated().await, "schema"),
-        (Deploy::new().await.with("SMTP_URL", "smtp://127.0.0.1:1"), "smtp"),
-        (Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1"), "redis"),
-        (Deploy::new().await.with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d"), "postgres"),
-        (Deploy::new().await.without("MAIL_FROM"), "config"),
+        (Deploy::new().await, "schedule"),
+        (deploy.clone_with("SMTP_URL", "smtp://127.0.0.1:1"), "smtp"),
+        (deploy.clone_with("REDIS_URL", "redis://127.0.0.1:1"), "redis"),
+        (deploy.clone_with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d"), "postgres"),
+        (deploy.without("MAIL_FROM"), "config"),
     ] {
         let ill = deploy.admin(&["doctor"]).await;
         assert_eq!(ill.status.code(), Some(1));

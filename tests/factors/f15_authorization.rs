@@ -18,14 +18,18 @@ const MAY: &str = "
     POST   /api/v1/session                       n t s u a
     GET    /api/v1/session                       - - - u a
     DELETE /api/v1/session                       n t s u a
+    POST   /api/v1/session/confirm               - - - u a
     POST   /api/v1/email-verifications           - - - u a
     POST   /api/v1/email-verifications/redeem    n t s u a
     POST   /api/v1/password-resets               n t s u a
     POST   /api/v1/password-resets/redeem        n t s u a
+    POST   /api/v1/email-changes/undo            n t s u a
     GET    /verify                               n t s u a
     POST   /verify                               n t s u a
     GET    /reset                                n t s u a
     POST   /reset                                n t s u a
+    GET    /undo                                 n t s u a
+    POST   /undo                                 n t s u a
     PATCH  /api/v1/account                       - - - u a
     DELETE /api/v1/account                       - - - u a
     POST   /api/v1/account/password              - - - u a

@@ -7,39 +7,94 @@ use serde_json::{Value, json};
 use crate::support::access::rules;
 use crate::support::person::{PASSWORD, Person};
 use crate::support::{Deploy, eventually};
-use crate::{count, done, on_a_terminal, rows, stderr, trail};
+use crate::{count, done, on_a_terminal, rows, stderr, stdout, trail};
+
+/// Runs `admin account invite`, which must succeed and print nothing but whom it has invited.
+async fn invite(deploy: &Deploy, email: &str, role: &str) {
+    let output = deploy.admin(&["account", "invite", email, "--role", role]).await;
+    assert!(output.status.success(), "{output:?}");
+    let id: String = sqlx::query_scalar("SELECT id::text FROM accounts WHERE email = $1")
+        .bind(email)
+        .fetch_one(&mut deploy.database().await)
+        .await
+        .unwrap();
+    assert_eq!(stdout(&output), format!("account {id}: invited. The link is mailed to {email}\n"));
+    assert_eq!(stderr(&output), "");
+}
 
 #[tokio::test]
-async fn a_made_account_can_log_in_with_the_password_that_is_shown_once() {
+async fn invited_person_sets_the_password_by_mail() {
     let deploy = Deploy::new().await;
-    let web = deploy.web().await;
-    let made = rows(&deploy, &["account", "create", "ada@example.com"]).await;
-    let again = deploy.admin(&["account", "create", "ADA@example.com"]).await;
-    assert_eq!(again.status.code(), Some(1));
-    assert!(stderr(&again).contains("has an account already"), "{again:?}");
-    for wrong in ["nobody", "a@b\u{1}.example", ""] {
-        assert_eq!(deploy.admin(&["account", "create", wrong]).await.status.code(), Some(1), "{wrong:?}");
-    }
-    let password = made[0]["password"].as_str().unwrap();
-    let log_in = json!({ "email": "ada@example.com", "password": password });
-    let answer = Person::stranger(&web).post("/session", log_in).await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person { email: "ada@example.com".to_owned(), ..Person::stranger(&web) };
+    invite(&deploy, &ada.email, "admin").await;
+    let token = deploy.mail.to(&ada.email, "You are invited").await.token();
+    let three_days =
+        "mailed_tokens WHERE purpose = 'reset' AND expires_at BETWEEN now() + interval '71 hours' AND now() + interval '72 hours'";
+    assert_eq!(count(&mut deploy.database().await, three_days).await, 1);
+    assert_eq!(ada.log_in().await.status(), 401, "there is no password yet");
+    let reset = json!({ "token": token, "password": PASSWORD });
+    assert_eq!(ada.post("/password-resets/redeem", reset.clone()).await.status(), 204);
+    assert_eq!(ada.post("/password-resets/redeem", reset).await.status(), 422, "it is good once");
+    let answer = ada.log_in().await;
     assert_eq!(answer.status(), 200);
     let account: Value = answer.json().await.unwrap();
-    assert_eq!(account["verified"], true);
+    assert_eq!((&account["verified"], &account["role"]), (&json!(true), &json!("admin")));
 
+    let again = deploy.admin(&["account", "invite", "ADA@example.com"]).await;
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("has an account already"), "{again:?}");
+    for wrong in ["nobody", "a@b\u{1}.example", "", "a..b@example.com"] {
+        assert_eq!(deploy.admin(&["account", "invite", wrong]).await.status.code(), Some(1), "{wrong:?}");
+    }
+    assert_eq!(trail(&deploy).await, ["account_invited", "password_reset", "log_in"]);
+}
+
+#[tokio::test]
+async fn lost_invitation_is_mailed_again() {
+    let deploy = Deploy::new().await;
+    let _worker = deploy.start("worker");
+    for number in 1..=2 {
+        invite(&deploy, "ada@example.com", "user").await;
+        eventually("the mail", async || (deploy.mail.all().await.len() == number).then_some(())).await;
+        // Until its job has ended, another would be the same.
+        eventually("the job's end", async || (count(&mut deploy.database().await, "jobs").await == 0).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn invitation_takes_an_address_from_its_squatter() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    // Somebody knows whom an operator will invite, and has signed up with that address.
+    let eve = Person::unverified(&web).await;
+    invite(&deploy, &eve.email, "admin").await;
+    assert_eq!(eve.get("/admin/accounts").await.status(), 401, "the session has ended");
+    assert_eq!(eve.log_in().await.status(), 401, "and the password is none any more");
+    let token = deploy.mail.to(&eve.email, "You are invited").await.token();
+    let owner = Person { email: eve.email.clone(), ..Person::stranger(&web) };
+    let reset = json!({ "token": token, "password": "another password altogether" });
+    assert_eq!(owner.post("/password-resets/redeem", reset).await.status(), 204);
+}
+
+#[tokio::test]
+async fn accounts_are_listed_and_shown() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let (ada, grace) = (Person::unverified(&web).await, Person::unverified(&web).await);
+    let account: Value = ada.get("/session").await.json().await.unwrap();
     let id = account["id"].as_str().unwrap();
-    for name in ["ada@example.com", id] {
+    for name in [&*ada.email, id] {
         let shown = rows(&deploy, &["account", "show", name]).await;
         assert_eq!(shown, std::slice::from_ref(&account), "by its address and by its id, and without its password");
     }
-    assert_eq!(rows(&deploy, &["account", "list"]).await, std::slice::from_ref(&account));
-    let next = rows(&deploy, &["account", "create", "grace@example.com"]).await;
-    let after = rows(&deploy, &["account", "list", "--limit", "1", "--after", account["id"].as_str().unwrap()]).await;
-    assert_eq!(after[0]["email"], next[0]["email"], "the next page");
+    let first = rows(&deploy, &["account", "list", "--limit", "1"]).await;
+    assert_eq!(first, std::slice::from_ref(&account));
+    let after = rows(&deploy, &["account", "list", "--limit", "1", "--after", id]).await;
+    assert_eq!(after[0]["email"], grace.email, "the next page");
     let table = done(&deploy, &["account", "list"]).await;
     assert!(table.starts_with("id ") && table.lines().nth(1).unwrap().starts_with(id), "{table}");
     assert!(!table.contains('\x1b'), "no colour in a pipe");
-    assert_eq!(trail(&deploy).await, ["account_created", "log_in", "account_created"]);
     let unknown = deploy.admin(&["account", "show", "nobody@example.com"]).await;
     assert_eq!(unknown.status.code(), Some(1));
     assert!(stderr(&unknown).contains("no account has the address or the id"), "{unknown:?}");

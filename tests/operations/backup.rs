@@ -26,7 +26,7 @@ async fn run(program: &str, arguments: &[&str]) {
 #[tokio::test]
 async fn a_restored_backup_has_the_account_what_is_its_own_and_a_job_which_runs_once() {
     let Some(programs) = programs() else { return };
-    let deploy = Deploy::new().await;
+    let deploy = Deploy::new().await.after_a_clock().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
     let token =

@@ -38,6 +38,20 @@ async fn config_is_checked_and_printed_for_programs_without_a_secret() {
 }
 
 #[tokio::test]
+async fn lease_shorter_than_ten_seconds_is_refused() {
+    let deploy = Deploy::new().await;
+    for (lease, told) in
+        [("9s", "JOB_LEASE must be 10s or longer"), ("9999ms", "JOB_LEASE must be 10s or longer"), ("soon", "JOB_LEASE must")]
+    {
+        let mut worker = deploy.clone_with("JOB_LEASE", lease).start("worker");
+        assert_eq!(worker.exit().await.code(), Some(78), "{lease}");
+        assert!(worker.errors().iter().any(|line| line.contains(told)), "{:?}", worker.errors());
+        assert_eq!(deploy.clone_with("JOB_LEASE", lease).admin(&["config", "--check"]).await.status.code(), Some(78));
+    }
+    deploy.clone_with("JOB_LEASE", "10s").start("worker").says("ready").await;
+}
+
+#[tokio::test]
 async fn a_plan_is_the_sql_that_migrate_would_run_and_changes_nothing() {
     let deploy = Deploy::unmigrated().await;
     let plan = done(&deploy, &["migrate", "--plan"]).await;
@@ -75,12 +89,16 @@ async fn access_prints_every_rule_of_the_features() {
     assert_eq!(lines.lines().map(cells).collect::<Vec<_>>(), rules.iter().map(text).collect::<Vec<_>>());
     for rule in &rules {
         let who = rule["who"].as_str().unwrap();
-        assert!(["anyone", "session", "admin session"].contains(&who) || who.starts_with("session or scope "), "{rule}");
+        assert!(
+            ["anyone", "session", "confirmed session", "admin session"].contains(&who) || who.starts_with("session or scope "),
+            "{rule}"
+        );
         assert!(["RATE_LIMIT_LOGIN", "RATE_LIMIT_REQUESTS"].contains(&rule["limit"].as_str().unwrap()), "{rule}");
     }
     for (method, path, who) in [
         ("POST", "/api/v1/accounts", "anyone"),
         ("GET", "/api/v1/session", "session"),
+        ("PATCH", "/api/v1/account", "confirmed session"),
         ("GET", "/api/v1/tokens", "session or scope tokens:read"),
         ("GET", "/api/v1/admin/accounts", "admin session"),
     ] {

@@ -35,7 +35,7 @@ async fn a_statement_is_answered_with_a_table_or_with_json() {
 #[tokio::test]
 async fn nothing_can_be_changed_unless_it_was_asked_for_and_then_it_is_in_the_trail() {
     let deploy = Deploy::new().await;
-    done(&deploy, &["account", "create", "ada@example.com"]).await;
+    done(&deploy, &["account", "invite", "ada@example.com"]).await;
     for attempt in [
         "DELETE FROM accounts;",
         "COMMIT; DELETE FROM accounts;",
@@ -52,7 +52,7 @@ async fn nothing_can_be_changed_unless_it_was_asked_for_and_then_it_is_in_the_tr
     let answer = ask(&deploy, &["--write"], "UPDATE accounts SET digest = false").await;
     assert_eq!((stdout(&answer).as_str(), answer.status.code()), ("1 row(s)\n", Some(0)), "{answer:?}");
     assert_eq!(count(&mut deploy.database().await, "accounts WHERE NOT digest").await, 1);
-    assert_eq!(trail(&deploy).await, ["account_created", "console_opened"]);
+    assert_eq!(trail(&deploy).await, ["account_invited", "console_opened"]);
 }
 
 #[tokio::test]
@@ -64,4 +64,37 @@ async fn an_error_does_not_end_it_and_is_told_in_the_end() {
     let told = stderr(&answer);
     assert!(told.contains("error: ") && told.contains("syntax error"), "{told}");
     assert!(!told.contains("ada@"), "what is typed and what is found stays out of the log: {told}");
+}
+
+#[tokio::test]
+async fn superuser_reads_in_a_role_that_runs_no_program() {
+    let deploy = Deploy::new().await;
+    let run = "COPY (SELECT 1) TO PROGRAM 'true';\n";
+    let reading = ask(&deploy, &[], run).await;
+    assert_eq!(reading.status.code(), Some(1), "{reading:?}");
+    assert!(stderr(&reading).contains("permission denied"), "{reading:?}");
+    let who = ask(&deploy, &[], "SELECT current_user AS who;\nSELECT count(*) FROM accounts;\n").await;
+    assert_eq!((stdout(&who).as_str(), stderr(&who).as_str()), ("who\npg_read_all_data\ncount\n0\n", ""));
+    // A role that one statement takes is not the next one's.
+    let taken = ask(&deploy, &[], &format!("SET ROLE postgres;\n{run}")).await;
+    assert!(stderr(&taken).contains("permission denied"), "{taken:?}");
+    // To write it needs the user's own, and says what that may do.
+    let writing = ask(&deploy, &["--write"], "SELECT current_user AS who;\n").await;
+    assert_eq!(stdout(&writing), "who\npostgres\n");
+    assert_eq!(stderr(&writing).lines().filter(|line| line.contains("is a superuser")).count(), 1, "{writing:?}");
+}
+
+#[tokio::test]
+async fn user_without_that_role_reads_as_itself() {
+    let deploy = Deploy::new().await;
+    let user = format!("reader_{}", uuid::Uuid::new_v4().simple());
+    let grants = format!("CREATE ROLE {user} LOGIN PASSWORD 'x'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user}");
+    crate::sql(&mut deploy.database().await, &grants).await;
+    let mut url = url::Url::parse(&deploy.environment["DATABASE_URL"]).unwrap();
+    url.set_username(&user).unwrap();
+    url.set_password(Some("x")).unwrap();
+    let answer = ask(&deploy.clone_with("DATABASE_URL", url.as_str()), &[], "SELECT current_user AS who, count(*) FROM accounts").await;
+    assert!(stdout(&answer).contains(&user) && answer.status.success(), "{answer:?}");
+    assert_eq!(stderr(&answer), "", "it is no superuser");
+    crate::sql(&mut deploy.database().await, &format!("DROP OWNED BY {user}; DROP ROLE {user}")).await;
 }

@@ -108,6 +108,42 @@ async fn a_release_is_a_build_and_a_config_that_is_right_for_it_numbered_and_nev
 }
 
 #[tokio::test]
+async fn rollback_goes_back_further_each_time() {
+    let platform = Platform::new().await;
+    let deploy = Deploy::new().await;
+    let mut published = 0;
+    // Each release says in its config which it is.
+    let mut release = async || {
+        published += 1;
+        let config = platform.config(&deploy.clone_with("RELEASE_NOTE", published));
+        let released = platform.release(&[&platform.build(), &config]).await;
+        assert!(released.status.success(), "{released:?}");
+        stdout(&released).trim().to_owned()
+    };
+    let rollback = async || {
+        let back = platform.release(&[Path::new("rollback")]).await;
+        let version = stdout(&back).trim().to_owned();
+        let config = std::fs::read_to_string(platform.of(&version, "config")).unwrap_or_default();
+        (version, config.lines().find_map(|line| line.strip_prefix("RELEASE_NOTE=").map(str::to_owned)), stderr(&back))
+    };
+    for version in ["v1", "v2", "v3"] {
+        assert_eq!(release().await, version);
+    }
+    let went_to = |(version, note, _): &(String, Option<String>, String)| format!("{version} {}", note.clone().unwrap_or_default());
+    assert_eq!(went_to(&rollback().await), "v4 2");
+    assert_eq!(went_to(&rollback().await), "v5 1", "and not to the bad release, which came before it");
+    assert_eq!(rollback().await.0, "", "there is none before the first");
+    // The next is bad, too, and so goes back to the one that ran.
+    assert_eq!(release().await, "v6");
+    assert_eq!(went_to(&rollback().await), "v7 1");
+    let (none, _, told) = rollback().await;
+    assert!(none.is_empty() && told.contains("no release"), "{told}");
+    // Who names one gets it.
+    let named = platform.release(&[Path::new("rollback"), Path::new("v3")]).await;
+    assert_eq!(stdout(&named), "v8\n", "{named:?}");
+}
+
+#[tokio::test]
 async fn what_was_changed_after_it_was_made_neither_runs_nor_comes_back() {
     let platform = Platform::new().await;
     let config = platform.config(&Deploy::new().await);
