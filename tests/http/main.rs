@@ -9,4 +9,5 @@ mod headers;
 mod input;
 mod limits;
 mod parsers;
+mod problems;
 mod rules;
