@@ -47,7 +47,7 @@ async fn invited_person_sets_the_password_by_mail() {
     for wrong in ["nobody", "a@b\u{1}.example", "", "a..b@example.com"] {
         assert_eq!(deploy.admin(&["account", "invite", wrong]).await.status.code(), Some(1), "{wrong:?}");
     }
-    assert_eq!(trail(&deploy).await, ["account_invited", "password_reset", "log_in"]);
+    assert_eq!(trail(&deploy).await, ["account_invited", "log_in_failed", "password_reset", "log_in"]);
 }
 
 #[tokio::test]
