@@ -191,7 +191,7 @@ impl Deploy {
     /// The resource's URL with another address in it.
     pub fn through(&self, variable: &str, proxy: &super::Proxy) -> String {
         let mut url = url::Url::parse(&self.environment[variable]).expect("a URL");
-        url.set_host(Some(&proxy.address.ip().to_string())).expect("a host");
+        url.set_ip_host(proxy.address.ip()).expect("a host");
         url.set_port(Some(proxy.address.port())).expect("a port");
         url.to_string()
     }
