@@ -50,6 +50,22 @@ async fn each_idle_process_exits_0_long_before_the_drains_limit_and_its_last_lin
 }
 
 #[tokio::test]
+async fn sighup_drains_and_user_signals_are_ignored() {
+    for (name, sign) in [("web", "ready"), ("worker", "worker is starting"), ("clock", "is new")] {
+        let mut process = Deploy::new().await.start(name);
+        process.says(sign).await;
+        for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGUSR1] {
+            process.signal(signal);
+        }
+        // As a terminal sends it that is closed.
+        process.signal(Signal::SIGHUP);
+        assert_eq!(process.exit_within(LONG_BEFORE).await.code(), Some(0), "{name}: {:#?}", process.lines());
+        assert!(process.lines().iter().any(|line| line.contains("draining")), "{name}: {:#?}", process.lines());
+        assert_eq!(process.log().pop().unwrap()["message"], format!("{name} has stopped"));
+    }
+}
+
+#[tokio::test]
 async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
@@ -144,11 +160,13 @@ async fn with_a_stuck_job(deploy: &Deploy) -> (Person, crate::support::Process, 
 
 #[tokio::test]
 async fn a_job_of_a_worker_that_is_killed_runs_again_elsewhere() {
-    let deploy = Deploy::new().await.with("JOB_LEASE", "1s");
+    let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
     first.signal(Signal::SIGKILL);
     first.exit().await;
     sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
+    // As if its lease had ended by now.
+    sqlx::query("UPDATE jobs SET run_at = now() WHERE token IS NOT NULL").execute(&mut database).await.unwrap();
     let second = deploy.start("worker");
     deploy.mail.to(&grace.email, "Did you sign up?").await;
     second.logged("the job that was taken back", |line| line["outcome"] == "expired" && line["job_kind"] == "send_verification").await;

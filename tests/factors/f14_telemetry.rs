@@ -136,7 +136,7 @@ async fn no_label_takes_a_value_from_outside() {
 #[tokio::test]
 async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_exist() {
     let deploy = Deploy::new().await;
-    let deploy = deploy.with("JOB_LEASE", "3s");
+    let deploy = deploy.with("JOB_LEASE", "10s");
     let (web, worker, clock, ports) = formation(&deploy).await;
     Person::verified(&deploy, &web).await;
     // One that waits, of a kind that no worker takes.
@@ -214,7 +214,7 @@ async fn alerts_fire_when_the_worker_and_the_clock_stop() {
         sqlx::query(statement).execute(&mut deploy.database().await).await.unwrap();
     }
     let _clock = deploy.with("METRICS_PORT", ports[2]).start("clock");
-    for alert in ["QueueTooOld", "DeadJobs"] {
+    for alert in ["QueueTooOld", "DeadJobs", "TargetDown"] {
         prometheus.until(&format!("{alert} fires"), async || prometheus.firing().await.contains(alert)).await;
     }
     prometheus.until("NoTick ends", async || !prometheus.firing().await.contains("NoTick")).await;
@@ -241,7 +241,7 @@ async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
 async fn one_trace_goes_through_request_queue_job_and_mail() {
     let collector = Collector::start().await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 100);
-    let deploy = deploy.with("OTEL_EXPORTER_OTLP_HEADERS", "x-key=marker-of-the-collector");
+    let deploy = deploy.with("OTEL_EXPORTER_OTLP_HEADERS", "x-key=marker-of-the-collector").with("TRUSTED_PROXIES", 1);
     let web = deploy.web().await;
     let ada = Person::stranger(&web);
     let (trace, parent) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{Deploy, eventually};
-use crate::{dead, done, field, hurry, insert};
+use crate::{dead, done, field, hurry, insert, lapse};
 
 #[tokio::test]
 async fn an_error_a_panic_a_time_out_and_a_strange_payload_are_retried_and_then_dead_with_their_reason() {
@@ -61,7 +61,7 @@ async fn a_job_that_says_that_no_retry_can_help_is_dead_at_once() {
 
 #[tokio::test]
 async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
-    let deploy = Deploy::new().await.with("JOB_LEASE", "500ms");
+    let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let mut database = deploy.database().await;
     let poison = insert(&mut database, "abort", json!({}), 3).await;
     let mut neighbours = Vec::new();
@@ -72,7 +72,7 @@ async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
     while field(&deploy, poison, "dead_at IS NOT NULL").await.unwrap() == "false" {
         let mut worker = deploy.rough_worker();
         tokio::select! {
-            _ = worker.exit() => hurry(&deploy).await,
+            _ = worker.exit() => lapse(&deploy).await,
             () = dead(&deploy, poison) => {}
         }
     }

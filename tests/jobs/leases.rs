@@ -24,12 +24,13 @@ fn time(line: &Value) -> jiff::Timestamp {
 
 #[tokio::test]
 async fn a_worker_that_slept_past_its_lease_cannot_finish_what_another_has_done() {
-    let deploy = Deploy::new().await.with("JOB_LEASE", "1s");
+    let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     effects(&deploy).await;
     let id = insert(&mut deploy.database().await, "count", json!({ "number": 1, "millis": 300 }), 10).await;
     let sleeper = deploy.rough_worker();
     started(&sleeper, id).await;
     sleeper.signal(Signal::SIGSTOP);
+    crate::lapse(&deploy).await;
     let other = deploy.rough_worker();
     other.logged("the job taken back", |line| line["job_id"] == id && line["outcome"] == "expired").await;
     done(&deploy, id).await;
@@ -65,7 +66,7 @@ async fn a_token_that_no_longer_fits_changes_nothing() {
 
 #[tokio::test]
 async fn a_worker_that_is_cut_off_stops_its_jobs_before_another_may_take_them() {
-    let deploy = Deploy::new().await.with("JOB_LEASE", "2s");
+    let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let direct = deploy.environment["DATABASE_URL"].clone();
     let url = deploy.through("DATABASE_URL", &proxy);
@@ -88,10 +89,10 @@ async fn a_worker_that_is_cut_off_stops_its_jobs_before_another_may_take_them() 
 
 #[tokio::test]
 async fn a_job_that_locks_its_own_row_does_not_lapse_its_neighbours_leases() {
-    let deploy = Deploy::new().await.with("JOB_LEASE", "4s");
+    let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let mut database = deploy.database().await;
-    let holder = insert(&mut database, "hold_row", json!({ "millis": 12_000 }), 10).await;
-    let neighbour = insert(&mut database, "sleep", json!({ "millis": 9000 }), 10).await;
+    let holder = insert(&mut database, "hold_row", json!({ "millis": 16_000 }), 10).await;
+    let neighbour = insert(&mut database, "sleep", json!({ "millis": 13_000 }), 10).await;
     let worker = deploy.rough_worker();
     started(&worker, holder).await;
     let ended = worker.logged("its end", |line| line["job_id"] == neighbour && line["outcome"].is_string()).await;

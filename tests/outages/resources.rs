@@ -23,7 +23,7 @@ async fn is_ready(address: &str) -> bool {
 
 /// Takes a resource away from a deploy, for ten seconds if it must be brought back, and looks at what each process makes of it.
 async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
-    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "4s").with("JOB_LEASE", "6s");
+    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "4s").with("JOB_LEASE", "10s");
     let (deploy, proxy) = behind(deploy, variable).await;
     let web = deploy.web().await;
     let mut addresses = vec![web.url.clone()];

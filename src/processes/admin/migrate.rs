@@ -55,10 +55,10 @@ pub async fn apply(task: &Task) -> anyhow::Result<()> {
     let pending = postgres::pending_migrations(&*pool).await?;
     let mut connection = pool.acquire().await?;
     // The limits are for requests. In a transaction they are lifted for it alone, which a transaction pooler understands;
-    // what runs without a transaction needs a session.
-    connection.execute("SET statement_timeout = 0").await?;
+    // what runs without a transaction needs a session. `CREATE INDEX CONCURRENTLY` waits for every transaction that is open.
+    connection.execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
     let applied = migrator().run(&mut *connection).await;
-    connection.execute("RESET statement_timeout").await?;
+    connection.execute("RESET statement_timeout; RESET lock_timeout").await?;
     applied.with_context(|| {
         format!("a migration failed; it was rolled back, those before it stand. If it waited {LOCK_TIMEOUT} for a table that others used, run it again")
     })?;
