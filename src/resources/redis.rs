@@ -17,7 +17,7 @@ use tracing::instrument;
 
 use super::Waiting;
 use crate::config;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, Pulse};
 use crate::telemetry::metrics::Metrics;
 
 /// How long a response may take.
@@ -81,6 +81,8 @@ struct Shared {
     turn: AtomicUsize,
     /// Raised when a connection fails: those from before are replaced at their next use.
     generation: AtomicU64,
+    /// Beats with each connection that came about.
+    connected: Pulse,
     /// Callers that wait for a connection.
     pending: Arc<AtomicUsize>,
 }
@@ -100,8 +102,8 @@ impl Redis {
     /// The URL is not one of Redis, which the config has ruled out.
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
         let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
-        let (turn, generation, pending) = (AtomicUsize::new(0), AtomicU64::new(0), Arc::default());
-        Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn, generation, pending })))
+        let (turn, generation, connected, pending) = (AtomicUsize::new(0), AtomicU64::new(0), Pulse::default(), Arc::default());
+        Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn, generation, connected, pending })))
     }
 
     /// Has the connections counted whenever the metrics are read. Requests share them, so one that is there is used.
@@ -179,14 +181,20 @@ impl Redis {
         }
         // Out of the pool too, where it would be handed out again.
         slot.connection.take().map(|(_, old)| deadpool_redis::Connection::take(old));
-        if slot.timed_out.is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
+        // Another slot has connected since: what was true a moment ago no longer is.
+        let outdated = |at: Instant| self.0.connected.age() < at.elapsed();
+        if slot.timed_out.is_some_and(|at| at.elapsed() < CONNECT_PAUSE && !outdated(at)) {
             return Err(RedisError::from((ErrorKind::Io, "no connection a moment ago")).into());
         }
         let started = Instant::now();
         // Boxed, or every request would carry the 7 KB that connecting takes.
-        let taken = Box::pin(self.take()).await;
+        let mut taken = Box::pin(self.take()).await;
+        if taken.is_err() && outdated(started) {
+            taken = Box::pin(self.take()).await;
+        }
         slot.timed_out = (taken.is_err() && started.elapsed() >= CONNECT_TIMEOUT / 2).then(Instant::now);
         let connection = taken?;
+        self.0.connected.beat();
         let shared = MultiplexedConnection::clone(&connection);
         slot.connection = Some((generation, connection));
         Ok((generation, shared))
