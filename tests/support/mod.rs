@@ -14,12 +14,14 @@ pub mod journal;
 pub mod load;
 pub mod log_schema;
 pub mod mail;
+pub mod mail_front;
 pub mod openapi;
 pub mod person;
 pub mod postgres;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;
+pub mod redis;
 pub mod tls;
 
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -29,6 +29,7 @@ type Watch = Arc<dyn Fn(&[u8]) + Send + Sync>;
 /// Forwards to an address for as long as nobody interferes. It is reached at the same port all its life.
 pub struct Proxy {
     pub address: SocketAddr,
+    target: Arc<Mutex<String>>,
     state: Arc<watch::Sender<Fate>>,
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
     connections: Arc<AtomicUsize>,
@@ -43,6 +44,12 @@ impl Proxy {
     pub async fn another_machine(target: String) -> Self {
         let port = target.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
         Self::keeping(("127.0.0.2", port), target).await
+    }
+
+    /// At an address of IPv6, where this machine has any.
+    pub async fn on_ipv6(target: String) -> Option<Self> {
+        let has_any = std::net::TcpListener::bind("[::1]:0").is_ok();
+        if has_any { Some(Self::keeping(("::1", super::free_port()), target).await) } else { None }
     }
 
     async fn keeping(address: (&str, u16), target: String) -> Self {
@@ -62,9 +69,9 @@ impl Proxy {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (sender, state) = watch::channel((State::Open, 0));
-        let connections = Arc::default();
-        tokio::spawn(forward(listener, address, target, state, Arc::new(watch), Arc::clone(&connections)));
-        Self { address, state: Arc::new(sender), sent: Arc::default(), connections }
+        let (target, connections) = (Arc::new(Mutex::new(target)), Arc::default());
+        tokio::spawn(forward(listener, address, target.clone(), state, Arc::new(watch), Arc::clone(&connections)));
+        Self { address, target, state: Arc::new(sender), sent: Arc::default(), connections }
     }
 
     /// How many connections go through it now.
@@ -103,6 +110,11 @@ impl Proxy {
         self.state.send_modify(|(state, moves)| (*state, *moves) = (State::Open, *moves + 1));
     }
 
+    /// New connections lead to another target. Those that there are lead to the old one, which lives on.
+    pub fn turn_to(&self, target: String) {
+        *self.target.lock().expect("no panic while locked") = target;
+    }
+
     fn set(&self, new: State) {
         self.state.send_modify(|(state, _)| *state = new);
     }
@@ -111,7 +123,7 @@ impl Proxy {
 async fn forward(
     listener: TcpListener,
     address: SocketAddr,
-    target: String,
+    target: Arc<Mutex<String>>,
     mut state: watch::Receiver<Fate>,
     watch: Watch,
     connections: Arc<AtomicUsize>,
@@ -129,7 +141,8 @@ async fn forward(
         tokio::select! {
             accepted = listening.accept() => {
                 if let Ok((stream, _)) = accepted {
-                    let (passing, connections) = (pass(stream, target.clone(), state.clone(), watch.clone()), connections.clone());
+                    let target = target.lock().expect("no panic while locked").clone();
+                    let (passing, connections) = (pass(stream, target, state.clone(), watch.clone()), connections.clone());
                     tokio::spawn(async move {
                         connections.fetch_add(1, Ordering::Relaxed);
                         passing.await;
@@ -143,7 +156,7 @@ async fn forward(
 }
 
 fn bind(address: SocketAddr) -> TcpListener {
-    let socket = TcpSocket::new_v4().expect("a socket");
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.expect("a socket");
     socket.set_reuseaddr(true).expect("an option");
     socket.bind(address).and_then(|()| socket.listen(128)).expect("the port is still ours")
 }
