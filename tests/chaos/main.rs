@@ -13,18 +13,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
+use futures_util::FutureExt;
 use sha2::{Digest, Sha256};
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::support::formation::{self, Links, PLACES, Place};
 use crate::support::journal::{Journal, Kind};
 use crate::support::load::{Customer, Seen};
 use crate::support::postgres::Postgres;
+use crate::support::redis::Redis;
 use crate::support::{Deploy, PATIENCE, Proxy, eventually};
 
-/// Short, so that processes are stopped for longer.
-const LEASE: Duration = Duration::from_secs(3);
+/// As short as it may be, so that processes are stopped for longer.
+const LEASE: Duration = Duration::from_secs(10);
 
 /// Half of them ask for their session. The others sign up new addresses, and ask for a reset for each.
 const CUSTOMERS: usize = 16;
@@ -49,6 +51,8 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     let mut random = Rng::with_seed(seed);
 
     let deploy = Deploy::unmigrated().await.with("DATABASE_URL", format!("{}/postgres", postgres.url));
+    let (Some(redis), Some(replica)) = (Redis::start().await, Redis::start().await) else { return };
+    let deploy = deploy.with("REDIS_URL", redis.url());
     let deploy = deploy.with("DATABASE_POOL_SIZE", POSTGRES_POOL).with("REDIS_POOL_SIZE", REDIS_POOL);
     let deploy = deploy.with("JOB_LEASE", format!("{}s", LEASE.as_secs())).with("RATE_LIMIT_REQUESTS", 10_000_000);
     assert!(deploy.admin(&["migrate"]).await.status.success());
@@ -82,12 +86,14 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     for variable in ["DATABASE_URL", "REDIS_URL", "SMTP_URL"] {
         networks.push(tokio::spawn(disturb_network(variable, links.clone(), journal.clone(), random.fork(), until)));
     }
+    let failovers = tokio::spawn(fail_over([redis, replica], links.clone(), journal.clone(), random.fork(), until));
     let crashes = tokio::spawn(crash(postgres, journal.clone(), random.fork(), until));
     let troubled: Vec<_> = places.into_iter().map(|place| tokio::spawn(trouble(place, random.fork(), until))).collect();
 
     for network in networks {
         network.await.unwrap();
     }
+    let _redis = failovers.await.unwrap();
     let _postgres = crashes.await.unwrap();
     let mut places = Vec::new();
     for place in troubled {
@@ -124,7 +130,7 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     let count = |kind| journal.count(kind);
     println!(
         "| | |\n|---|---|\n| minutes, seed | {minutes}, {seed} |\n| `kill -9`, SIGTERM, SIGSTOP | {}, {}, {} |\n\
-         | ways to resources cut, stalled | {}, {} |\n| crashes of Postgres | {} |\n\
+         | ways to resources cut, stalled | {}, {} |\n| Postgres crashed, read-only | {}, {} |\n| failovers of Redis | {} |\n\
          | requests answered, refused with 503, broken with their process | {}, {}, {} |\n\
          {promised}\n{at_rest}",
         count(Kind::Kill),
@@ -133,6 +139,8 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
         count(Kind::Cut),
         count(Kind::Stall),
         count(Kind::Crash),
+        count(Kind::ReadOnly),
+        count(Kind::FailOver),
         seen.answered,
         seen.refused,
         seen.broken.len(),
@@ -146,8 +154,9 @@ async fn trouble(mut place: Place, mut random: Rng, until: Instant) -> Place {
         match random.u8(..10) {
             0..4 if !place.is_lasting() => place.kill().await,
             4..7 if !place.is_lasting() => place.terminate().await,
-            // Often for longer than the lease.
-            _ => place.stop(Duration::from_millis(random.u64(200..6000))).await,
+            // Sometimes for longer than the lease.
+            9 => place.stop(LEASE + Duration::from_millis(random.u64(..3000))).await,
+            _ => place.stop(Duration::from_millis(random.u64(200..4000))).await,
         }
     }
     place
@@ -174,11 +183,48 @@ async fn disturb_network(variable: &'static str, links: Arc<Links>, journal: Jou
     }
 }
 
+/// Strikes Postgres down, or has it take no writes for a while, which is how a failover looks whose old primary stays there.
 async fn crash(mut postgres: Postgres, journal: Journal, mut random: Rng, until: Instant) -> Postgres {
     while pause(&mut random, 5_000..20_000, until).await {
-        journal.during(Kind::Crash, &PLACES, "DATABASE_URL", postgres.crash()).await;
+        if random.bool() {
+            journal.during(Kind::Crash, &PLACES, "DATABASE_URL", postgres.crash()).await;
+        } else {
+            let lasting = Duration::from_millis(random.u64(50..3000));
+            journal.during(Kind::ReadOnly, &PLACES, "DATABASE_URL", read_only(&postgres.url, lasting)).await;
+        }
     }
     postgres
+}
+
+async fn read_only(server: &str, lasting: Duration) {
+    let mut connection = PgConnection::connect(&format!("{server}/postgres")).await.unwrap();
+    let begin = "SET default_transaction_read_only = off;
+        ALTER DATABASE postgres SET default_transaction_read_only = on;
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ('web', 'worker', 'clock')";
+    sqlx::raw_sql(begin).execute(&mut connection).await.unwrap();
+    sleep(lasting).await;
+    sqlx::raw_sql("ALTER DATABASE postgres RESET default_transaction_read_only").execute(&mut connection).await.unwrap();
+}
+
+/// Has one Redis take over from the other, again and again. What is connected to the old one stays so.
+async fn fail_over(
+    [mut redis, mut replica]: [Redis; 2],
+    links: Arc<Links>,
+    journal: Journal,
+    mut random: Rng,
+    until: Instant,
+) -> [Redis; 2] {
+    while pause(&mut random, 5_000..20_000, until).await {
+        let takes_over = async {
+            replica.take_over_from(&redis).await;
+            for (_, link) in links.iter().filter(|((_, to), _)| *to == "REDIS_URL") {
+                link.turn_to(replica.address.clone());
+            }
+        };
+        journal.during(Kind::FailOver, &PLACES, "REDIS_URL", takes_over).await;
+        std::mem::swap(&mut redis, &mut replica);
+    }
+    [redis, replica]
 }
 
 /// Waits for some milliseconds; says whether there is time left.
@@ -190,15 +236,33 @@ async fn pause(random: &mut Rng, millis: std::ops::Range<u64>, until: Instant) -
 
 /// Waits for an empty queue. What has failed need not sit out its backoff, which may be minutes.
 async fn settle(database: &PgPool) {
-    eventually("an empty queue", async || {
+    let emptied = eventually("an empty queue", async || {
         let hurry = "UPDATE jobs SET run_at = now() WHERE token IS NULL AND dead_at IS NULL AND attempt > 0 AND run_at > now()";
         sqlx::query(hurry).execute(database).await.unwrap();
         let left = "SELECT count(*), count(dead_at) FROM jobs";
         let (left, dead): (i64, i64) = sqlx::query_as(left).fetch_one(database).await.unwrap();
         assert_eq!(dead, 0, "jobs are dead");
         (left == 0).then_some(())
-    })
-    .await;
+    });
+    if std::panic::AssertUnwindSafe(emptied).catch_unwind().await.is_err() {
+        panic!("the queue is never empty: {:#?}", what_is_left(database).await);
+    }
+}
+
+/// The jobs that are left, who works for whom, and who holds which lock.
+async fn what_is_left(database: &PgPool) -> Vec<String> {
+    let mut left = Vec::new();
+    for query in [
+        "SELECT row_to_json(jobs)::text FROM jobs ORDER BY id LIMIT 50",
+        "SELECT row_to_json(activity)::text FROM (SELECT pid, application_name, client_port, state, wait_event_type, wait_event,
+            now() - xact_start AS transaction, now() - state_change AS since, pg_blocking_pids(pid) AS blocked_by, left(query, 300) AS query
+            FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()) AS activity",
+        "SELECT row_to_json(held)::text FROM (SELECT pid, locktype, relation::regclass::text, tuple, transactionid, mode, granted
+            FROM pg_locks WHERE pid <> pg_backend_pid() AND locktype <> 'virtualxid') AS held",
+    ] {
+        left.extend(sqlx::query_scalar::<_, String>(query).fetch_all(database).await.unwrap());
+    }
+    left
 }
 
 /// An address that has an account, and the mails that its verifications and its resets should have sent.

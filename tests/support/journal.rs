@@ -25,6 +25,10 @@ pub enum Kind {
     Stall,
     /// Postgres is struck down, until it is back.
     Crash,
+    /// Postgres takes no writes, as a standby does, until it does again.
+    ReadOnly,
+    /// Another Redis takes over, and the old one lives on as its replica.
+    FailOver,
 }
 
 /// Something that was done on purpose.
