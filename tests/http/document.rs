@@ -29,7 +29,10 @@ fn documented_problems_have_types_and_examples() {
 #[test]
 fn document_is_short_enough_to_read() {
     let lines = std::fs::read_to_string("openapi.json").unwrap().lines().count();
-    assert!(lines < 3_000, "openapi.json has {lines} lines: what several operations share belongs under `components`");
+    let operations: usize = Contract::committed().operations().values().map(|methods| methods.len()).sum();
+    // Each with all of its own problems written out would be twice as long.
+    let most = 140 * operations;
+    assert!(lines < most, "openapi.json has {lines} lines, more than {most}: what several operations share belongs under `components`");
 }
 
 #[tokio::test]

@@ -40,13 +40,21 @@ async fn other_sites_may_call_only_if_they_are_listed() {
     let preflight = async |origin: &str| {
         let request = client().request(Method::OPTIONS, format!("{}/api/v1/tokens", web.url)).header("origin", origin);
         let request = request.header("access-control-request-method", "POST");
-        request.header("access-control-request-headers", "content-type,idempotency-key").send().await.unwrap()
+        let headers = "content-type,idempotency-key,traceparent,x-request-id";
+        request.header("access-control-request-headers", headers).send().await.unwrap()
     };
     for listed in ["https://app.example.com", "https://two.example.com"] {
         let answer = preflight(listed).await;
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["access-control-allow-origin"], listed);
         assert_eq!(answer.headers()["access-control-allow-credentials"], "true");
+        let allowed = answer.headers()["access-control-allow-headers"].to_str().unwrap().to_owned();
+        for header in ["content-type", "idempotency-key", "traceparent", "x-request-id"] {
+            assert!(allowed.split(',').any(|allowed| allowed.trim() == header), "{header}: {allowed}");
+        }
+        // A browser must not ask before each change.
+        let seconds: u32 = answer.headers()["access-control-max-age"].to_str().unwrap().parse().unwrap();
+        assert!(seconds >= 600, "{seconds}");
     }
     assert!(!preflight("https://evil.example.com").await.headers().contains_key("access-control-allow-origin"));
 
@@ -71,9 +79,11 @@ async fn other_sites_may_call_only_if_they_are_listed() {
 
 #[tokio::test]
 async fn a_site_in_the_list_must_be_an_address() {
-    let mut web = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com,*").start("web");
-    assert_eq!(web.exit().await.code(), Some(78));
-    assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS has a `*`")), "{:?}", web.errors());
+    for origins in ["https://app.example.com,*", "https://*.example.com", "*"] {
+        let mut web = Deploy::new().await.with("CORS_ORIGINS", origins).start("web");
+        assert_eq!(web.exit().await.code(), Some(78), "{origins}");
+        assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS has a `*`")), "{:?}", web.errors());
+    }
 }
 
 #[tokio::test]

@@ -104,14 +104,19 @@ async fn unknown_paths_and_methods_are_problems_too() {
 }
 
 #[tokio::test]
-async fn a_request_id_is_taken_if_it_is_a_sane_one_and_always_answered() {
+async fn request_id_is_ours_and_callers_is_logged() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
     let answer = |id: &'static str| nobody.request(Method::GET, "/session").header("x-request-id", id).send();
-    assert_eq!(answer("trace-me.12345678").await.unwrap().headers()["x-request-id"], "trace-me.12345678");
-    for odd in ["short", "with space in it", "{\"json\":\"injection\"}"] {
-        assert_ne!(answer(odd).await.unwrap().headers()["x-request-id"], odd);
+    for sane in ["trace-me.12345678", "short"] {
+        let ours = answer(sane).await.unwrap().headers()["x-request-id"].to_str().unwrap().to_owned();
+        assert_ne!(ours, sane, "a caller could make two requests look like one");
+        web.process.logged("both", |line| line["request_id"] == ours && line["caller_request_id"] == sane).await;
+    }
+    for odd in ["with space in it", "{\"json\":\"injection\"}"] {
+        let ours = answer(odd).await.unwrap().headers()["x-request-id"].to_str().unwrap().to_owned();
+        web.process.logged("ours alone", |line| line["request_id"] == ours && line["caller_request_id"].is_null()).await;
     }
 }
 

@@ -6,6 +6,7 @@ mod support;
 
 mod document;
 mod headers;
+mod heads;
 mod input;
 mod limits;
 mod parsers;
