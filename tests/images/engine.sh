@@ -59,13 +59,17 @@ in_suite() {
     rust=$(sed -n 's/^FROM \(rust:[^ ]*\).*/\1/p' Dockerfile)
     mounts=(--volume "$PWD:$PWD")
     # The checkout may be another's than root's.
-    settings=(CI=true GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*')
+    # Its programs are linked with another libc, so they lie in a folder of their own.
+    settings=(CI=true "CARGO_TARGET_DIR=$PWD/target/suite" GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*')
     if [ "$(label_of "$rust" title)" = stand-in ]; then
         # Its toolchain is this machine's, so what this machine has compiled is used, if all of it lies where it lay.
         mounts+=(--volume "$cargo_home:$cargo_home")
         settings+=("CARGO_HOME=$cargo_home")
-    else
-        settings+=("CARGO_TARGET_DIR=$PWD/target/suite")
+        if [ ! -d target/suite ]; then
+            seed_target "$PWD/target/suite"
+            # Our own are built anew: they would be written in place, and the files are one with this machine's.
+            rm -rf target/suite/debug/.fingerprint/app-* target/suite/debug/build/app-*
+        fi
     fi
     # shellcheck disable=SC2016 # the container's shell
     local as_owner='env "$@"; status=$?; chown -R --reference=Cargo.toml target; exit "$status"'
