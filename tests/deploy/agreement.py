@@ -17,6 +17,10 @@ from ruamel.yaml import YAML
 # What a process takes at most after its drain (LAST_WORDS in src/lifecycle.rs).
 LAST_WORDS = 5
 
+# What `web` takes beside its hashing, in MiB, and what each hash takes (RESERVED in src/auth/password.rs). Where
+# HASH_CONCURRENCY is unset, there are as many at a time as cores, and at most so many.
+WITHOUT_HASHING, A_HASH, HASHES = 200, 33, 4
+
 
 def strictly(required, **properties):
     return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
@@ -57,6 +61,11 @@ def same(what, *values):
 def seconds(text):
     number, unit = re.fullmatch(r"(\d+)(ms|[smhd])", text).groups()
     return int(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+
+
+def mebibytes(text):
+    number, unit = re.fullmatch(r"(\d+)([MG]i)", text).groups()
+    return int(number) * {"Mi": 1, "Gi": 1024}[unit]
 
 
 def read(path):
@@ -167,6 +176,10 @@ for name, deployment in deployments.items():
     same(f"{name}: port that Prometheus reads", pod["metadata"]["annotations"]["prometheus.io/port"], setting("METRICS_PORT"))
     for probe, path in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]:
         same(f"{name}: {probe}", container[probe]["httpGet"], {"path": path, "port": "metrics"})
+    if name == "web":
+        hashing = int(setting("HASH_CONCURRENCY") or HASHES) * A_HASH
+        limit = mebibytes(container["resources"]["limits"]["memory"])
+        must(limit >= WITHOUT_HASHING + hashing, f"{name}: {limit} MiB is not enough for {hashing} MiB of hashes and {WITHOUT_HASHING} MiB beside")
     same(f"{name}: maxUnavailable", 0, deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"])
 
 environment = compose["services"]["web"]["environment"]
