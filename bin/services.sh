@@ -29,6 +29,8 @@ seed_target() {
     if [ -d "$1" ] || [ ! -d "$from/deps" ]; then return; fi
     mkdir -p "$1/debug"
     for way in -Rlp -Rp; do if (cd "$from" && cp "$way" deps build .fingerprint "$1/debug/" 2>/dev/null); then break; fi; done
+    # cargo overwrites what it noted of this package, and by a link it would overwrite the checkout's own notes.
+    rm -rf "$1"/debug/.fingerprint/app-* "$1"/debug/build/app-* "$1"/debug/deps/app-* "$1"/debug/deps/libapp-*
 }
 
 is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }

@@ -265,16 +265,16 @@ async fn what_is_left(database: &PgPool) -> Vec<String> {
     left
 }
 
-/// An address that has an account, and the mails that its verifications and its resets should have sent.
+/// Each address with an account, and the Message-IDs of its verifications and its resets.
 const ACCOUNTS: &str = "
     SELECT email, COALESCE(array_agg(mail) FILTER (WHERE kind = 'send_verification'), '{}'),
         COALESCE(array_agg(mail) FILTER (WHERE kind = 'send_password_reset'), '{}')
     FROM accounts LEFT JOIN noted ON account_id = accounts.id GROUP BY email";
 
-/// Every accepted sign-up made one account and one verification, every accepted reset a mail. Every job sent its mail, to its
-/// address, and every copy is explained. Lines for the table.
+/// Proves that every accepted sign-up made one account and one verification, that every accepted reset was mailed, that every
+/// job sent its mail to its address, and that every copy is explained. Gives lines for the table.
 async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &Seen) -> String {
-    // Reset links run out during a long soak, and are purged then.
+    // Reset links expire and are purged during a long soak.
     let good = "SELECT email, token_hash FROM mailed_tokens WHERE purpose = 'verify'";
     let good: HashSet<(String, Vec<u8>)> = sqlx::query_as(good).fetch_all(database).await.unwrap().into_iter().collect();
     let mut mailed: HashMap<String, (Vec<String>, usize)> = HashMap::new();
@@ -293,7 +293,7 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
     assert!(lost.is_empty(), "{} accepted sign-ups were lost or doubled: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
     let lost: Vec<_> = seen.reset.iter().filter(|email| !reset(email)).collect();
     assert!(lost.is_empty(), "{} accepted resets were lost: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
-    // Those of requests too whose answer nobody heard.
+    // The jobs of requests whose response was lost, too.
     let noted: Vec<String> = sqlx::query_scalar("SELECT mail FROM noted").fetch_all(database).await.unwrap();
     let lost: Vec<_> = noted.iter().filter(|mail| !mailed.contains_key(*mail)).collect();
     assert!(lost.is_empty(), "{} jobs are gone without their mail: {:#?}", lost.len(), &lost[..lost.len().min(20)]);

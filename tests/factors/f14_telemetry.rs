@@ -17,7 +17,11 @@ use crate::support::{Deploy, Process, Proxy, eventually, free_port};
 async fn formation(deploy: &Deploy) -> (Web, Process, Process, [u16; 3]) {
     let ports = [free_port(), free_port(), free_port()];
     let at = |port: u16| deploy.clone_with("METRICS_PORT", port);
-    (at(ports[0]).web().await, at(ports[1]).start("worker"), at(ports[2]).start("clock"), ports)
+    let (web, worker, clock) = (at(ports[0]).web().await, at(ports[1]).start("worker"), at(ports[2]).start("clock"));
+    for process in [&worker, &clock] {
+        process.logged("it listens", |line| line["listener"] == "metrics").await;
+    }
+    (web, worker, clock, ports)
 }
 
 async fn metrics(port: u16) -> String {

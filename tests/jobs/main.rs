@@ -38,6 +38,12 @@ async fn dead(deploy: &Deploy, id: i64) {
     eventually("the job's death", async || (field(deploy, id, "dead_at IS NOT NULL").await? == "true").then_some(())).await;
 }
 
+/// Ends the leases of all running jobs, as if their workers had been gone for so long.
+async fn lapse(deploy: &Deploy) {
+    let query = "UPDATE jobs SET run_at = now() - interval '1 second' WHERE token IS NOT NULL";
+    sqlx::query(query).execute(&mut deploy.database().await).await.unwrap();
+}
+
 /// The attempts of jobs so that tests need not sit out their backoff.
 async fn hurry(deploy: &Deploy) {
     let query = "UPDATE jobs SET run_at = now() WHERE token IS NULL AND dead_at IS NULL AND run_at > now()";

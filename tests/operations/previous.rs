@@ -33,8 +33,8 @@ impl Running {
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
     }
 
-    /// Somebody new comes, verifies the address and asks for a reset. Somebody from before goes on with what another release
-    /// has stored: the session, the password, and the mailed link, which ends both.
+    /// A new person signs up, verifies the address and asks for a reset. A person of another release goes on with what that
+    /// release stored: the session, the password, and the mailed link, which ends both.
     async fn serves(&self, before: Option<&Person>) -> Person {
         self.is_ready().await;
         let new = Person::unverified(&self.web).await;
@@ -54,7 +54,7 @@ impl Running {
         new
     }
 
-    /// Follows the link in the mail that verifies the address, whichever release sent it.
+    /// Opens the link that verifies the address. Either release may have sent it.
     async fn verifies(&self, person: &Person) {
         // The last release takes the token alone, and this one the password too.
         let token = self.mailed(person, "/verify").await;
@@ -67,7 +67,7 @@ impl Running {
         assert_eq!(redeemed.status(), 204);
     }
 
-    /// The token of the link to a page that was mailed to somebody.
+    /// Waits for a mail with a link to a page, and gives its token.
     async fn mailed(&self, person: &Person, page: &str) -> String {
         let link = format!("{page}?token=");
         let mail = async || {
@@ -77,7 +77,7 @@ impl Running {
         eventually(&format!("a mail with a link to {page}"), mail).await.token()
     }
 
-    /// Leaves the job of somebody's sign-up behind, for the release that comes next.
+    /// Ends the processes, and leaves the job of a new sign-up to the next release.
     async fn leaves_a_job(mut self) -> Person {
         assert_eq!(self.worker.terminate().await, Some(0));
         let person = Person::unverified(&self.web).await;
@@ -109,13 +109,13 @@ async fn the_last_release_runs_on_the_schema_of_this_one_before_it_beside_it_and
     done(&old, &["migrate", "--check"]).await;
     let again = Running::start(&old).await;
     let carol = again.serves(Some(&bob)).await;
-    // With no old worker left, the job is for the next release's.
+    // No old worker is left, so the next release's worker must run the job.
     assert_eq!(before.worker.terminate().await, Some(0));
     let left = again.leaves_a_job().await;
 
     let after = Running::start(&new).await;
     after.verifies(&left).await;
-    // The last of the old are still there, beside the new.
+    // The old processes go on beside the new ones.
     before.worker = old.start("worker");
     before.worker.says("ready").await;
     let dave = after.serves(Some(&carol)).await;

@@ -71,15 +71,15 @@ fn rows(table: &str) -> Vec<Row> {
     lines.map(|line| Row::parse(line).unwrap_or_else(|| panic!("not a line of the table: {line}"))).collect()
 }
 
-/// What belongs to the owner.
+/// Things that belong to the owner.
 pub struct Things {
     /// The id behind `{id}`, by the beginning of the path.
     pub ids: Vec<(&'static str, String)>,
-    /// Other texts that nobody else may read.
+    /// Other texts that only the owner may read.
     pub texts: Vec<String>,
 }
 
-/// Ada, who owns the things, and the others who ask for them.
+/// The people of a proof: Ada owns the things, the others ask for them.
 struct Cast {
     ada: Person,
     eve: Person,
@@ -120,7 +120,7 @@ impl Cast {
             return row.path.clone();
         }
         let id = self.things.ids.iter().find(|(start, _)| row.path.starts_with(start));
-        row.path.replace("{id}", &id.unwrap_or_else(|| panic!("nobody made what stands behind {}", row.path)).1)
+        row.path.replace("{id}", &id.unwrap_or_else(|| panic!("there is no thing for {}", row.path)).1)
     }
 }
 
@@ -131,7 +131,7 @@ async fn token(person: &Person, scopes: &[&str]) -> String {
     made["secret"].as_str().unwrap_or_else(|| panic!("no token with {scopes:?}: {made}")).to_owned()
 }
 
-/// Asks with a body that does nothing: a caller who may is told that it is not valid. Gives the status and the problem's name.
+/// Sends a request whose body changes nothing, since it is not valid. Gives the status and the name of the problem.
 async fn ask(client: &Client, web: &Web, method: &Method, path: &str, token: Option<&str>) -> (u16, String) {
     let mut request = client.request(method.clone(), format!("{}{path}", web.url)).header("sec-fetch-site", "same-origin");
     if let Some(token) = token {
@@ -147,7 +147,7 @@ async fn ask(client: &Client, web: &Web, method: &Method, path: &str, token: Opt
 }
 
 /// Proves a table: every caller asks for every operation, and may do what the table says and nothing else.
-/// `make` makes Ada's things, again after each operation that may have taken them away.
+/// `make` makes Ada's things, and is called again after each operation that may have deleted them.
 pub async fn prove_table(table: &str, make: impl AsyncFn(&Deploy, &Person) -> Things) {
     let deploy = Deploy::new().await;
     let (web, rules) = (deploy.web().await, rules(&deploy).await);
@@ -163,7 +163,7 @@ pub async fn prove_table(table: &str, make: impl AsyncFn(&Deploy, &Person) -> Th
             assert!(template.split('/').any(|part| part == resource) && kind == expected, "{method} {template} asks for {scope:?}");
         }
         let all_but = scope.map_or(other_kind, |scope| &cast.all_but[scope]);
-        // The owner and the admin come last, since what they ask for is done.
+        // The owner and the admin come last, because their requests take effect.
         let askers = [
             ("n", "nobody", &nobody, None, (401, "unauthenticated")),
             ("n", "a forged token", &nobody, Some("pat_forged"), (401, "unauthenticated")),
@@ -179,7 +179,7 @@ pub async fn prove_table(table: &str, make: impl AsyncFn(&Deploy, &Person) -> Th
             if who.iter().any(|may| may == letter) {
                 assert!(!matches!(answer.0, 401 | 403 | 405) && answer.0 < 500, "{name} may {method} {template}: {answer:?}");
                 let others = template.contains("{id}") && !template.contains("admin") && matches!(name, "another user" | "an admin");
-                assert!(!others || answer.0 == 404, "what is another's is not there: {name} asks {method} {template}: {answer:?}");
+                assert!(!others || answer.0 == 404, "the thing of another must be 404: {name} asks {method} {template}: {answer:?}");
             } else {
                 assert_eq!((answer.0, &*answer.1), refusal, "{name} may not {method} {template}");
             }
@@ -219,10 +219,10 @@ pub async fn prove_privacy(table: &str, make: impl AsyncFn(&Deploy, &Person) -> 
             let request = client.get(format!("{}{path}", web.url));
             let read = token.into_iter().fold(request, RequestBuilder::bearer_auth).send().await.expect("web answers");
             let read = read.text().await.expect("a body");
-            assert!(!things.iter().any(|thing| read.contains(*thing)), "GET {path} shows what is another's: {read}");
+            assert!(!things.iter().any(|thing| read.contains(*thing)), "GET {path} shows a thing of another: {read}");
         }
     }
-    assert_eq!(as_owner().await, before, "nothing has happened to them");
+    assert_eq!(as_owner().await, before, "the things have changed");
     assert_eq!(cast.ada.get("/session").await.status(), 200);
     assert_eq!(ask(&by_token, &web, &Method::GET, "/api/v1/tokens", Some(&cast.read)).await.0, 200, "Ada's tokens still work");
 }

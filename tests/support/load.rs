@@ -137,7 +137,7 @@ impl Customer {
         seen
     }
 
-    /// Signs up new addresses, and asks for a reset for each: again and again, until each is accepted.
+    /// Signs up new addresses and asks for a reset for each. A request is retried until it is accepted.
     pub async fn sign_others_up(mut self, stop: Arc<AtomicBool>) -> Seen {
         let mut seen = Seen::default();
         let client = patient_client();
@@ -149,13 +149,13 @@ impl Customer {
             let reset = json!({ "email": email });
             self.accepted(&mut seen, |web| client.post(format!("{web}/api/v1/password-resets")).json(&reset)).await;
             seen.reset.push(email);
-            // A password's hash is 25 ms of work, and the machine is the formation's too.
+            // Hashing a password takes 25 ms of CPU, which the formation needs too.
             tokio::time::sleep(Duration::from_millis(self.random.u64(300..900))).await;
         }
         seen
     }
 
-    /// Asks until the answer is 202.
+    /// Retries a request until the response is 202.
     async fn accepted(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) {
         loop {
             match self.ask(seen, &request).await {
@@ -174,7 +174,7 @@ impl Customer {
         let asking = async {
             let answer = request(url).header("cookie", &self.cookie).header("sec-fetch-site", "same-origin").send().await?;
             let (status, body) = (answer.status().as_u16(), answer.bytes().await?);
-            // What is only accepted has no body.
+            // A 202 has no body.
             Ok::<_, reqwest::Error>((status, serde_json::from_slice(&body).unwrap_or_default()))
         };
         match asking.await {

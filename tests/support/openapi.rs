@@ -1,4 +1,4 @@
-//! The committed `openapi.json`, and what is wrong with an answer by it.
+//! Reads the committed `openapi.json`, and checks answers against it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,7 +79,7 @@ impl Contract {
         whole
     }
 
-    /// Asks, and holds the answer against the document. `{id}` stands for the id of the thing that was made before.
+    /// Sends a request and checks the answer against the document. `{id}` in the path becomes `id`.
     pub async fn holds(&self, person: &Person, id: &str, (method, path, body, status): (Method, &str, Option<Value>, &str)) -> Value {
         let mut request = person.request(method.clone(), &path.replace("{id}", id));
         if let Some(body) = body {
