@@ -8,7 +8,7 @@ use tracing::instrument;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::guard::Caller;
+use super::caller::Caller;
 use super::secret;
 use crate::resources::postgres::{Timestamp, purge};
 

@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Extension;
-use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::{field, warn};
-use uuid::Uuid;
 
 use super::api_token;
 use super::audit::{Actor, By};
+use super::caller::Caller;
 use super::rules::{self, Rate, Role, Rule, Who};
 use super::session::{Session, Sessions};
 use super::standing::{Standing, Standings};
@@ -23,17 +22,6 @@ use crate::http::limits::{self, Budget};
 use crate::http::problem::{Problem, Result};
 use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
-
-/// Whose request it is; the guard adds it where a rule asks for more than anyone.
-#[derive(Debug, Clone, Copy, FromRequestParts)]
-#[from_request(via(Extension))]
-pub struct Caller {
-    pub account_id: Uuid,
-    /// The account's epoch as it was let in. A write to accounts, sessions, tokens or mailed links holds only if it still is.
-    pub epoch: i32,
-    /// For the audit trail.
-    pub by: By,
-}
 
 /// How long a confirmation lasts.
 const CONFIRMED: Duration = Duration::from_mins(10);

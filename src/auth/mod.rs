@@ -3,6 +3,7 @@
 
 pub mod api_token;
 pub mod audit;
+mod caller;
 pub mod guard;
 pub mod password;
 pub mod rules;
@@ -12,6 +13,6 @@ pub mod standing;
 
 // What handlers are made of.
 pub use audit::By;
-pub use guard::Caller;
+pub use caller::Caller;
 pub use rules::Role;
 pub use session::Session;

@@ -1,49 +1,33 @@
 //! Postgres: the data and the queue.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
+mod errors;
+mod migrations;
+mod purge;
+mod timestamp;
+
 use std::fmt::Write;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use jiff_sqlx::ToSqlx;
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
-use sqlx::error::DatabaseError;
-use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgExecutor, PgPool, Postgres, Row, Transaction};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, Postgres, Row, Transaction};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use url::{Host, Url};
-use utoipa::ToSchema;
 
 use super::Waiting;
 use crate::config;
 use crate::lifecycle::{Lifecycle, Pulse};
 use crate::telemetry::metrics::Metrics;
 
-/// A time as Postgres keeps it, to the microsecond, and as the API writes it (RFC 3339, in UTC).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type, ToSchema)]
-#[serde(from = "jiff::Timestamp", into = "jiff::Timestamp")]
-#[sqlx(transparent)]
-#[schema(value_type = jiff::Timestamp)]
-pub struct Timestamp(jiff_sqlx::Timestamp);
-
-impl From<jiff::Timestamp> for Timestamp {
-    fn from(time: jiff::Timestamp) -> Self {
-        Self(time.to_sqlx())
-    }
-}
-
-impl From<Timestamp> for jiff::Timestamp {
-    fn from(time: Timestamp) -> Self {
-        time.0.to_jiff()
-    }
-}
+pub use errors::{is_stale, is_unavailable};
+pub use migrations::{migrator, pending_migrations};
+pub(crate) use purge::purge;
+pub use timestamp::Timestamp;
 
 /// How long a caller waits for a connection: less than a request's time, so that the answer is 503 and not silence.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -155,7 +139,7 @@ impl Pool {
 
     /// Notes an error that tells something of the connections: where it is true of all, all are replaced.
     pub fn note(&self, error: &sqlx::Error) {
-        if code(error).is_some_and(|code| code == READ_ONLY) || is_stale(error) {
+        if errors::is_read_only(error) || is_stale(error) {
             self.replace();
         }
     }
@@ -319,96 +303,4 @@ pub fn options(config: &config::Database, process: &str) -> sqlx::Result<PgConne
         options = options.ssl_mode(sqlx::postgres::PgSslMode::Prefer);
     }
     Ok(options.application_name(process))
-}
-
-/// Makes a function that deletes the rows whose column lies before a time, at most so many of them, and says how many there
-/// were; without a limit it only counts them. What is changed by others meanwhile stays.
-macro_rules! purge {
-    ($name:ident, $table:literal, $column:literal) => {
-        #[doc = concat!("Deletes old rows of `", $table, "`, as [`crate::resources::postgres::purge`] says.")]
-        pub fn $name(
-            connection: &mut sqlx::PgConnection,
-            before: $crate::resources::postgres::Timestamp,
-            limit: Option<i64>,
-        ) -> futures_util::future::BoxFuture<'_, sqlx::Result<i64>> {
-            Box::pin(
-                sqlx::query_scalar!(
-                    "WITH old AS MATERIALIZED (SELECT ctid FROM "
-                        + $table
-                        + " WHERE "
-                        + $column
-                        + " < $1 LIMIT $2::bigint), "
-                        + "gone AS (DELETE FROM "
-                        + $table
-                        + " WHERE $2 IS NOT NULL AND ctid = ANY (ARRAY(SELECT ctid FROM old))) "
-                        + "SELECT count(*) AS \"count!\" FROM old",
-                    before as _,
-                    limit
-                )
-                .fetch_one(connection),
-            )
-        }
-    };
-}
-pub(crate) use purge;
-
-/// The schema's migrations, which only `admin migrate` applies.
-///
-/// Applied migrations that this code does not know are no error: after a rollback the schema is ahead of the code.
-pub fn migrator() -> Migrator {
-    let mut migrator = sqlx::migrate!();
-    // sqlx's own lock is a session's, which a transaction pooler strands; `admin migrate` holds another.
-    migrator.set_ignore_missing(true).set_locking(false);
-    migrator
-}
-
-/// The versions of the migrations that this code has and the database has not.
-///
-/// # Errors
-/// Postgres does not answer.
-pub async fn pending_migrations(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<i64>> {
-    // Not a checked query: on a new database there is no such table yet.
-    let applied = sqlx::query_scalar::<_, i64>("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(executor).await;
-    let applied: HashSet<i64> = match applied {
-        Ok(versions) => versions.into_iter().collect(),
-        Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some(UNDEFINED_TABLE) => HashSet::new(),
-        Err(e) => return Err(e),
-    };
-    Ok(migrator().iter().map(|migration| migration.version).filter(|version| !applied.contains(version)).collect())
-}
-
-const UNDEFINED_TABLE: &str = "42P01";
-
-/// The server takes no writes.
-const READ_ONLY: &str = "25006";
-
-/// Whether the error means that Postgres is away, too slow or not the primary, so that trying again later can help.
-pub fn is_unavailable(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        // Classes 08 connection exception, 28 refused authorization, 3D no such database, 53 insufficient resources,
-        // 57 operator intervention, as a statement's time limit is; a transaction's and a lock's time limits.
-        _ => {
-            let code = code(error).unwrap_or_default();
-            ["08", "28", "3D", "53", "57"].contains(&code.get(..2).unwrap_or_default())
-                || [READ_ONLY, "25P03", "55P03"].contains(&&*code)
-                || is_stale(error)
-        }
-    }
-}
-
-/// Whether a migration has changed a type under a prepared statement. On a new connection the same statement works.
-pub fn is_stale(error: &sqlx::Error) -> bool {
-    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    // The code stands for many things, and the message may be translated.
-    error.is_some_and(|error| error.code() == "0A000" && error.routine() == Some("RevalidateCachedQuery"))
-}
-
-fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
-    error.as_database_error().and_then(DatabaseError::code)
 }

@@ -1,0 +1,45 @@
+//! What an error of Postgres means.
+
+use std::borrow::Cow;
+
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
+
+/// The server takes no writes.
+const READ_ONLY: &str = "25006";
+
+/// Whether the error means that Postgres is away, too slow or not the primary, so that trying again later can help.
+pub fn is_unavailable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        // Classes 08 connection exception, 28 refused authorization, 3D no such database, 53 insufficient resources,
+        // 57 operator intervention, as a statement's time limit is; a transaction's and a lock's time limits.
+        _ => {
+            let code = code(error).unwrap_or_default();
+            ["08", "28", "3D", "53", "57"].contains(&code.get(..2).unwrap_or_default())
+                || [READ_ONLY, "25P03", "55P03"].contains(&&*code)
+                || is_stale(error)
+        }
+    }
+}
+
+/// Whether a migration has changed a type under a prepared statement. On a new connection the same statement works.
+pub fn is_stale(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    // The code stands for many things, and the message may be translated.
+    error.is_some_and(|error| error.code() == "0A000" && error.routine() == Some("RevalidateCachedQuery"))
+}
+
+/// Whether the server takes no writes.
+pub(super) fn is_read_only(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| code == READ_ONLY)
+}
+
+fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(DatabaseError::code)
+}
