@@ -192,9 +192,9 @@ async fn invite(app: &App, email: &str, role: Role) -> Result<()> {
     let _ = jobs::enqueue(&mut change, &SendInvitation { account_id: id }).await?;
     audit::record(&mut *change, Action::ACCOUNT_INVITED, Some(id), By::OPERATOR).await?;
     if created {
-        change.commit().await?
+        change.commit().await?;
     } else {
-        end_before(app, change, id, epoch).await.map_err(cause)?
+        end_before(app, change, id, epoch).await.map_err(cause)?;
     }
     say(format_args!("account {id}: invited. The link is mailed to {email}"));
     Ok(())
