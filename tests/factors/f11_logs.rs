@@ -44,7 +44,7 @@ async fn a_line_is_there_as_soon_as_what_it_tells_of_has_happened() {
     for number in 0..10 {
         let id = format!("the-line-{number}");
         client().get(format!("{}/version", web.url)).header("x-request-id", &id).send().await.unwrap();
-        web.process.logged("its line", |line| line["request_id"] == id.as_str()).await;
+        web.process.logged("its line", |line| line["caller_request_id"] == id.as_str()).await;
     }
     // Ten times a buffer that is emptied each second would be ten seconds.
     assert!(started.elapsed() < Duration::from_secs(5), "lines wait: {:?}", started.elapsed());
