@@ -190,8 +190,9 @@ impl Setting for LogFilter {
         // The parser takes what is no level for a target, which would silence all others.
         let levels = ["off", "error", "warn", "info", "debug", "trace"];
         let known = |directive: &str| {
-            let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level).trim().to_ascii_lowercase();
-            levels.contains(&level.as_str())
+            let (target, level) = directive.rsplit_once('=').unwrap_or(("", directive));
+            let is_path = target.trim().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte));
+            is_path && levels.contains(&level.trim().to_ascii_lowercase().as_str())
         };
         if !text.split(',').all(known) {
             return Err(shape());
