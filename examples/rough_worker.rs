@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use app::jobs::{Job, JobContext, JobError, Registry};
+use app::jobs::{Job, JobContext, JobError, Priority, Registry};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
@@ -44,6 +44,35 @@ struct Sleep {
 
 impl Job for Sleep {
     const KIND: &'static str = "sleep";
+
+    async fn run(&self, _: &mut JobContext) -> Result<(), JobError> {
+        sleep(Duration::from_millis(self.millis)).await;
+        Ok(())
+    }
+}
+
+/// Somebody waits for it.
+#[derive(Serialize, Deserialize)]
+struct Awaited {}
+
+impl Job for Awaited {
+    const KIND: &'static str = "awaited";
+    const PRIORITY: Priority = Priority::Awaited;
+
+    async fn run(&self, _: &mut JobContext) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
+/// One of very many.
+#[derive(Serialize, Deserialize)]
+struct Bulk {
+    millis: u64,
+}
+
+impl Job for Bulk {
+    const KIND: &'static str = "bulk";
+    const PRIORITY: Priority = Priority::Bulk;
 
     async fn run(&self, _: &mut JobContext) -> Result<(), JobError> {
         sleep(Duration::from_millis(self.millis)).await;
@@ -128,5 +157,6 @@ impl Job for HoldRow {
 
 fn main() -> std::process::ExitCode {
     let registry = Registry::default().with::<Count>().with::<Noop>().with::<Sleep>().with::<Abort>().with::<Panic>();
+    let registry = registry.with::<Awaited>().with::<Bulk>();
     app::processes::worker::run(registry.with::<Fail>().with::<GiveUp>().with::<TooSlow>().with::<HoldRow>())
 }

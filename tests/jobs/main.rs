@@ -9,6 +9,7 @@ mod enqueue;
 mod failures;
 mod job_commands;
 mod leases;
+mod priorities;
 
 use serde_json::Value;
 use sqlx::PgConnection;
