@@ -64,3 +64,23 @@ async fn no_variable_names_a_group_of_settings() {
         );
     }
 }
+
+/// A checksum of a migration, or a script with a carriage return in its first line, must not depend on whose git it was.
+#[tokio::test]
+async fn every_checkout_has_the_same_bytes() {
+    let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+    let prefix = format!("--prefix={}/", folder.display());
+    let checkout = ["-c", "core.autocrlf=true", "checkout-index", "--all", "--force", &prefix];
+    // As git for Windows is set up.
+    let output = Command::new("git").args(checkout).output().await.ok().filter(|output| output.status.success() && folder.exists());
+    if output.is_none() {
+        println!("skipped: needs git's index");
+        return;
+    }
+    let listed = Command::new("git").args(["ls-files", "-z", "--cached"]).output().await.unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let texts = listed.split_terminator('\0').filter(|file| !file.ends_with(".png") && folder.join(file).is_file());
+    let changed: Vec<_> = texts.filter(|file| std::fs::read(folder.join(file)).unwrap().windows(2).any(|pair| pair == b"\r\n")).collect();
+    assert!(changed.is_empty(), "a checkout with core.autocrlf=true changes {changed:#?}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
