@@ -47,7 +47,9 @@ async fn two_side_by_side_are_the_backing_service_of_a_balancer_that_knows_their
     }
     for web in [webs.0, webs.1] {
         web.process
-            .logged("a request of the balancer's", |line| line["request_id"].as_str().is_some_and(|id| id.starts_with("of-the-balancer")))
+            .logged("a request of the balancer's", |line| {
+                line["caller_request_id"].as_str().is_some_and(|id| id.starts_with("of-the-balancer"))
+            })
             .await;
     }
 }

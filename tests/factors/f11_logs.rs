@@ -132,9 +132,10 @@ async fn a_process_whose_stdout_is_closed_serves_on() {
 #[tokio::test]
 async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_are_lost() {
     let deploy = Deploy::new().await;
-    let port = free_port();
+    let (port, metrics) = (free_port(), free_port());
     let mut command = Command::new(programs().join("web"));
     command.env_clear().envs(&deploy.environment).env("PORT", port.to_string()).env("RATE_LIMIT_REQUESTS", "1000000");
+    command.env("METRICS_PORT", metrics.to_string());
     let mut web = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let url = format!("http://127.0.0.1:{port}/version");
     eventually("an answer", async || reqwest::get(&url).await.ok()).await;
@@ -147,6 +148,13 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
     let (asked, answered) = tokio::join!(asking.write_all(requests.as_bytes()), answers.read_to_end(&mut told));
     asked.and(answered).unwrap();
     assert_eq!(String::from_utf8(told).unwrap().matches("HTTP/1.1 200 OK").count(), 5_000);
+    // Whoever reads no log may read metrics.
+    eventually("the metric", async || {
+        let text = reqwest::get(format!("http://127.0.0.1:{metrics}/metrics")).await.ok()?.text().await.ok()?;
+        let lost = text.lines().find_map(|line| line.strip_prefix("log_lines_lost_total ")?.parse::<f64>().ok())?;
+        (lost > 0.0).then_some(())
+    })
+    .await;
     let mut lines = BufReader::new(web.stdout.take().unwrap()).lines();
     let mut reading = async || serde_json::from_str::<serde_json::Value>(&lines.next_line().await.unwrap().unwrap()).unwrap();
     let told = tokio::time::timeout(PATIENCE, async {

@@ -183,7 +183,7 @@ async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_ex
             .flat_map(|alerts| alerts.split("expr:").skip(1))
             .map(|rest| rest.split("\n        for:").next().unwrap().split("labels:").next().unwrap().to_owned()),
     );
-    let labels = ["http_response_status_code", "http_route", "histogram_quantile", "__rate_interval"].map(str::to_owned);
+    let labels = ["http_response_status_code", "http_route", "histogram_quantile", "min_over_time", "__rate_interval"].map(str::to_owned);
     let named: BTreeSet<_> = texts.iter().flat_map(|text| names(text)).filter(|name| !labels.contains(name)).collect();
     assert!(named.len() > 15 || dashboard.is_none() || alerts.is_none(), "{named:?}");
     assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new());
@@ -289,6 +289,19 @@ async fn one_trace_goes_through_request_queue_job_and_mail() {
         .await;
     for process in [&web.process, &worker] {
         assert!(!process.lines().join("\n").contains("marker-of-the-collector"));
+    }
+}
+
+#[tokio::test]
+async fn only_a_proxy_of_ours_names_the_trace() {
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    for (proxies, joins) in [(0, false), (1, true)] {
+        let web = Deploy::new().await.with("TRUSTED_PROXIES", proxies).web().await;
+        let ask = client().get(format!("{}/version", web.url)).header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
+        let id = ask.send().await.unwrap().headers()["x-request-id"].to_str().unwrap().to_owned();
+        let line = web.process.logged("the access line", |line| line["request_id"] == id.as_str()).await;
+        assert_eq!(line["trace_id"] == trace, joins, "{line}");
+        assert_eq!(line["trace_id"].as_str().unwrap().len(), 32);
     }
 }
 

@@ -24,7 +24,11 @@ impl Prometheus {
         assert!(check.status.success(), "{check:?}");
         let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
         std::fs::create_dir(&folder).expect("a folder");
-        let rules = std::fs::read_to_string(rules).expect("the alerts").replace("for: 1m", "for: 0s").replace("> 60", "> 5");
+        let rules = std::fs::read_to_string(rules)
+            .expect("the alerts")
+            .replace("for: 1m", "for: 0s")
+            .replace("for: 2m", "for: 0s")
+            .replace("> 60", "> 5");
         std::fs::write(folder.join("alerts.yml"), rules).expect("the alerts");
         let targets: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let config = format!(
