@@ -5,9 +5,13 @@
 mod support;
 
 mod certificates;
+mod crowds;
+mod failovers;
+mod locked_tables;
 mod refused_mail;
 mod resources;
 mod restarts;
+mod schema_changes;
 mod secret_files;
 mod slow_clients;
 mod unavailable;

@@ -37,16 +37,19 @@ async fn ten_rolling_restarts_under_load_fail_no_request() {
     let (deploys, mut webs, ports, cookie) = three(deploy).await;
     let balancer = Balancer::before(&ports).await;
     let load = Load::start(200, &balancer.url, &cookie);
+    let mut unready = Vec::new();
     for round in 0..10 {
         for number in 0..3 {
             assert_eq!(webs[number].terminate().await, Some(0), "round {round}, web {number}: {:#?}", webs[number].lines());
+            unready.extend(webs[number].lines().into_iter().filter(|line| line.contains("not ready") || line.contains("\"ERROR\"")));
             webs[number] = up(&deploys[number]).await;
             balancer.until(number, "UP").await;
         }
     }
     let (answered, failures) = load.stop().await;
     assert!(answered > 1_000, "too little load to tell: {answered}");
-    assert!(failures.is_empty(), "{} of {answered} failed: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
+    let some = &failures[..failures.len().min(5)];
+    assert!(failures.is_empty(), "{} of {answered} failed: {some:#?}; the webs said {unready:#?}", failures.len());
 }
 
 #[tokio::test]

@@ -19,7 +19,8 @@ async fn redis_down_is_503_and_its_return_brings_the_sessions_back() {
     problem(ada.get("/session").await, 503, "unavailable").await;
     problem(ada.log_in().await, 503, "unavailable").await;
     problem(Person::stranger(&web).get("/session").await, 401, "unauthenticated").await;
-    assert_eq!(Person::stranger(&web).sign_up().await.status(), 202, "what needs no session still works");
+    problem(Person::stranger(&web).sign_up().await, 503, "unavailable").await;
+    assert_eq!(web.get("/version").await.status(), 200, "what needs no Redis still works");
     let not_ready = eventually("not ready", async || Some(web.get("/readyz").await).filter(|answer| answer.status() == 503)).await;
     assert_eq!(not_ready.json::<Value>().await.unwrap()["failed"], serde_json::json!({ "redis": "unavailable" }));
     assert_eq!(web.get("/livez").await.status(), 200);
@@ -76,6 +77,23 @@ async fn a_request_that_takes_too_long_is_503() {
 }
 
 #[tokio::test]
+async fn change_that_took_too_long_is_not_to_be_repeated() {
+    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "1s");
+    let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
+    let url = deploy.through("DATABASE_URL", &proxy);
+    let web = deploy.with("DATABASE_URL", url).web().await;
+    let ada = Person::unverified(&web).await;
+    // Longer than a request has for one round trip.
+    proxy.delay(Duration::from_millis(600));
+    let change = Person::stranger(&web).sign_up().await;
+    assert!(!change.headers().contains_key("retry-after"), "nobody knows whether it was done: {change:?}");
+    problem(change, 503, "timed-out").await;
+    let read = ada.get("/session").await;
+    assert_eq!(read.headers()["retry-after"], "1");
+    problem(read, 503, "unavailable").await;
+}
+
+#[tokio::test]
 async fn mail_waits_for_a_mail_server_that_is_away() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("SMTP_URL")).await;
@@ -98,16 +116,19 @@ async fn a_signed_in_read_costs_one_round_trip_to_redis_and_one_query() {
     let deploy = deploy.with("REDIS_URL", url);
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
+    // What the account may do is asked of Postgres each five seconds.
+    assert_eq!(ada.get("/tokens").await.status(), 200);
     let before = proxy.sent().len();
     let read = ada.request(reqwest::Method::GET, "/tokens").header("x-request-id", "counted-read").send();
     assert_eq!(read.await.unwrap().status(), 200);
-    // The probes' pings go on meanwhile.
-    let pieces: Vec<_> = proxy.sent()[before..].iter().filter(|piece| !piece.contains("PING")).cloned().collect();
+    // The probes go on meanwhile.
+    let pieces: Vec<_> = proxy.sent()[before..].iter().filter(|piece| !piece.contains("limit:probe")).cloned().collect();
     assert_eq!(pieces.len(), 1, "session and limit are asked for together: {pieces:#?}");
     assert!(pieces[0].contains("GETEX") && pieces[0].contains("EVAL"), "{pieces:#?}");
 
-    web.process.logged("the access line", |line| line["request_id"] == "counted-read" && line["status"] == 200).await;
+    web.process.logged("the access line", |line| line["caller_request_id"] == "counted-read" && line["status"] == 200).await;
     let log = web.process.log();
-    let queries: Vec<_> = log.iter().filter(|line| line["target"] == "sqlx::query" && line["request_id"] == "counted-read").collect();
+    let queries: Vec<_> =
+        log.iter().filter(|line| line["target"] == "sqlx::query" && line["caller_request_id"] == "counted-read").collect();
     assert_eq!(queries.len(), 1, "{queries:#?}");
 }

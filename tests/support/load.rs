@@ -33,10 +33,11 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     let asking = async {
                         let answer = client.get(&url).header("cookie", &cookie).timeout(Duration::from_secs(20)).send().await?;
-                        answer.error_for_status()?.bytes().await
+                        Ok::<_, reqwest::Error>((answer.status(), answer.text().await?))
                     };
                     match asking.await {
-                        Ok(_) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        Ok((status, _)) if status.is_success() => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        Ok((status, body)) => failures.push(format!("{status}: {body}")),
                         Err(e) => failures.push(format!("{e:?}")),
                     }
                     // Many connections, not much work: the machine is the tests' all together.

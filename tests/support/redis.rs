@@ -1,8 +1,11 @@
 //! A Redis of one test's own, which can be killed, started again and made another's replica.
 
+use std::path::PathBuf;
+
 use deadpool_redis::redis::{self, Cmd, FromRedisValue};
 use nix::sys::signal::Signal;
 use tokio::process::Command;
+use uuid::Uuid;
 
 use super::balancer::has;
 use super::{Process, eventually, free_port};
@@ -11,6 +14,8 @@ pub struct Redis {
     /// Host and port.
     pub address: String,
     options: Vec<String>,
+    /// Where a replica puts what it is sent.
+    folder: PathBuf,
     process: Process,
 }
 
@@ -26,10 +31,13 @@ impl Redis {
             return None;
         }
         let port = free_port().to_string();
-        let common = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--repl-diskless-sync-delay", "0"];
+        let folder = std::env::temp_dir().join(Uuid::new_v4().to_string());
+        std::fs::create_dir(&folder).expect("a folder");
+        let dir = folder.display().to_string();
+        let common = ["--port", &port, "--bind", "127.0.0.1", "--dir", &dir, "--save", "", "--repl-diskless-sync-delay", "0"];
         let options: Vec<_> = common.iter().chain(options).map(ToString::to_string).collect();
         let process = launch(&options).await;
-        Some(Self { address: format!("127.0.0.1:{port}"), options, process })
+        Some(Self { address: format!("127.0.0.1:{port}"), options, folder, process })
     }
 
     pub fn url(&self) -> String {
@@ -77,6 +85,12 @@ impl Redis {
             (roles[0].contains("role:master") && roles[1].contains("role:slave")).then_some(())
         })
         .await;
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

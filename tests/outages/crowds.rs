@@ -1,0 +1,181 @@
+//! Many connections and half-sent requests at a time, most of them from one address.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::person::{Person, problem};
+use crate::support::{Deploy, PATIENCE, free_port};
+
+const HALF_A_BODY: &str = "POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
+
+/// A connection that comes from another address of this machine.
+async fn connect_from(last: u8, port: u16) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    socket.connect(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap()
+}
+
+/// Whether `/livez` answers an address within a second.
+async fn is_live(last: u8, port: u16) -> bool {
+    let asking = async {
+        let mut client = connect_from(last, port).await;
+        client.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await?;
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await?;
+        std::io::Result::Ok(&answer == b"HTTP/1.1 200")
+    };
+    tokio::time::timeout(Duration::from_secs(1), asking).await.is_ok_and(|answer| answer.unwrap_or(false))
+}
+
+/// All that comes until the connection ends, or the end of a problem.
+async fn answer(client: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let reading = async {
+        let mut buffer = [0; 4096];
+        while !answer.ends_with(b"}") {
+            match client.read(&mut buffer).await {
+                Ok(count @ 1..) => answer.extend_from_slice(&buffer[..count]),
+                _ => break,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("an answer");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// The name of the problem in an answer.
+fn slug(answer: &str) -> String {
+    let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+    let problem: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"));
+    problem["type"].as_str().unwrap().replace("/problems/", "")
+}
+
+#[tokio::test]
+async fn half_sent_bodies_take_no_place_from_others() {
+    let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let mut slow = Vec::new();
+    // More than there are places for work. Those of one address have a limit of their own.
+    for number in 0..560 {
+        let mut client = connect_from(u8::try_from(2 + number % 20).unwrap(), web.port()).await;
+        client.write_all(HALF_A_BODY.as_bytes()).await.unwrap();
+        slow.push(client);
+    }
+    let sent = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(ada.get("/session").await.status(), 200);
+        assert_eq!(ada.forget().await.status(), 202);
+    }
+    assert!(sent.elapsed() < Duration::from_secs(3), "the bodies are all still waited for: {:?}", sent.elapsed());
+    let answers = join_all(slow.iter_mut().map(answer)).await;
+    assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 408") && slug(answer) == "slow-body"), "{:#?}", answers[0]);
+}
+
+#[tokio::test]
+async fn body_that_stalls_is_408_after_three_seconds() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let mut stalled = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
+    stalled.write_all(HALF_A_BODY.as_bytes()).await.unwrap();
+    let (started, answer) = (Instant::now(), answer(&mut stalled).await);
+    assert!(answer.starts_with("HTTP/1.1 408") && slug(&answer) == "slow-body", "{answer}");
+    assert!(!answer.to_lowercase().contains("retry-after"), "{answer}");
+    assert!(started.elapsed() >= Duration::from_millis(2900), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn one_address_sends_sixty_four_bodies_at_a_time() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let mut slow = Vec::new();
+    for _ in 0..65 {
+        let mut client = connect_from(9, web.port()).await;
+        client.write_all(HALF_A_BODY.as_bytes()).await.unwrap();
+        slow.push(client);
+    }
+    let answers = join_all(slow.iter_mut().map(answer)).await;
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.starts_with("HTTP/1.1 429")).collect();
+    assert_eq!(refused.len(), 1, "{refused:#?}");
+    assert!(refused[0].to_lowercase().contains("retry-after: 1"), "{}", refused[0]);
+    let other = Person::stranger(&web);
+    problem(other.log_in().await, 401, "wrong-credentials").await;
+}
+
+/// Opens so many idle connections from one address, and looks whether that and another are still answered.
+async fn crowd(port: u16, connections: u32) {
+    let mut idle = Vec::new();
+    for _ in 0..connections {
+        idle.push(connect_from(2, port).await);
+    }
+    for _ in 0..5 {
+        assert!(is_live(2, port).await && is_live(3, port).await, "{connections} idle connections, and no answer");
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_for_others() {
+    let deploy = Deploy::new().await.with("TRUSTED_PROXIES", 1);
+    let web = deploy.web().await;
+    crowd(web.port(), 4_120).await;
+}
+
+#[tokio::test]
+async fn idle_connections_of_one_address_make_room_for_its_own() {
+    let metrics = free_port();
+    let web = Deploy::new().await.with("METRICS_PORT", metrics).web().await;
+    crowd(metrics, 1_100).await;
+    // Another address is not asked to make room.
+    let mut other = connect_from(200, web.port()).await;
+    crowd(web.port(), 1_100).await;
+    other.write_all(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert!(answer(&mut other).await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn passwords_are_hashed_no_more_at_a_time_than_configured() {
+    // In KiB, a first log-in and twenty-four more at once.
+    let peaks = async |at_a_time: u32| {
+        let web = Deploy::new().await.with("HASH_CONCURRENCY", at_a_time).web().await;
+        let peak = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", web.process.pid())).unwrap();
+            let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap().to_owned();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        let ada = Person::unverified(&web).await;
+        let before = peak();
+        let answers = join_all((0..24).map(|_| ada.log_in())).await;
+        assert!(answers.iter().all(|answer| answer.status() == 200), "{answers:#?}");
+        (before, peak())
+    };
+    let ((one_before, one), (_, eight)) = (peaks(1).await, peaks(8).await);
+    // Each works on 19 MiB.
+    assert!(one < one_before + 19 * 1024, "{one_before} KiB before, {one} KiB after");
+    assert!(eight > one + 3 * 19 * 1024, "one at a time takes {one} KiB, eight take {eight} KiB");
+}
+
+#[tokio::test]
+async fn stream_is_not_idle_under_pressure() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    // Its body is still coming when the address has more connections than it may.
+    let mut sending = connect_from(2, web.port()).await;
+    let body = r#"{"email":"ada@example.com","password":"a guess at a password"}"#;
+    let head =
+        format!("POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    sending.write_all(head.as_bytes()).await.unwrap();
+    let (first, rest) = body.as_bytes().split_at(10);
+    sending.write_all(first).await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..1_100 {
+        idle.push(connect_from(2, web.port()).await);
+    }
+    sending.write_all(rest).await.unwrap();
+    let answer = answer(&mut sending).await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+}
