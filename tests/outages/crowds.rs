@@ -86,7 +86,8 @@ async fn body_that_stalls_is_408_after_three_seconds() {
     let (started, answer) = (Instant::now(), answer(&mut stalled).await);
     assert!(answer.starts_with("HTTP/1.1 408") && slug(&answer) == "slow-body", "{answer}");
     assert!(!answer.to_lowercase().contains("retry-after"), "{answer}");
-    assert!(started.elapsed() >= Duration::from_millis(2900), "{:?}", started.elapsed());
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(2900) && took < Duration::from_secs(6), "{took:?}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::support::deploy::Web;
@@ -34,10 +35,11 @@ async fn until_ready(url: &str, status: u16) {
     eventually(&format!("{status} of {url}/readyz"), ready).await;
 }
 
-/// What a process complained of, and how often.
+/// What a process complained of itself, and how often. The driver complains of each connection.
 fn complaints(process: &Process) -> BTreeMap<String, usize> {
     let mut complaints = BTreeMap::new();
-    for line in process.log().iter().filter(|line| line["level"] == "WARN" || line["level"] == "ERROR") {
+    let ours = |line: &Value| line["target"].as_str().is_some_and(|target| target.starts_with("app"));
+    for line in process.log().iter().filter(|line| ours(line) && (line["level"] == "WARN" || line["level"] == "ERROR")) {
         *complaints.entry(line["message"].to_string()).or_default() += 1;
     }
     complaints

@@ -37,7 +37,7 @@ impl Balancer {
         std::fs::create_dir(&folder).expect("a folder");
         let mut config = format!(
             "global\n  maxconn 2000\n  stats socket {}/stats level admin\n\
-             defaults\n  mode http\n  retries 0\n  timeout connect 2s\n  timeout client 30s\n  timeout server 30s\n  timeout http-keep-alive 30s\n\
+             defaults\n  mode http\n  retries 0\n  timeout connect 2s\n  timeout client 30s\n  timeout server 30s\n  timeout http-keep-alive 30s\n  timeout check 2s\n\
              listen web\n  bind 127.0.0.1:{port}\n  option httpchk GET /readyz\n  balance roundrobin\n",
             folder.display()
         );
