@@ -35,6 +35,7 @@ impl Balancer {
         let port = free_port();
         let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
         std::fs::create_dir(&folder).expect("a folder");
+        // A check may take longer than its interval: a slow server on a busy machine is not a server that is gone.
         let mut config = format!(
             "global\n  maxconn 2000\n  stats socket {}/stats level admin\n\
              defaults\n  mode http\n  retries 0\n  timeout connect 2s\n  timeout client 30s\n  timeout server 30s\n  timeout http-keep-alive 30s\n  timeout check 2s\n\
