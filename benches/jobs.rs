@@ -214,12 +214,12 @@ async fn claim_cost(pool: &PgPool, waiting: i32) -> f64 {
     fill(pool, waiting).await;
     let options = pool.connect_options().as_ref().clone().options([("synchronous_commit", "off")]);
     let pool = &PgPool::connect_with(options).await.unwrap();
-    let kinds = [Noop::KIND.to_owned()];
+    let wanted = [queue::Wanted { kind: Noop::KIND.to_owned(), rank: 0, since: None }];
     let mut costs = Vec::new();
     for _ in 0..200 {
         let token = Uuid::new_v4();
         let started = Instant::now();
-        let claimed = queue::claim(pool, &kinds, 10, token, MINUTE, None).await.unwrap();
+        let claimed = queue::claim(pool, &wanted, 10, token, MINUTE).await.unwrap();
         costs.push(started.elapsed().as_secs_f64() * 1000.0);
         let claimed: Vec<_> = claimed.iter().map(|job| (job.id, token)).collect();
         assert_eq!(claimed.len(), 10);
