@@ -1,6 +1,7 @@
 //! The serving loop: accepts connections until the drain, and then lets the requests in flight finish.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -52,13 +53,17 @@ const FLUSH: Duration = Duration::from_millis(300);
 struct Connections {
     running: JoinSet<bool>,
     open: HashMap<task::Id, Open>,
+    /// How many each address holds, without those that make room.
     of_one: HashMap<IpAddr, usize>,
+    /// How many make room, and have not ended yet.
+    leaving: usize,
 }
 
 struct Open {
     peer: IpAddr,
     progress: Arc<Progress>,
     closing: CancellationToken,
+    leaves: bool,
 }
 
 impl Connections {
@@ -74,36 +79,46 @@ impl Connections {
         let served = connection(stream, Peer(peer), server.routes.clone(), progress.clone(), closing.clone(), server.hard.clone());
         let id = self.running.spawn(served).id();
         *self.of_one.entry(one).or_default() += 1;
-        self.open.insert(id, Open { peer: one, progress, closing });
-        if self.open.len() >= CONNECTIONS {
+        self.open.insert(id, Open { peer: one, progress, closing, leaves: false });
+        if self.open.len() - self.leaving >= CONNECTIONS {
             self.make_room(None);
         }
     }
 
     /// Closes the connections that have been idle for longest, of one address or of all; says how many.
-    fn make_room(&self, of: Option<IpAddr>) -> usize {
-        let open = self.open.values().filter(|open| of.is_none_or(|of| of == open.peer) && !open.closing.is_cancelled());
-        let mut idle: Vec<_> = open.filter_map(|open| Some((open.progress.idle_since()?, &open.closing))).collect();
+    fn make_room(&mut self, of: Option<IpAddr>) -> usize {
+        let open = self.open.values_mut().filter(|open| of.is_none_or(|of| of == open.peer) && !open.leaves);
+        let mut idle: Vec<_> = open.filter_map(|open| Some((open.progress.idle_since()?, open))).collect();
         idle.sort_by_key(|(since, _)| *since);
         idle.truncate(ROOM);
-        for (_, closing) in &idle {
-            closing.cancel();
+        for (_, open) in &mut idle {
+            open.closing.cancel();
+            open.leaves = true;
+            leave(&mut self.of_one, open.peer);
         }
+        self.leaving += idle.len();
         idle.len()
     }
 
     /// Waits for the end of one; says whether it was cut off, or nothing if there is none.
     async fn ended(&mut self) -> Option<bool> {
         let (id, cut) = self.running.join_next_with_id().await?.unwrap_or_else(|panicked| (panicked.id(), false));
-        if let Some(Open { peer, .. }) = self.open.remove(&id)
-            && let Some(of_one) = self.of_one.get_mut(&peer)
-        {
-            *of_one -= 1;
-            if *of_one == 0 {
-                self.of_one.remove(&peer);
-            }
+        match self.open.remove(&id) {
+            Some(open) if open.leaves => self.leaving -= 1,
+            Some(open) => leave(&mut self.of_one, open.peer),
+            None => {}
         }
         Some(cut)
+    }
+}
+
+/// Counts one connection less of an address.
+fn leave(of_one: &mut HashMap<IpAddr, usize>, peer: IpAddr) {
+    if let Entry::Occupied(mut held) = of_one.entry(peer) {
+        *held.get_mut() -= 1;
+        if *held.get() == 0 {
+            held.remove();
+        }
     }
 }
 
@@ -237,8 +252,10 @@ async fn connection(
         return false;
     }
     tokio::select! {
-        _ = connection => false,
-        // A request that was not all there has not been cut off.
-        () = hard.cancelled() => progress.stage() != Stage::Receiving,
+        _ = connection => return false,
+        () = progress.late() => {}
+        () = hard.cancelled() => {}
     }
+    // A request that was not all there has not been cut off.
+    progress.stage() != Stage::Receiving
 }
