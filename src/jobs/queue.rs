@@ -39,7 +39,13 @@ pub struct Wanted {
 
 /// Claims due jobs of the wanted kinds, at most `limit`: those of a lower rank first, and of one rank the oldest. They are
 /// the caller's under `token` for `lease`.
-pub async fn claim(pool: &PgPool, wanted: &[Wanted], limit: i64, token: Uuid, lease: Duration) -> sqlx::Result<Vec<Claimed>> {
+pub async fn claim(
+    executor: impl PgExecutor<'_>,
+    wanted: &[Wanted],
+    limit: i64,
+    token: Uuid,
+    lease: Duration,
+) -> sqlx::Result<Vec<Claimed>> {
     let kinds: Vec<_> = wanted.iter().map(|wanted| wanted.kind.clone()).collect();
     let ranks: Vec<_> = wanted.iter().map(|wanted| wanted.rank).collect();
     let since: Vec<_> = wanted.iter().map(|wanted| wanted.since).collect();
@@ -69,7 +75,7 @@ pub async fn claim(pool: &PgPool, wanted: &[Wanted], limit: i64, token: Uuid, le
         &ranks,
         &since as &[Option<Timestamp>],
     )
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await
 }
 

@@ -26,6 +26,9 @@ use crate::telemetry::metrics::Metrics;
 /// How often a worker looks for due jobs when nothing wakes it: half of the second that a due job may wait.
 const POLL: Duration = Duration::from_millis(500);
 
+/// How long a worker tries to connect, before it tries again: it claims within two seconds of Postgres's return.
+const RECONNECT_TIMEOUT: Duration = Duration::from_millis(1200);
+
 /// How long a claim waits for more free slots than one.
 const SLOTS_PAUSE: Duration = Duration::from_millis(1);
 
@@ -99,7 +102,13 @@ impl Runner {
             // Whether slots are left over, and so nothing more is due.
             let mut idle = true;
             let (started, ends, (wanted, whole)) = (Instant::now(), leases.end_from_now(), marks.wanted());
-            let claim = queue::claim(&pool, &wanted, i64::try_from(free.len())?, token, self.lease);
+            let limit = i64::try_from(free.len())?;
+            let claim = async {
+                // While Postgres is unavailable this may be an attempt to connect to a server that is gone.
+                let patience = if away { RECONNECT_TIMEOUT } else { self.lease };
+                let mut connection = timeout(patience, pool.acquire()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+                queue::claim(&mut *connection, &wanted, limit, token, self.lease).await
+            };
             match pool.within(self.lease / 3, claim).await {
                 Ok(claimed) => {
                     self.claims.beat();

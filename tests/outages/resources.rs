@@ -67,7 +67,9 @@ async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
             let log = if number == 0 { web.process.lines() } else { others[number - 1].lines() };
             panic!("{variable}: {address} is not ready: {log:#?}");
         }
-        assert!(healed.elapsed() < Duration::from_secs(2), "{variable}: {address} is ready only after {:?}", healed.elapsed());
+        let took = healed.elapsed();
+        let log = || if number == 0 { web.process.lines() } else { others[number - 1].lines() };
+        assert!(took < Duration::from_secs(2), "{variable}: {address} is ready only after {took:?}: {:#?}", log());
     }
     for process in &others {
         let told = process.lines().iter().filter(|line| line.contains("nothing for more than")).count();

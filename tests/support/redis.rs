@@ -64,13 +64,14 @@ impl Redis {
         command.query_async(&mut connection).await.unwrap_or_else(|e| panic!("{words:?}: {e}"))
     }
 
-    /// Makes it the replica of another, and waits until it has all that the other has.
+    /// Makes it the replica of another, and waits until both know that it has all that the other has.
     async fn follow(&self, other: &Self) {
         let (host, port) = other.address.split_once(':').expect("host and port");
         self.ask::<()>(&["REPLICAOF", host, port]).await;
         eventually("a replica that is up to date", async || {
             let info: String = self.ask(&["INFO", "replication"]).await;
-            info.contains("master_link_status:up").then_some(())
+            let of_other: String = other.ask(&["INFO", "replication"]).await;
+            (info.contains("master_link_status:up") && of_other.contains("state=online")).then_some(())
         })
         .await;
     }

@@ -39,6 +39,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for the probes' connection, on which nothing else waits.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long the probes try to connect, before they try again: a new primary is seen within two seconds.
+const PROBE_ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1200);
+
 /// After how long in the pool a connection is asked whether it is still one: outages are longer.
 const RESTED: Duration = Duration::from_millis(100);
 
@@ -103,7 +106,7 @@ impl Pool {
 
     /// A connection for the probes alone: load on the pool must not make a process look ill.
     pub fn for_probes(&self) -> Self {
-        Self::new(1, self.connect_options().as_ref().clone(), self.renewed.clone(), ACQUIRE_TIMEOUT / 2, PROBE_TIMEOUT, self.limits)
+        Self::new(1, self.connect_options().as_ref().clone(), self.renewed.clone(), PROBE_ACQUIRE_TIMEOUT, PROBE_TIMEOUT, self.limits)
     }
 
     /// The same connections, with other limits for transactions.
