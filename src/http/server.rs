@@ -1,7 +1,6 @@
 //! The serving loop: accepts connections until the drain, and then lets the requests in flight finish.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::hash_map::{Entry, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
