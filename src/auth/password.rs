@@ -24,13 +24,14 @@ const RESERVED: usize = 33 * 1024;
 /// How many characters of a password are looked at for what can be guessed: what lies behind makes it no weaker.
 const LOOKED_AT: usize = 100;
 
-/// A rule for a new password's length. NIST SP 800-63B, 3.1.1: length is what counts. The upper bound keeps hashing cheap.
+/// A rule for a new password's length, as typed and as hashed. NIST SP 800-63B, 3.1.1: length is what counts. The upper
+/// bound keeps hashing cheap.
 ///
 /// # Errors
 /// It is too short or too long.
 pub fn length(password: &SecretString, (): &()) -> garde::Result {
-    let length = normal(password).expose_secret().chars().count();
-    if (12..=256).contains(&length) { Ok(()) } else { Err(garde::Error::new("must have 12 to 256 characters")) }
+    let [typed, hashed] = [password, &normal(password)].map(|text| text.expose_secret().chars().count());
+    if (12..=256).contains(&typed) && hashed >= 12 { Ok(()) } else { Err(garde::Error::new("must have 12 to 256 characters")) }
 }
 
 /// A password as it is hashed: the same text, whichever of Unicode's ways it was typed in (NIST SP 800-63B, 3.1.1.2).
