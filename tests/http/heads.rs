@@ -183,6 +183,7 @@ async fn password_is_the_same_however_it_is_typed() {
     for password in ["kn\u{303}q n\u{303}j w9xy", "k\u{f1}q xj w9\u{fb01}z"] {
         let short = Person::stranger(&web);
         let answer = short.post("/accounts", json!({ "email": short.email, "password": password })).await;
-        problem(answer, 422, "invalid-input").await;
+        let problem = problem(answer, 422, "invalid-input").await;
+        assert!(problem.to_string().contains("12 to 256"), "{problem}");
     }
 }
