@@ -26,7 +26,7 @@ class Person:
         self.http = requests.Session()
         self.http.headers.update(SITE)
         self._post("/accounts", email=self.email, password=PASSWORD)
-        self._post("/email-verifications/redeem", token=self._mailed_token())
+        self._post("/email-verifications/redeem", token=self._mailed_token(), password=PASSWORD)
         subprocess.run([ADMIN, "account", "grant", self.email, "admin"], check=True, capture_output=True)
         self._post("/session", email=self.email, password=PASSWORD)
         document = requests.get(f"{API}/openapi.json", timeout=20).json()
