@@ -15,7 +15,7 @@ fn head() -> String {
 }
 
 #[tokio::test]
-async fn all_four_programs_say_the_repositorys_commit() {
+async fn every_program_reports_the_repositorys_commit() {
     let deploy = Deploy::new().await;
     let web = deploy.web_unready().await;
     let mut said = vec![("web", web.get("/version").await.json::<serde_json::Value>().await.unwrap()["commit"].clone())];
@@ -37,7 +37,7 @@ fn code(process: &Process) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn two_deploys_run_the_same_bytes() {
+async fn two_deploys_run_identical_programs() {
     let development = Deploy::new().await.with("APP_ENV", "development").with("LOG_LEVEL", "debug");
     let production = Deploy::new().await.with("APP_ENV", "production").with("LOG_LEVEL", "info");
     for name in ["web", "worker", "clock"] {
@@ -51,7 +51,7 @@ async fn two_deploys_run_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn no_variable_names_a_group_of_settings() {
+async fn no_variable_selects_a_settings_group() {
     let output = Command::new(programs().join("admin")).args(["config", "--json"]).env_clear().output().await.unwrap();
     let names = String::from_utf8(output.stdout).unwrap();
     let names: Vec<_> = names.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["name"].clone()).collect();

@@ -14,7 +14,7 @@ use crate::support::process::programs;
 use crate::support::{Deploy, Process, eventually};
 
 #[tokio::test]
-async fn the_lock_is_current_and_every_dependency_comes_from_the_registry() {
+async fn lockfile_is_current_and_registry_only() {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     // Only this platform's crates are on the machine.
     let arguments = ["metadata", "--locked", "--offline", "--format-version", "1", "--filter-platform", "host-tuple"];
@@ -72,7 +72,7 @@ async fn empty_root() -> PathBuf {
 }
 
 #[tokio::test]
-async fn in_an_empty_root_and_with_nothing_but_their_config_they_serve() {
+async fn programs_serve_in_an_empty_root() {
     if !has("ldd") || !without_disk() {
         return;
     }
@@ -89,7 +89,7 @@ async fn in_an_empty_root_and_with_nothing_but_their_config_they_serve() {
 }
 
 #[tokio::test]
-async fn they_start_no_other_program() {
+async fn programs_start_no_other_program() {
     if !has("strace") {
         return;
     }

@@ -27,7 +27,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn without_an_environment_every_missing_name_is_told_at_once() {
+async fn empty_environment_reports_every_missing_variable() {
     for (program, needed) in [
         ("web", ["DATABASE_URL", "REDIS_URL", "PUBLIC_URL"].as_slice()),
         ("worker", &["DATABASE_URL", "REDIS_URL", "SMTP_URL", "MAIL_FROM", "PUBLIC_URL"]),
@@ -44,7 +44,7 @@ async fn without_an_environment_every_missing_name_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn wrong_values_are_named_and_never_shown() {
+async fn invalid_values_are_named_never_printed() {
     let environment = [
         ("PORT", "eighty"),
         ("DATABASE_URL", "nonsense"),
@@ -68,7 +68,7 @@ async fn wrong_values_are_named_and_never_shown() {
 }
 
 #[tokio::test]
-async fn a_value_that_is_not_utf8_is_a_problem_like_any_other() {
+async fn value_with_invalid_utf8_is_reported() {
     use std::os::unix::ffi::OsStrExt;
     let value = std::ffi::OsStr::from_bytes(b"postgres://\xff");
     let output = Command::new(programs().join("clock")).env_clear().env("DATABASE_URL", value).output().await.unwrap();
@@ -77,8 +77,9 @@ async fn a_value_that_is_not_utf8_is_a_problem_like_any_other() {
     assert_eq!(stderr(&output).lines().count(), 2, "and not also missing");
 }
 
+/// The variables of libpq, such as `PGUSER`, do not fill in what the URL leaves out.
 #[tokio::test]
-async fn what_the_database_url_leaves_out_is_a_problem_and_not_a_guess() {
+async fn incomplete_database_url_is_rejected() {
     for (url, left_out) in
         [("postgres:///name", "a host and a user"), ("postgres://host/name", "a user"), ("postgres://user@host", "a database name")]
     {
@@ -89,8 +90,9 @@ async fn what_the_database_url_leaves_out_is_a_problem_and_not_a_guess() {
     assert!(told.contains("unset PGSSLROOTCERT"), "{told}");
 }
 
+/// Unlike other variables, an empty `SSL_CERT_FILE` does not count as unset.
 #[tokio::test]
-async fn a_file_of_certificates_that_vouches_for_nobody_is_a_problem_even_where_it_is_empty() {
+async fn certificate_file_without_certificates_is_rejected() {
     for file in ["", "/nowhere/sekret", "src", "Cargo.toml"] {
         let output = run("clock", &[("DATABASE_URL", "postgres://user@host/name"), ("SSL_CERT_FILE", file)]).await;
         assert_eq!(output.status.code(), Some(78), "{file}");
@@ -101,7 +103,7 @@ async fn a_file_of_certificates_that_vouches_for_nobody_is_a_problem_even_where_
 }
 
 #[tokio::test]
-async fn a_secret_may_come_from_a_file_but_not_from_two_places() {
+async fn secret_file_excludes_the_plain_variable() {
     let deploy = Deploy::new().await;
     let folder = tempfile();
     let file = folder.join("database-url");
@@ -129,7 +131,7 @@ fn tempfile() -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn admin_config_shows_every_variable_and_no_secret() {
+async fn admin_config_lists_variables_without_secrets() {
     let deploy = Deploy::new().await.with("SMTP_URL", "smtps://user:sekret@mail.example").with("REQUEST_TIMEOUT", "sekret");
     let output = deploy.admin(&["config"]).await;
     assert_eq!(output.status.code(), Some(1), "a value is wrong");
@@ -152,7 +154,7 @@ async fn variables() -> BTreeMap<String, Value> {
 }
 
 #[tokio::test]
-async fn documents_name_the_same_variables_as_the_code() {
+async fn documents_match_the_codes_variables() {
     let variables = variables().await;
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
 
@@ -189,7 +191,7 @@ fn is_name(text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_planted_secret_appears_nowhere() {
+async fn planted_secret_appears_in_no_output() {
     let sekret = format!("sekret{}", uuid::Uuid::new_v4().simple());
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace").with("METRICS_PORT", 0);
     // Wrong ones, since a refusal is what is told most about.
@@ -252,7 +254,7 @@ async fn behaviour(deploy: &Deploy) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_name_of_an_environment_changes_nothing() {
+async fn environment_name_changes_no_behaviour() {
     let deploy = Deploy::new().await;
     let (config, unnamed) = (deploy.admin(&["config"]).await, behaviour(&deploy).await);
     for name in ["production", "staging", "development", "test"] {
@@ -282,7 +284,7 @@ fn holds_credential(line: &str) -> bool {
 }
 
 #[tokio::test]
-async fn no_commit_has_ever_held_a_credential() {
+async fn git_history_holds_no_credential() {
     let log = ["log", "--all", "--patch", "--unified=0", "--no-color", "--format=commit %h", "--no-textconv"];
     let history = Command::new("git").args(log).output().await.ok().filter(|output| output.status.success());
     // Before the first commit there is none.

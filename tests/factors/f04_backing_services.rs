@@ -8,7 +8,7 @@ use crate::support::{Deploy, Proxy, eventually};
 const RESOURCES: [&str; 3] = ["DATABASE_URL", "REDIS_URL", "SMTP_URL"];
 
 #[tokio::test]
-async fn another_address_in_the_environment_is_another_database_session_store_and_mail_server() {
+async fn changed_url_attaches_another_resource() {
     let (first, second) = tokio::join!(Deploy::new(), Deploy::new());
     let web = first.web().await;
     let ada = Person::unverified(&web).await;
@@ -50,7 +50,7 @@ async fn behind_proxies(mut deploy: Deploy) -> (Deploy, [Proxy; 3]) {
 }
 
 #[tokio::test]
-async fn every_process_starts_while_its_resources_are_down_and_heals_when_they_come() {
+async fn processes_start_without_resources_then_recover() {
     let (deploy, proxies) = behind_proxies(Deploy::new().await).await;
     proxies.iter().for_each(Proxy::cut);
     let (web, worker, clock) = (deploy.web_unready().await, deploy.start("worker"), deploy.start("clock"));
@@ -67,7 +67,7 @@ async fn every_process_starts_while_its_resources_are_down_and_heals_when_they_c
 }
 
 #[tokio::test]
-async fn a_resource_goes_away_and_comes_back_and_no_process_is_started_again() {
+async fn resource_outage_needs_no_restart() {
     let (deploy, proxies) = behind_proxies(Deploy::new().await).await;
     let (mut web, mut worker, mut clock) = (deploy.web().await, deploy.start("worker"), deploy.start("clock"));
     for (variable, proxy) in RESOURCES.iter().zip(&proxies) {

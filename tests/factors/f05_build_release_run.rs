@@ -15,8 +15,9 @@ use crate::support::{Deploy, Process};
 
 const TYPES: [&str; 3] = ["web", "worker", "clock"];
 
+/// One build makes many releases: they differ in config alone.
 #[tokio::test]
-async fn one_build_makes_many_releases_and_each_says_its_id_everywhere() {
+async fn each_release_reports_its_own_id() {
     for id in [Some("v41"), Some("v42"), None] {
         let deploy = Deploy::new().await;
         let deploy = if let Some(id) = id { deploy.with("RELEASE_VERSION", id) } else { deploy };
@@ -50,7 +51,7 @@ fn looked_at_by_the_build() -> Vec<String> {
 }
 
 #[test]
-fn the_build_knows_its_commit_and_nothing_else_of_the_machine_that_built_it() {
+fn build_reads_only_commit_from_environment() {
     let mut others = looked_at_by_the_build();
     // The second is the name in Cargo.toml, which cargo itself hands over.
     others.retain(|name| !["BUILD_COMMIT", "CARGO_PKG_NAME"].contains(&name.as_str()));
@@ -73,7 +74,7 @@ async fn holds(folder: &Path, text: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_run_changes_nothing_of_its_release_and_no_config_is_inside_the_programs() {
+async fn programs_hold_no_config_and_stay_unchanged() {
     use std::os::unix::fs::PermissionsExt;
     // Beside the programs, so that a link to them is enough.
     let folder = programs().join(format!("release-{}", uuid::Uuid::new_v4().simple()));
@@ -107,7 +108,7 @@ async fn a_run_changes_nothing_of_its_release_and_no_config_is_inside_the_progra
 }
 
 #[tokio::test]
-async fn a_start_changes_nothing_in_an_empty_database_and_says_that_it_is_not_ready() {
+async fn startup_leaves_an_empty_database_empty() {
     let deploy = Deploy::unmigrated().await;
     let web = deploy.web_unready().await;
     let (worker, clock) = (deploy.start("worker"), deploy.start("clock"));

@@ -10,7 +10,7 @@ use crate::support::deploy::{Web, without_disk};
 use crate::support::person::Person;
 
 #[tokio::test]
-async fn a_session_made_at_one_process_works_at_the_others_and_outlives_it() {
+async fn session_is_shared_and_outlives_its_process() {
     let deploy = Deploy::new().await;
     let (mut first, second, third) = tokio::join!(deploy.web(), deploy.web(), deploy.web());
     // By the cookie alone, as a client that ignores its end would.
@@ -30,7 +30,7 @@ async fn a_session_made_at_one_process_works_at_the_others_and_outlives_it() {
 }
 
 #[tokio::test]
-async fn a_limit_counts_over_all_processes() {
+async fn rate_limit_counts_across_processes() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 6);
     let (first, second, third) = tokio::join!(deploy.web(), deploy.web(), deploy.web());
     let eve = Person::stranger(&first);
@@ -44,7 +44,7 @@ async fn a_limit_counts_over_all_processes() {
 }
 
 #[tokio::test]
-async fn nothing_is_kept_on_the_disk() {
+async fn processes_work_without_a_writable_disk() {
     if !without_disk() {
         return;
     }

@@ -6,7 +6,7 @@ use crate::support::balancer::{Balancer, has};
 use crate::support::{Deploy, eventually, free_port};
 
 #[tokio::test]
-async fn it_serves_on_the_port_of_the_environment_and_on_every_interface() {
+async fn web_serves_its_port_on_every_interface() {
     let deploy = Deploy::new().await;
     let port = free_port();
     let web = deploy.with("PORT", port).web().await;
@@ -21,7 +21,7 @@ async fn it_serves_on_the_port_of_the_environment_and_on_every_interface() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_told_and_nothing_runs() {
+async fn web_reports_a_taken_port_and_exits() {
     let deploy = Deploy::new().await.with("PORT", free_port());
     let first = deploy.web().await;
     let mut second = deploy.start("web");
@@ -31,7 +31,7 @@ async fn a_port_that_is_taken_is_told_and_nothing_runs() {
 }
 
 #[tokio::test]
-async fn two_side_by_side_are_the_backing_service_of_a_balancer_that_knows_their_ports_alone() {
+async fn balancer_reaches_two_webs_by_port_alone() {
     if !has("haproxy") {
         return;
     }
@@ -55,7 +55,7 @@ async fn two_side_by_side_are_the_backing_service_of_a_balancer_that_knows_their
 }
 
 #[tokio::test]
-async fn every_process_type_answers_probes_on_its_metrics_port() {
+async fn process_types_answer_probes_on_metrics_port() {
     let deploy = Deploy::new().await.with("METRICS_PORT", 0);
     for name in ["web", "worker", "clock"] {
         let mut process = deploy.start(name);

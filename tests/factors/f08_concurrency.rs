@@ -12,7 +12,7 @@ use crate::support::process::{procfile, programs};
 use crate::support::{Deploy, Process, Proxy, eventually};
 
 #[tokio::test]
-async fn each_type_of_the_procfile_stays_in_the_foreground_and_notes_its_process_id_nowhere() {
+async fn processes_neither_daemonize_nor_write_pid_files() {
     let text = std::fs::read_to_string("Procfile").unwrap();
     let types: Vec<_> = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect();
     assert_eq!(types, ["release", "web", "worker", "clock"], "the one-off before a release, and the process types");
@@ -44,7 +44,7 @@ async fn each_type_of_the_procfile_stays_in_the_foreground_and_notes_its_process
 }
 
 #[tokio::test]
-async fn four_workers_do_at_least_three_times_as_much_as_one_and_each_job_once() {
+async fn four_workers_at_least_triple_the_throughput() {
     const JOBS: usize = 48;
     // Beside each other, so that a busy machine slows both.
     let (one, four) = tokio::join!(with_slow_jobs(JOBS), with_slow_jobs(JOBS));
@@ -91,7 +91,7 @@ async fn schedule(deploy: &Deploy) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
+async fn every_schedule_has_a_next_tick() {
     let schedule = schedule(&Deploy::new().await).await;
     assert!(!schedule.is_empty());
     for line in schedule {
@@ -100,7 +100,7 @@ async fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
 }
 
 #[tokio::test]
-async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
+async fn surviving_clocks_enqueue_each_tick_once() {
     let deploy = Deploy::new().await;
     let mut clocks = ["clock"; 3].map(|name| deploy.start(name));
     let mut database = deploy.database().await;

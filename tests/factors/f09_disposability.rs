@@ -16,7 +16,7 @@ use crate::support::{Deploy, eventually};
 const LONG_BEFORE: Duration = Duration::from_secs(10);
 
 #[tokio::test]
-async fn each_process_is_ready_soon_after_its_start() {
+async fn processes_are_ready_within_three_seconds() {
     let deploy = Deploy::new().await;
     for name in ["web", "worker", "clock"] {
         // On a busy machine one start of five is quick.
@@ -33,7 +33,7 @@ async fn each_process_is_ready_soon_after_its_start() {
 }
 
 #[tokio::test]
-async fn each_idle_process_exits_0_long_before_the_drains_limit_and_its_last_line_says_so() {
+async fn idle_processes_exit_promptly_on_signal() {
     let deploy = Deploy::new().await;
     for (name, sign) in [("web", "ready"), ("worker", "worker is starting"), ("clock", "is new")] {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -66,7 +66,7 @@ async fn sighup_drains_and_user_signals_are_ignored() {
 }
 
 #[tokio::test]
-async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
+async fn drain_answers_requests_and_refuses_connections() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -94,7 +94,7 @@ async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
 }
 
 #[tokio::test]
-async fn what_is_still_answered_at_the_end_of_the_drain_is_cut_off_and_counted() {
+async fn drain_timeout_aborts_and_counts_requests() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "300ms");
     let mut web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -110,7 +110,7 @@ async fn what_is_still_answered_at_the_end_of_the_drain_is_cut_off_and_counted()
 }
 
 #[tokio::test]
-async fn a_second_sigint_does_not_wait() {
+async fn second_sigint_exits_immediately() {
     let deploy = Deploy::new().await.with("DRAIN_DELAY", "60s");
     let mut web = deploy.web().await;
     web.process.signal(Signal::SIGINT);
@@ -120,7 +120,7 @@ async fn a_second_sigint_does_not_wait() {
 }
 
 #[tokio::test]
-async fn during_the_drain_delay_it_serves_on_and_says_that_it_is_not_ready() {
+async fn drain_delay_serves_but_reports_unready() {
     let deploy = Deploy::new().await.with("DRAIN_DELAY", "2s");
     let mut web = deploy.web().await;
     web.process.signal(Signal::SIGTERM);
@@ -132,7 +132,7 @@ async fn during_the_drain_delay_it_serves_on_and_says_that_it_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_slow_client_is_not_waited_for_after_its_answer() {
+async fn drain_does_not_wait_for_answered_clients() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     // Keeps the connection open and never asks again.
@@ -159,7 +159,7 @@ async fn with_a_stuck_job(deploy: &Deploy) -> (Person, crate::support::Process, 
 }
 
 #[tokio::test]
-async fn a_job_of_a_worker_that_is_killed_runs_again_elsewhere() {
+async fn job_of_killed_worker_runs_elsewhere() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
     first.signal(Signal::SIGKILL);
@@ -173,7 +173,7 @@ async fn a_job_of_a_worker_that_is_killed_runs_again_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_draining_worker_finishes_its_jobs() {
+async fn draining_worker_finishes_its_jobs() {
     let deploy = Deploy::new().await;
     let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
     first.signal(Signal::SIGTERM);
@@ -184,7 +184,7 @@ async fn a_draining_worker_finishes_its_jobs() {
 }
 
 #[tokio::test]
-async fn a_job_that_outlasts_the_drain_goes_back_without_having_spent_an_attempt() {
+async fn unfinished_job_returns_without_using_an_attempt() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "300ms");
     let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
     first.signal(Signal::SIGTERM);

@@ -11,7 +11,7 @@ use crate::support::dev::Dev;
 use crate::support::process::procfile;
 
 #[tokio::test]
-async fn one_command_runs_the_first_five_minutes() {
+async fn bin_dev_runs_the_first_five_minutes() {
     let dev = Dev::start(&["web=2"]).await;
     let processes = dev.processes();
     for (name, count) in [("web", 2), ("worker", 1), ("clock", 1)] {
@@ -45,7 +45,7 @@ fn commands() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_image_and_the_compose_file_run_the_commands_of_the_procfile() {
+fn image_and_compose_run_procfile_commands() {
     let words = |list: &str| list.replace(['[', ']', ',', '"'], " ").split_whitespace().collect::<Vec<_>>().join(" ");
     let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
     let ours = compose.split("\n\n").filter(|service| service.contains("<<: *app"));
@@ -61,7 +61,7 @@ fn the_image_and_the_compose_file_run_the_commands_of_the_procfile() {
 }
 
 #[test]
-fn each_backing_service_is_pinned_in_one_place_and_named_with_that_pin_everywhere() {
+fn service_versions_match_the_compose_pins() {
     let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
     let pins: Vec<_> = compose.lines().filter_map(|line| line.trim().strip_prefix("image: ")?.split_once(':')).collect();
     assert_eq!(pins.iter().map(|(image, _)| *image).collect::<Vec<_>>(), ["postgres", "redis", "haproxy"]);
@@ -85,7 +85,7 @@ fn each_backing_service_is_pinned_in_one_place_and_named_with_that_pin_everywher
 }
 
 #[test]
-fn nothing_stands_in_for_a_backing_service() {
+fn no_crate_replaces_a_backing_service() {
     // What is built, for the tests too; the lock also names what is never built.
     let mut cargo = std::process::Command::new("cargo");
     let tree = cargo.args(["tree", "--frozen", "--all-features", "--edges", "normal,build,dev", "--prefix", "none"]).output().unwrap();

@@ -16,7 +16,7 @@ use crate::support::process::programs;
 use crate::support::{Deploy, PATIENCE, Process, eventually, free_port};
 
 #[tokio::test]
-async fn every_line_is_one_json_object_that_says_what_when_and_who() {
+async fn log_lines_are_complete_json_objects() {
     let deploy = Deploy::new().await.with("RELEASE_VERSION", "v17").with("HOSTNAME", "somewhere");
     let mut web = deploy.web().await;
     let (mut worker, mut clock) = (deploy.start("worker"), deploy.start("clock"));
@@ -37,7 +37,7 @@ async fn every_line_is_one_json_object_that_says_what_when_and_who() {
 }
 
 #[tokio::test]
-async fn a_line_is_there_as_soon_as_what_it_tells_of_has_happened() {
+async fn log_lines_are_written_without_delay() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     let started = Instant::now();
@@ -52,7 +52,7 @@ async fn a_line_is_there_as_soon_as_what_it_tells_of_has_happened() {
 }
 
 #[tokio::test]
-async fn no_process_opens_a_file_to_write_to() {
+async fn processes_open_no_file_for_writing() {
     if !has("strace") {
         return;
     }
@@ -81,7 +81,7 @@ async fn no_process_opens_a_file_to_write_to() {
 }
 
 #[tokio::test]
-async fn what_is_secret_or_personal_is_in_no_line() {
+async fn logs_hold_no_secrets_or_personal_data() {
     // Whatever is asked of the log, libraries included.
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
@@ -107,7 +107,7 @@ async fn what_is_secret_or_personal_is_in_no_line() {
 }
 
 #[tokio::test]
-async fn a_process_whose_stdout_is_closed_serves_on() {
+async fn closed_stdout_does_not_stop_web() {
     let deploy = Deploy::new().await;
     let free = free_port();
     let mut command = Command::new(programs().join("web"));
@@ -130,7 +130,7 @@ async fn a_process_whose_stdout_is_closed_serves_on() {
 }
 
 #[tokio::test]
-async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_are_lost() {
+async fn unread_log_never_blocks_and_counts_losses() {
     let deploy = Deploy::new().await;
     let (port, metrics) = (free_port(), free_port());
     let mut command = Command::new(programs().join("web"));
@@ -169,7 +169,7 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
 }
 
 #[tokio::test]
-async fn the_lines_of_processes_that_share_a_pipe_are_never_mixed() {
+async fn processes_sharing_a_pipe_never_mix_lines() {
     let deploy = Deploy::new().await;
     let (reader, writer) = std::io::pipe().unwrap();
     let start = async || {
@@ -205,7 +205,7 @@ async fn the_lines_of_processes_that_share_a_pipe_are_never_mixed() {
 }
 
 #[tokio::test]
-async fn a_resource_that_stays_away_is_told_once_and_not_each_second() {
+async fn lasting_outage_is_logged_once() {
     let deploy = Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1/0");
     let web = deploy.web_unready().await;
     web.process.says("not ready: redis").await;

@@ -16,7 +16,7 @@ fn stdout(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn migrations_are_a_one_off_that_can_be_asked_about_and_run_twice() {
+async fn migrations_can_be_checked_and_rerun() {
     let deploy = Deploy::unmigrated().await;
     let check = deploy.admin(&["migrate", "--check"]).await;
     assert_eq!(check.status.code(), Some(1));
@@ -37,7 +37,7 @@ async fn migrations_are_a_one_off_that_can_be_asked_about_and_run_twice() {
 }
 
 #[tokio::test]
-async fn no_process_migrates_by_itself_and_web_says_that_it_is_not_ready_until_somebody_has() {
+async fn web_stays_unready_until_admin_migrates() {
     let deploy = Deploy::unmigrated().await;
     let (web, worker, clock) = (deploy.web_unready().await, deploy.start("worker"), deploy.start("clock"));
     for process in [&web.process, &worker, &clock] {
@@ -56,7 +56,7 @@ async fn no_process_migrates_by_itself_and_web_says_that_it_is_not_ready_until_s
 }
 
 #[tokio::test]
-async fn it_migrates_while_web_serves_and_no_request_fails() {
+async fn migration_under_load_fails_no_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     // As a release left it that had no idempotency keys yet.
     for statement in ["DROP TABLE idempotency_keys", "DELETE FROM _sqlx_migrations WHERE description = 'idempotency keys'"] {
@@ -85,7 +85,7 @@ async fn it_migrates_while_web_serves_and_no_request_fails() {
 }
 
 #[tokio::test]
-async fn a_one_off_is_of_the_release_that_runs() {
+async fn admin_belongs_to_the_running_release() {
     let deploy = Deploy::new().await.with("RELEASE_VERSION", "v17").with("LOG_LEVEL", "debug");
     let web = deploy.web().await;
     let running: Value = web.get("/version").await.json().await.unwrap();
@@ -97,7 +97,7 @@ async fn a_one_off_is_of_the_release_that_runs() {
 }
 
 #[tokio::test]
-async fn a_migration_of_a_newer_release_is_neither_pending_nor_an_error() {
+async fn migration_of_newer_release_is_accepted() {
     let deploy = Deploy::new().await;
     sqlx::query(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'newer', true, '', 0)",
@@ -111,7 +111,7 @@ async fn a_migration_of_a_newer_release_is_neither_pending_nor_an_error() {
 }
 
 #[tokio::test]
-async fn seed_makes_two_accounts_that_can_log_in_and_refuses_a_deploy_for_real_people() {
+async fn seed_creates_demo_accounts_unless_https() {
     let deploy = Deploy::new().await;
     let seeded = stdout(&deploy.admin(&["seed"]).await);
     let web = deploy.web().await;
@@ -131,7 +131,7 @@ async fn seed_makes_two_accounts_that_can_log_in_and_refuses_a_deploy_for_real_p
 }
 
 #[tokio::test]
-async fn the_doctor_tells_what_is_wrong_and_what_to_do() {
+async fn doctor_names_the_fault_and_the_remedy() {
     let deploy = Deploy::new().await.after_a_clock().await;
     let well = deploy.admin(&["doctor"]).await;
     assert_eq!(well.status.code(), Some(0), "{well:?}");
@@ -155,7 +155,7 @@ async fn the_doctor_tells_what_is_wrong_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn results_go_to_stdout_and_the_log_to_stderr() {
+async fn results_go_to_stdout_logs_to_stderr() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "debug");
     let output = deploy.admin(&["migrate"]).await;
     assert_eq!(stdout(&output), "0 migration(s) applied, the schema is current\n");

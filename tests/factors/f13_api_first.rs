@@ -14,7 +14,7 @@ use crate::support::openapi::Contract;
 use crate::support::person::{PASSWORD, Person};
 
 #[tokio::test]
-async fn the_committed_document_is_what_is_served_and_what_admin_prints() {
+async fn committed_document_is_served_and_printed() {
     let deploy = Deploy::new().await;
     let served: Value = deploy.web().await.get("/openapi.json").await.json().await.unwrap();
     assert!(served == Contract::committed().0, "openapi.json is out of date: cargo run --bin admin openapi >openapi.json");
@@ -23,7 +23,7 @@ async fn the_committed_document_is_what_is_served_and_what_admin_prints() {
 }
 
 #[tokio::test]
-async fn every_operation_of_the_document_is_served_and_no_other() {
+async fn web_serves_exactly_the_documented_operations() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     for (path, documented) in Contract::committed().operations() {
@@ -45,7 +45,7 @@ async fn every_operation_of_the_document_is_served_and_no_other() {
 
 /// A route without a rule is served to nobody, so the rules are all that there is.
 #[tokio::test]
-async fn the_table_that_decides_what_is_served_and_the_document_name_the_same_operations() {
+async fn access_rules_match_the_documented_operations() {
     let mut table = BTreeMap::<_, BTreeSet<_>>::new();
     for rule in rules(&Deploy::new().await).await.into_iter().filter(|rule| rule.path.starts_with("/api/")) {
         table.entry(rule.path).or_default().insert(rule.method);
@@ -54,7 +54,7 @@ async fn the_table_that_decides_what_is_served_and_the_document_name_the_same_op
 }
 
 #[tokio::test]
-async fn an_answer_has_the_properties_that_the_document_names_and_no_others() {
+async fn responses_have_exactly_the_documented_properties() {
     let (deploy, contract) = (Deploy::new().await, Contract::committed());
     let web = deploy.web().await;
     let (ada, admin) = tokio::join!(Person::known(&deploy, &web), Person::unverified(&web));

@@ -49,7 +49,7 @@ fn names(text: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
+async fn each_process_measures_its_own_work() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 4).with("RELEASE_VERSION", "v17");
     let (web, _worker, _clock, [of_web, of_worker, of_clock]) = formation(&deploy).await;
     let ada = Person::verified(&deploy, &web).await;
@@ -89,7 +89,7 @@ async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
 }
 
 #[tokio::test]
-async fn what_is_live_ready_and_measured_stays_true_while_postgres_is_away() {
+async fn probes_and_metrics_follow_a_postgres_outage() {
     let deploy = Deploy::new().await;
     let postgres = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let url = deploy.through("DATABASE_URL", &postgres);
@@ -113,7 +113,7 @@ async fn what_is_live_ready_and_measured_stays_true_while_postgres_is_away() {
 }
 
 #[tokio::test]
-async fn ticks_that_no_clock_saw_are_counted() {
+async fn clock_counts_missed_ticks() {
     let deploy = Deploy::new().await;
     let (_web, _worker, clock, [_, _, port]) = formation(&deploy).await;
     clock.says("schedule purge-expired is new").await;
@@ -126,7 +126,7 @@ async fn ticks_that_no_clock_saw_are_counted() {
 }
 
 #[tokio::test]
-async fn no_label_takes_a_value_from_outside() {
+async fn metric_labels_hold_no_client_input() {
     let deploy = Deploy::new().await;
     let (web, _worker, _clock, [port, ..]) = formation(&deploy).await;
     let odd = reqwest::Method::from_bytes(b"MARKER").unwrap();
@@ -138,7 +138,7 @@ async fn no_label_takes_a_value_from_outside() {
 }
 
 #[tokio::test]
-async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_exist() {
+async fn docs_dashboard_and_alerts_match_the_metrics() {
     let deploy = Deploy::new().await;
     let deploy = deploy.with("JOB_LEASE", "10s");
     let (web, worker, clock, ports) = formation(&deploy).await;
@@ -196,7 +196,7 @@ async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_ex
 }
 
 #[tokio::test]
-async fn alerts_fire_when_the_worker_and_the_clock_stop() {
+async fn alerts_fire_when_worker_and_clock_stop() {
     if part("deploy/prometheus/alerts.yml").is_none() || !has("prometheus") || !has("promtool") {
         return;
     }
@@ -225,7 +225,7 @@ async fn alerts_fire_when_the_worker_and_the_clock_stop() {
 }
 
 #[tokio::test]
-async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
+async fn job_logs_carry_the_requests_id() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::stranger(&web);
@@ -242,7 +242,7 @@ async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
 }
 
 #[tokio::test]
-async fn one_trace_goes_through_request_queue_job_and_mail() {
+async fn one_trace_spans_request_job_and_mail() {
     let collector = Collector::start().await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 100);
     let deploy = deploy.with("OTEL_EXPORTER_OTLP_HEADERS", "x-key=marker-of-the-collector").with("TRUSTED_PROXIES", 1);
@@ -293,7 +293,7 @@ async fn one_trace_goes_through_request_queue_job_and_mail() {
 }
 
 #[tokio::test]
-async fn only_a_proxy_of_ours_names_the_trace() {
+async fn only_a_trusted_proxy_sets_the_trace() {
     let trace = "0af7651916cd43dd8448eb211c80319c";
     for (proxies, joins) in [(0, false), (1, true)] {
         let web = Deploy::new().await.with("TRUSTED_PROXIES", proxies).web().await;
@@ -306,7 +306,7 @@ async fn only_a_proxy_of_ours_names_the_trace() {
 }
 
 #[tokio::test]
-async fn services_name_is_in_version_log_and_traces() {
+async fn service_name_appears_in_all_telemetry() {
     for (variable, name) in [(None, "app"), (Some("orders"), "orders")] {
         let collector = Collector::start().await;
         let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
@@ -335,7 +335,7 @@ async fn services_name_is_in_version_log_and_traces() {
 }
 
 #[tokio::test]
-async fn traces_that_the_sampler_leaves_out_are_not_sent() {
+async fn unsampled_traces_are_not_exported() {
     let collector = Collector::start().await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
     let mut web = deploy.with("OTEL_TRACES_SAMPLER", "always_off").web().await;
@@ -347,7 +347,7 @@ async fn traces_that_the_sampler_leaves_out_are_not_sent() {
 }
 
 #[tokio::test]
-async fn a_collector_that_hangs_or_is_away_holds_up_no_request_and_no_exit() {
+async fn failing_collector_delays_no_request_or_exit() {
     let collector = Collector::start().await;
     let proxy = Proxy::to(collector.url.trim_start_matches("http://").to_owned()).await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", proxy.address));

@@ -60,12 +60,12 @@ async fn things(_: &Deploy, ada: &Person) -> Things {
 }
 
 #[tokio::test]
-async fn everybody_may_do_what_the_table_says_and_nothing_else() {
+async fn account_operations_follow_the_access_table() {
     prove_table(MAY, things).await;
 }
 
 #[tokio::test]
-async fn nothing_of_anothers_is_in_what_a_person_can_read_and_nothing_happens_to_it() {
+async fn users_cannot_read_or_change_others_data() {
     prove_privacy(MAY, things).await;
 }
 
@@ -85,7 +85,7 @@ fn tables_in(folder: &Path, found: &mut BTreeMap<(String, String), Vec<String>>)
 }
 
 #[tokio::test]
-async fn every_rule_stands_in_one_handwritten_table() {
+async fn each_rule_appears_in_exactly_one_table() {
     let mut tables = BTreeMap::new();
     for row in MAY.lines().filter_map(Row::parse) {
         tables.entry(row.operation()).or_insert_with(Vec::new).push(file!().to_owned());
@@ -105,7 +105,7 @@ async fn every_rule_stands_in_one_handwritten_table() {
 }
 
 #[tokio::test]
-async fn who_shows_nothing_that_is_valid_now_is_nobody() {
+async fn invalid_and_ended_credentials_are_rejected() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;

@@ -17,7 +17,7 @@ async fn problem_with(variable: &str, url: &str) -> String {
 }
 
 #[tokio::test]
-async fn unusable_url_is_named_with_what_to_write() {
+async fn unusable_url_error_names_the_remedy() {
     for (variable, url, told) in [
         ("DATABASE_URL", "postgres://u:p@host/name?sslmode=no-verify", "sslmode that is none of disable"),
         ("DATABASE_URL", "postgres://u:sek#ret@host/name", "written %23"),
@@ -40,7 +40,7 @@ async fn unusable_url_is_named_with_what_to_write() {
 }
 
 #[tokio::test]
-async fn unknown_parameter_is_told_once_without_its_value() {
+async fn unknown_parameter_is_logged_once_without_value() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let parameters = "sslpassword=hunter2&channel_binding=prefer&pgbouncer=true&target_session_attrs=read-write";
     let url = format!("{}?{parameters}", deploy.environment["DATABASE_URL"]);
@@ -56,7 +56,7 @@ async fn unknown_parameter_is_told_once_without_its_value() {
 }
 
 #[tokio::test]
-async fn resources_are_reached_over_ipv6() {
+async fn processes_reach_resources_over_ipv6() {
     let deploy = Deploy::new().await;
     let proxies = ["DATABASE_URL", "REDIS_URL", "SMTP_URL"].map(|variable| (variable, Proxy::on_ipv6(deploy.address_of(variable))));
     let (mut there, mut kept) = (deploy.clone(), Vec::new());
@@ -74,7 +74,7 @@ async fn resources_are_reached_over_ipv6() {
 }
 
 #[tokio::test]
-async fn host_may_stand_in_a_parameter() {
+async fn database_url_accepts_host_parameter() {
     let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
     std::fs::create_dir(&folder).unwrap();
     // Postgres runs as another user where this is root.
@@ -105,7 +105,7 @@ fn is_kept(secret: &str, told: &[String]) {
 }
 
 #[tokio::test]
-async fn no_part_of_a_url_is_logged_while_nobody_answers() {
+async fn unreachable_resource_urls_are_never_logged() {
     let s = secret();
     let parameters = format!("sslpassword={s}&channel_binding={s}&application_name={s}&options=-csearch_path%3D{s}&sslrootcert=%2F{s}");
     for (database, redis, smtp) in [
@@ -133,7 +133,7 @@ async fn no_part_of_a_url_is_logged_while_nobody_answers() {
 }
 
 #[tokio::test]
-async fn no_secret_part_of_a_url_is_logged_while_they_answer() {
+async fn reachable_resource_secrets_are_never_logged() {
     let s = secret();
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let with_password = |name: &str| deploy.environment[name].replacen("://", &format!("://{s}:{s}@"), 1);
@@ -157,7 +157,7 @@ async fn no_secret_part_of_a_url_is_logged_while_they_answer() {
 }
 
 #[tokio::test]
-async fn no_part_of_a_refused_url_is_told() {
+async fn rejected_url_is_never_printed() {
     let s = secret();
     for (variable, url) in [
         ("DATABASE_URL", s.clone()),
@@ -184,7 +184,7 @@ async fn no_part_of_a_refused_url_is_told() {
 
 /// A `REDIS_URL` with a parameter that means nothing is none that stops a start; nor does any other deploy's oddity.
 #[tokio::test]
-async fn deploy_with_odd_but_good_urls_serves() {
+async fn unusual_but_valid_urls_work() {
     let deploy = Deploy::new().await;
     let odd = |name: &str, end: &str| format!("{}{end}", deploy.environment[name]);
     let deploy =

@@ -7,7 +7,7 @@ use crate::support::collector::Collector;
 use crate::support::{Deploy, free_port};
 
 #[tokio::test]
-async fn value_without_meaning_stops_the_start() {
+async fn meaningless_value_prevents_startup() {
     for (name, value, told) in [
         ("LOG_LEVEL", "warning", "must be a level"),
         ("LOG_LEVEL", "debg", "must be a level"),
@@ -41,7 +41,7 @@ async fn value_without_meaning_stops_the_start() {
 }
 
 #[tokio::test]
-async fn failed_start_is_heard_whatever_the_filter() {
+async fn startup_failure_is_printed_despite_log_level() {
     let deploy = Deploy::new().await.with("PORT", free_port());
     let first = deploy.web().await;
     let mut second = deploy.with("LOG_LEVEL", "off").start("web");
@@ -61,7 +61,7 @@ async fn arrive(collector: &Collector, deploy: Deploy) -> bool {
 }
 
 #[tokio::test]
-async fn switches_of_traces_are_obeyed() {
+async fn otel_variables_switch_tracing() {
     let deploy = Deploy::new().await;
     for (more, expected) in [
         (&[][..], true),
