@@ -39,7 +39,7 @@ async fn things(_: &Deploy, ada: &Person) -> Things {
 }
 
 #[tokio::test]
-async fn reminders_follow_their_table_of_access() {
+async fn reminders_follow_the_access_table() {
     prove_table(MAY, things).await;
 }
 
@@ -49,7 +49,7 @@ async fn reminders_are_private() {
 }
 
 #[tokio::test]
-async fn mail_arrives_once_when_due() {
+async fn reminder_is_mailed_once_when_due() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -72,7 +72,7 @@ async fn mail_arrives_once_when_due() {
 }
 
 #[tokio::test]
-async fn changed_or_deleted_reminder_is_not_mailed() {
+async fn mail_follows_changed_and_deleted_reminders() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -135,7 +135,7 @@ async fn reminder_of_another_account_is_404() {
 }
 
 #[tokio::test]
-async fn unverified_address_gets_no_reminder() {
+async fn unverified_account_cannot_create_reminders() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;

@@ -11,7 +11,7 @@ async fn count(deploy: &Deploy, from: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn address_that_passes_can_be_mailed() {
+async fn accepted_addresses_can_be_mailed() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;
@@ -48,7 +48,7 @@ async fn address_that_passes_can_be_mailed() {
 }
 
 #[tokio::test]
-async fn refused_address_is_a_bounce_and_no_dead_job() {
+async fn refused_address_bounces_without_dead_job() {
     let deploy = Deploy::new().await.after_a_clock().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     // The sink refuses it for good.

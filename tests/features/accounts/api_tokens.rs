@@ -21,7 +21,7 @@ async fn with(web: &Web, token: &Value, method: Method, path: &str) -> Response 
 }
 
 #[tokio::test]
-async fn a_token_is_shown_once_works_within_its_scopes_and_ends() {
+async fn token_is_shown_once_scoped_and_revocable() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -55,7 +55,7 @@ async fn a_token_is_shown_once_works_within_its_scopes_and_ends() {
 }
 
 #[tokio::test]
-async fn a_token_outlives_redis() {
+async fn token_works_without_redis() {
     let deploy = Deploy::new().await;
     let proxy = crate::support::Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -69,7 +69,7 @@ async fn a_token_outlives_redis() {
 }
 
 #[tokio::test]
-async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_restored() {
+async fn suspension_blocks_sessions_and_tokens_until_restored() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let (ada, root) = tokio::join!(Person::known(&deploy, &web), Person::unverified(&web));
@@ -114,8 +114,9 @@ async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_res
     assert!(others.into_iter().all(|row| row.get::<bool, _>(2) && row.get::<String, _>(3) == "127.0.0.1"));
 }
 
+/// A password reset ends the token.
 #[tokio::test]
-async fn a_token_needs_a_verified_address_and_scopes_that_exist_and_ends_with_a_reset_of_the_password() {
+async fn token_needs_verified_address_and_known_scopes() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let eve = Person::unverified(&web).await;

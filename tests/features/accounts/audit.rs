@@ -19,7 +19,7 @@ async fn latest(deploy: &Deploy, action: &str) -> (String, Option<String>, Optio
 }
 
 #[tokio::test]
-async fn event_names_its_actor_and_its_target() {
+async fn audit_event_names_actor_and_target() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, root) = (Person::known(&deploy, &web).await, Person::unverified(&web).await);
@@ -47,7 +47,7 @@ async fn event_names_its_actor_and_its_target() {
 }
 
 #[tokio::test]
-async fn request_id_is_our_own() {
+async fn caller_cannot_choose_the_audited_request_id() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -70,7 +70,7 @@ async fn request_id_is_our_own() {
 }
 
 #[tokio::test]
-async fn traceparent_counts_only_behind_a_trusted_proxy() {
+async fn traceparent_needs_a_trusted_proxy() {
     let deploy = Deploy::new().await;
     let foreign = "0af7651916cd43dd8448eb211c80319c";
     for (proxies, joins) in [(0, false), (1, true)] {

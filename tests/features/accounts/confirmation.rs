@@ -37,7 +37,7 @@ async fn confirm(person: &Person, password: &str) -> Response {
 }
 
 #[tokio::test]
-async fn session_alone_takes_no_account() {
+async fn stolen_session_cannot_take_over_account() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -78,7 +78,7 @@ async fn log_in_confirms_for_ten_minutes() {
 }
 
 #[tokio::test]
-async fn confirmation_renews_no_session_that_has_ended() {
+async fn confirmation_cannot_renew_an_ended_session() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -96,7 +96,7 @@ async fn confirmation_renews_no_session_that_has_ended() {
 }
 
 #[tokio::test]
-async fn confirmation_counts_as_a_guess() {
+async fn confirmation_counts_against_log_in_limit() {
     // One comes back in half a minute.
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 2);
     let web = deploy.web().await;
@@ -107,7 +107,7 @@ async fn confirmation_counts_as_a_guess() {
 }
 
 #[tokio::test]
-async fn token_and_deletion_are_told_by_mail() {
+async fn new_token_and_deletion_send_notices() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;

@@ -48,7 +48,7 @@ async fn mint(person: &Person) -> reqwest::Response {
 }
 
 #[tokio::test]
-async fn lost_deletion_brings_no_session_back() {
+async fn lost_redis_deletion_revives_no_session() {
     let deploy = Deploy::new().await;
     let (one, two) = (deploy.web().await, deploy.web().await);
     for (number, ending) in ["sessions end", "suspension", "role", "password change", "deletion"].into_iter().enumerate() {
@@ -86,7 +86,7 @@ async fn lost_deletion_brings_no_session_back() {
 }
 
 #[tokio::test]
-async fn suspension_counts_while_redis_is_unavailable() {
+async fn suspension_works_while_redis_is_unavailable() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let (web, far) = (deploy.web().await, deploy.clone_with("REDIS_URL", deploy.through("REDIS_URL", &proxy)));
@@ -102,7 +102,7 @@ async fn suspension_counts_while_redis_is_unavailable() {
 }
 
 #[tokio::test]
-async fn ended_admin_session_administers_nobody() {
+async fn ended_admin_session_cannot_suspend_accounts() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (root, ada) = (Person::unverified(&web).await, Person::unverified(&web).await);

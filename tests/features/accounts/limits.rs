@@ -24,7 +24,7 @@ fn left(answer: &Response) -> u32 {
 }
 
 #[tokio::test]
-async fn sessions_and_tokens_share_the_accounts_limit() {
+async fn sessions_and_tokens_share_one_limit() {
     // So few that Redis keeps a bucket for half a minute after one request.
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 2);
     let web = deploy.web().await;
@@ -55,7 +55,7 @@ async fn sessions_and_tokens_share_the_accounts_limit() {
 }
 
 #[tokio::test]
-async fn account_has_fifty_tokens_at_most() {
+async fn account_holds_at_most_fifty_tokens() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -73,7 +73,7 @@ async fn account_has_fifty_tokens_at_most() {
 }
 
 #[tokio::test]
-async fn bearer_that_is_no_token_costs_no_query() {
+async fn malformed_bearer_costs_no_query() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let url = deploy.through("DATABASE_URL", &proxy);
@@ -89,7 +89,7 @@ async fn bearer_that_is_no_token_costs_no_query() {
 }
 
 #[tokio::test]
-async fn token_says_when_it_was_last_used() {
+async fn token_reports_its_last_use() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;

@@ -17,7 +17,7 @@ async fn mails_to(deploy: &Deploy, email: &str) -> usize {
 }
 
 #[tokio::test]
-async fn recipient_gets_three_mails_an_hour() {
+async fn recipient_gets_three_mails_per_hour() {
     let deploy = Deploy::new().await.with("METRICS_PORT", free_port());
     let web = deploy.clone().without("METRICS_PORT").web().await;
     let _worker = deploy.start("worker");
@@ -69,7 +69,7 @@ async fn retried_mail_counts_once() {
 }
 
 #[tokio::test]
-async fn owner_who_asks_too_often_is_told() {
+async fn owner_over_mail_limit_gets_429() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -84,7 +84,7 @@ async fn owner_who_asks_too_often_is_told() {
 }
 
 #[tokio::test]
-async fn without_redis_nothing_is_mailed_or_tried() {
+async fn redis_outage_blocks_mails_and_guesses() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -114,7 +114,7 @@ async fn without_redis_nothing_is_mailed_or_tried() {
 }
 
 #[tokio::test]
-async fn unknown_token_costs_no_hash() {
+async fn unknown_token_costs_no_password_hash() {
     if !std::path::Path::new("/proc/self/stat").exists() {
         println!("skipped: needs /proc");
         return;

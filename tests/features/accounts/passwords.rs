@@ -29,7 +29,7 @@ async fn log_in(person: &Person, password: &str) -> StatusCode {
 }
 
 #[tokio::test]
-async fn log_in_renews_a_hash_of_lower_cost() {
+async fn log_in_upgrades_a_cheaper_hash() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -50,7 +50,7 @@ async fn log_in_renews_a_hash_of_lower_cost() {
 }
 
 #[tokio::test]
-async fn password_is_the_same_however_it_is_typed() {
+async fn password_matches_in_every_unicode_form() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     // One code point and two, a ligature and its letters, wide digits and narrow ones.
@@ -70,7 +70,7 @@ async fn password_is_the_same_however_it_is_typed() {
 }
 
 #[tokio::test]
-async fn password_that_is_easy_to_guess_is_refused() {
+async fn easy_passwords_are_rejected_everywhere() {
     let deploy = Deploy::new().await.with("PUBLIC_URL", "http://flowershop.example");
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person { email: "lovelace1815@example.com".to_owned(), ..Person::stranger(&web) };

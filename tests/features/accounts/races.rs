@@ -34,7 +34,7 @@ async fn count(deploy: &Deploy, from: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn demoted_admin_gets_no_session_by_a_password_change() {
+async fn password_change_gives_demoted_admin_no_session() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let eve = Person::unverified(&web).await;
@@ -50,7 +50,7 @@ async fn demoted_admin_gets_no_session_by_a_password_change() {
 }
 
 #[tokio::test]
-async fn reset_wins_over_a_password_change_that_began_before() {
+async fn reset_wins_over_an_earlier_password_change() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::unverified(&web).await, Person::unverified(&web).await);
@@ -93,7 +93,7 @@ async fn ended_or_suspended_session_changes_nothing() {
 }
 
 #[tokio::test]
-async fn verification_does_not_outlive_a_suspension() {
+async fn suspended_account_cannot_be_verified() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -106,7 +106,7 @@ async fn verification_does_not_outlive_a_suspension() {
 }
 
 #[tokio::test]
-async fn only_one_of_two_resets_by_the_same_link_counts() {
+async fn concurrent_resets_use_a_link_once() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;

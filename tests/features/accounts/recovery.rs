@@ -31,7 +31,7 @@ async fn status(person: &Person) -> u16 {
 }
 
 #[tokio::test]
-async fn a_forgotten_password_is_set_anew_by_mail_and_every_session_ends() {
+async fn password_reset_by_mail_ends_every_session() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -55,7 +55,7 @@ async fn a_forgotten_password_is_set_anew_by_mail_and_every_session_ends() {
 }
 
 #[tokio::test]
-async fn the_page_of_a_reset_asks_for_a_password_and_says_what_is_wrong_with_it() {
+async fn reset_page_explains_rejected_passwords() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -77,7 +77,7 @@ async fn the_page_of_a_reset_asks_for_a_password_and_says_what_is_wrong_with_it(
 }
 
 #[tokio::test]
-async fn a_token_expires_and_is_good_for_its_purpose_alone() {
+async fn mailed_token_expires_and_has_one_purpose() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -94,7 +94,7 @@ async fn a_token_expires_and_is_good_for_its_purpose_alone() {
 }
 
 #[tokio::test]
-async fn reset_link_to_an_address_of_before_sets_no_password() {
+async fn reset_link_of_old_address_is_rejected() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -107,8 +107,9 @@ async fn reset_link_to_an_address_of_before_sets_no_password() {
     assert_eq!(ada.log_in().await.status(), StatusCode::OK, "the password is the old one");
 }
 
+/// A change needs the old password.
 #[tokio::test]
-async fn a_change_of_password_asks_for_the_old_one_and_ends_every_other_session() {
+async fn password_change_ends_all_other_sessions() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -125,7 +126,7 @@ async fn a_change_of_password_asks_for_the_old_one_and_ends_every_other_session(
 }
 
 #[tokio::test]
-async fn a_change_of_password_takes_back_what_somebody_with_the_old_one_asked_for() {
+async fn password_change_cancels_pending_address_change() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -139,7 +140,7 @@ async fn a_change_of_password_takes_back_what_somebody_with_the_old_one_asked_fo
 }
 
 #[tokio::test]
-async fn my_sessions_are_listed_and_ended_one_or_all() {
+async fn users_list_and_end_their_sessions() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -175,7 +176,7 @@ async fn my_sessions_are_listed_and_ended_one_or_all() {
 }
 
 #[tokio::test]
-async fn a_session_that_could_not_be_ended_stays_in_the_list_until_it_is() {
+async fn session_stays_listed_until_redis_deletes_it() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -199,7 +200,7 @@ async fn a_session_that_could_not_be_ended_stays_in_the_list_until_it_is() {
 }
 
 #[tokio::test]
-async fn of_very_many_sessions_the_oldest_end() {
+async fn oldest_session_ends_beyond_one_hundred() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let first = Person::unverified(&web).await;
@@ -223,7 +224,7 @@ async fn of_very_many_sessions_the_oldest_end() {
 }
 
 #[tokio::test]
-async fn however_long_redis_was_away_sessions_that_must_end_do() {
+async fn sessions_end_after_a_long_redis_outage() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -245,8 +246,9 @@ async fn however_long_redis_was_away_sessions_that_must_end_do() {
     eventually("the end of the session", async || (sessions_in_redis(&deploy).await == 0).then_some(())).await;
 }
 
+/// The old address is notified when the change is requested.
 #[tokio::test]
-async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
+async fn address_change_takes_effect_once_verified() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -285,7 +287,7 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
 }
 
 #[tokio::test]
-async fn a_patch_leaves_what_is_absent_and_refuses_null() {
+async fn account_patch_keeps_absent_and_rejects_null() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -298,7 +300,7 @@ async fn a_patch_leaves_what_is_absent_and_refuses_null() {
 }
 
 #[tokio::test]
-async fn deleted_account_leaves_nothing_of_its_own() {
+async fn account_deletion_removes_all_its_data() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -325,8 +327,9 @@ async fn token(database: &mut sqlx::PgConnection, email: &str) -> String {
     token
 }
 
+/// A thousand times, a log-in with the old password races the reset that replaces it.
 #[tokio::test]
-async fn of_a_thousand_log_ins_that_race_a_reset_no_session_of_the_old_password_lives_on() {
+async fn racing_log_in_never_outlives_a_reset() {
     let deploy = Deploy::new().await.with("DATABASE_POOL_SIZE", 10).with("RATE_LIMIT_REQUESTS", 1_000_000);
     let web = deploy.web().await;
     let race = async |number: usize| {
@@ -354,7 +357,7 @@ async fn of_a_thousand_log_ins_that_race_a_reset_no_session_of_the_old_password_
 }
 
 #[tokio::test]
-async fn a_web_that_is_killed_between_the_reset_and_redis_leaves_no_session_behind() {
+async fn web_killed_after_reset_leaves_no_session() {
     let deploy = Deploy::new().await;
     let proxy = crate::support::Proxy::to(deploy.address_of("REDIS_URL")).await;
     let behind = deploy.through("REDIS_URL", &proxy);

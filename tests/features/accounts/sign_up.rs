@@ -6,7 +6,7 @@ use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn a_person_signs_up_verifies_the_address_and_logs_in() {
+async fn user_signs_up_verifies_and_logs_in() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -16,7 +16,7 @@ async fn a_person_signs_up_verifies_the_address_and_logs_in() {
 }
 
 #[tokio::test]
-async fn the_session_cookie_is_out_of_reach_of_scripts_and_other_sites() {
+async fn session_cookie_has_secure_attributes() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::stranger(&web);
@@ -33,8 +33,9 @@ async fn the_session_cookie_is_out_of_reach_of_scripts_and_other_sites() {
     assert!(cookie.starts_with("__Host-id=") && cookie.contains("; Secure"), "{cookie}");
 }
 
+/// Only the owner of the address is notified, and the account does not change.
 #[tokio::test]
-async fn a_taken_address_gets_the_same_answer_changes_nothing_and_tells_only_its_owner() {
+async fn sign_up_hides_that_address_is_taken() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -51,7 +52,7 @@ async fn a_taken_address_gets_the_same_answer_changes_nothing_and_tells_only_its
 }
 
 #[tokio::test]
-async fn a_wrong_password_and_an_unknown_address_look_alike() {
+async fn wrong_password_and_unknown_address_look_alike() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -80,7 +81,7 @@ async fn a_wrong_password_and_an_unknown_address_look_alike() {
 }
 
 #[tokio::test]
-async fn a_session_ends_at_log_out_and_its_cookie_is_worth_nothing_then() {
+async fn log_out_invalidates_the_session_cookie() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::stranger(&web);
@@ -95,7 +96,7 @@ async fn a_session_ends_at_log_out_and_its_cookie_is_worth_nothing_then() {
 }
 
 #[tokio::test]
-async fn each_log_in_has_an_id_of_its_own() {
+async fn each_log_in_creates_a_new_session() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -104,7 +105,7 @@ async fn each_log_in_has_an_id_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_verification_token_works_once() {
+async fn verification_token_works_once() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -115,7 +116,7 @@ async fn a_verification_token_works_once() {
 }
 
 #[tokio::test]
-async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_pressed() {
+async fn verification_link_changes_nothing_until_submitted() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -143,7 +144,7 @@ async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_p
 }
 
 #[tokio::test]
-async fn the_verification_mail_can_be_asked_for_again() {
+async fn verification_mail_can_be_requested_again() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -158,7 +159,7 @@ async fn the_verification_mail_can_be_asked_for_again() {
 }
 
 #[tokio::test]
-async fn another_site_cannot_post_in_a_persons_name() {
+async fn cross_site_requests_are_rejected() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -175,7 +176,7 @@ async fn another_site_cannot_post_in_a_persons_name() {
 }
 
 #[tokio::test]
-async fn a_change_of_role_ends_the_sessions_that_were_there_also_without_a_worker() {
+async fn role_change_ends_sessions_without_a_worker() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;

@@ -35,7 +35,7 @@ async fn taken(deploy: &Deploy, web: &Web) -> (Person, Person, String) {
 }
 
 #[tokio::test]
-async fn old_address_takes_the_account_back() {
+async fn undo_restores_the_old_address() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let (ada, thief, undo) = taken(&deploy, &web).await;
@@ -70,7 +70,7 @@ async fn old_address_takes_the_account_back() {
 }
 
 #[tokio::test]
-async fn undo_leaves_the_thief_no_undo() {
+async fn thief_cannot_undo_the_undo() {
     let deploy = Deploy::new().await;
     let (web, mut worker) = (deploy.web().await, deploy.start("worker"));
     let (ada, thief, undo) = taken(&deploy, &web).await;
@@ -86,7 +86,7 @@ async fn undo_leaves_the_thief_no_undo() {
 }
 
 #[tokio::test]
-async fn undo_is_mailed_though_the_thief_ends_all_sessions() {
+async fn undo_mail_survives_ending_all_sessions() {
     let deploy = Deploy::new().await;
     let (web, mut worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -100,7 +100,7 @@ async fn undo_is_mailed_though_the_thief_ends_all_sessions() {
 }
 
 #[tokio::test]
-async fn undo_has_a_page_with_a_button() {
+async fn undo_page_changes_nothing_until_submitted() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let (ada, thief, undo) = taken(&deploy, &web).await;
@@ -116,7 +116,7 @@ async fn undo_has_a_page_with_a_button() {
 }
 
 #[tokio::test]
-async fn undo_also_stops_a_change_that_is_only_asked_for() {
+async fn undo_cancels_an_unverified_address_change() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -129,7 +129,7 @@ async fn undo_also_stops_a_change_that_is_only_asked_for() {
 }
 
 #[tokio::test]
-async fn tokens_end_with_the_password() {
+async fn password_change_ends_api_tokens() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -147,7 +147,7 @@ async fn tokens_end_with_the_password() {
 }
 
 #[tokio::test]
-async fn unverified_address_gets_no_link_to_undo() {
+async fn unverified_address_gets_no_undo_link() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let eve = Person::unverified(&web).await;

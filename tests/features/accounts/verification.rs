@@ -6,7 +6,7 @@ use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn owner_of_an_address_verifies_no_strangers_account() {
+async fn address_owner_cannot_verify_strangers_account() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     // Eve signs up with the address of somebody else, and knows the password.
@@ -37,7 +37,7 @@ async fn owner_of_an_address_verifies_no_strangers_account() {
 }
 
 #[tokio::test]
-async fn second_sign_up_mails_the_link_again() {
+async fn second_sign_up_mails_another_link() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;

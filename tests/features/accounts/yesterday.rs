@@ -11,7 +11,7 @@ async fn id_of(person: &Person) -> String {
 }
 
 #[tokio::test]
-async fn session_of_yesterday_goes_on_unconfirmed() {
+async fn old_format_session_stays_valid_unconfirmed() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -37,7 +37,7 @@ async fn session_of_yesterday_goes_on_unconfirmed() {
 }
 
 #[tokio::test]
-async fn jobs_of_yesterday_are_done() {
+async fn old_format_jobs_are_run() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, eve, grace) = (Person::known(&deploy, &web).await, Person::unverified(&web).await, Person::unverified(&web).await);

@@ -44,7 +44,7 @@ async fn purge_deletes_only_old_sent_reminders() {
 }
 
 #[tokio::test]
-async fn export_holds_my_reminders_only() {
+async fn export_holds_only_own_reminders() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::known(&deploy, &web).await, Person::known(&deploy, &web).await);
@@ -58,7 +58,7 @@ async fn export_holds_my_reminders_only() {
 }
 
 #[tokio::test]
-async fn deleted_account_leaves_no_reminder() {
+async fn account_deletion_removes_its_reminders() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -68,7 +68,7 @@ async fn deleted_account_leaves_no_reminder() {
 }
 
 #[tokio::test]
-async fn message_is_in_no_log_line() {
+async fn reminder_message_is_never_logged() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;

@@ -7,7 +7,7 @@ use crate::support::person::{Person, problem};
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn thousand_reminders_wait_at_most() {
+async fn account_has_at_most_thousand_pending_reminders() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -55,7 +55,7 @@ async fn reminder_of_a_suspended_account_waits() {
 }
 
 #[tokio::test]
-async fn jobs_and_answers_of_yesterday_still_count() {
+async fn old_format_jobs_and_responses_still_work() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;

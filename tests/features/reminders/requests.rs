@@ -11,7 +11,7 @@ use crate::support::person::{Person, problem};
 use crate::support::{Deploy, Proxy, eventually};
 
 #[tokio::test]
-async fn answers_are_as_documented() {
+async fn reminder_responses_match_the_document() {
     let (deploy, contract) = (Deploy::new().await, Contract::committed());
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -114,7 +114,7 @@ async fn one_of_ten_concurrent_changes_wins() {
 }
 
 #[tokio::test]
-async fn idempotency_key_creates_once() {
+async fn idempotency_key_creates_one_reminder() {
     let deploy = Deploy::new().await;
     let (one, two, _worker) = (deploy.web().await, deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &one).await;
@@ -157,7 +157,7 @@ async fn idempotency_key_creates_once() {
 }
 
 #[tokio::test]
-async fn key_of_running_request_is_409() {
+async fn idempotency_key_in_use_is_409() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
