@@ -15,7 +15,7 @@ use crate::support::deploy::client;
 use crate::support::person::Person;
 
 #[tokio::test]
-async fn every_answer_makes_browsers_careful() {
+async fn every_response_has_security_headers() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     for path in ["/api/v1/session", "/verify?token=x", "/nothing", "/version", "/docs/", "/openapi.json"] {
@@ -34,7 +34,7 @@ async fn every_answer_makes_browsers_careful() {
 }
 
 #[tokio::test]
-async fn other_sites_may_call_only_if_they_are_listed() {
+async fn only_listed_origins_may_call() {
     let deploy = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com, https://two.example.com");
     let web = deploy.web().await;
     let preflight = async |origin: &str| {
@@ -78,7 +78,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
 }
 
 #[tokio::test]
-async fn a_site_in_the_list_must_be_an_address() {
+async fn cors_origins_allow_no_wildcard() {
     for origins in ["https://app.example.com,*", "https://*.example.com", "*"] {
         let mut web = Deploy::new().await.with("CORS_ORIGINS", origins).start("web");
         assert_eq!(web.exit().await.code(), Some(78), "{origins}");
@@ -87,7 +87,7 @@ async fn a_site_in_the_list_must_be_an_address() {
 }
 
 #[tokio::test]
-async fn a_panic_is_a_500_for_that_request_alone() {
+async fn panic_is_500_for_that_request_only() {
     let plenty = NonZeroU32::MAX;
     let config = app::config::Http {
         port: 0,

@@ -54,7 +54,7 @@ async fn other_cookies_may_hold_any_bytes() {
 }
 
 #[tokio::test]
-async fn what_stands_before_trusted_addresses_counts_for_nothing() {
+async fn garbage_before_trusted_addresses_is_ignored() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 2).with("TRUSTED_PROXIES", 1);
     let web = deploy.web().await;
     let guess = async |from: &[u8]| {
@@ -71,7 +71,7 @@ async fn what_stands_before_trusted_addresses_counts_for_nothing() {
 }
 
 #[tokio::test]
-async fn forwarded_addresses_without_trust_are_told_once() {
+async fn untrusted_forwarded_header_is_logged_once() {
     let deploy = Deploy::new().await;
     let told = |web: &Web| web.process.lines().iter().filter(|line| line.contains("TRUSTED_PROXIES is 0")).count();
     let ask = async |web: &Web| {
@@ -109,7 +109,7 @@ async fn http_1_1_needs_one_host() {
 }
 
 #[tokio::test]
-async fn head_over_32_kib_is_431_as_a_problem() {
+async fn head_over_32_kib_is_431() {
     let web = Deploy::new().await.web().await;
     for (bytes, status, slug) in [
         (30 * 1024, "HTTP/1.1 401", "unauthenticated"),
@@ -123,7 +123,7 @@ async fn head_over_32_kib_is_431_as_a_problem() {
 }
 
 #[tokio::test]
-async fn packed_body_is_415() {
+async fn body_with_content_encoding_is_415() {
     let web = Deploy::new().await.web().await;
     let eve = Person::stranger(&web);
     for encoding in ["gzip", "br", "identity"] {
@@ -136,7 +136,7 @@ async fn packed_body_is_415() {
 }
 
 #[tokio::test]
-async fn link_to_next_page_keeps_the_query() {
+async fn next_page_link_keeps_the_query() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -167,7 +167,7 @@ async fn link_to_next_page_keeps_the_query() {
 }
 
 #[tokio::test]
-async fn password_is_the_same_however_it_is_typed() {
+async fn composed_and_decomposed_passwords_are_equal() {
     let web = Deploy::new().await.web().await;
     let ada = Person::stranger(&web);
     // NFC, as most systems type it, and NFD, as some do; and a ligature and a full-width letter for their plain ones.

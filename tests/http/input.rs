@@ -15,7 +15,7 @@ async fn raw(person: &Person, path: &str, content_type: &str, body: impl Into<re
 }
 
 #[tokio::test]
-async fn what_cannot_be_parsed_is_400_and_what_breaks_a_rule_422_with_the_fields_name() {
+async fn malformed_body_is_400_invalid_field_422() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -46,7 +46,7 @@ async fn what_cannot_be_parsed_is_400_and_what_breaks_a_rule_422_with_the_fields
 }
 
 #[tokio::test]
-async fn every_wrong_field_is_named_at_once() {
+async fn every_invalid_field_is_reported_at_once() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let answer = Person::stranger(&web).post("/accounts", json!({ "email": "nowhere", "password": "short" })).await;
@@ -62,7 +62,7 @@ async fn every_wrong_field_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn a_body_over_a_mebibyte_is_413() {
+async fn body_over_one_mebibyte_is_413() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -71,7 +71,7 @@ async fn a_body_over_a_mebibyte_is_413() {
 }
 
 #[tokio::test]
-async fn without_a_session_everything_that_needs_one_is_401() {
+async fn missing_or_forged_session_is_401() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
@@ -92,7 +92,7 @@ async fn without_a_session_everything_that_needs_one_is_401() {
 }
 
 #[tokio::test]
-async fn unknown_paths_and_methods_are_problems_too() {
+async fn unknown_paths_and_methods_are_problems() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
@@ -104,7 +104,7 @@ async fn unknown_paths_and_methods_are_problems_too() {
 }
 
 #[tokio::test]
-async fn request_id_is_ours_and_callers_is_logged() {
+async fn web_replaces_and_logs_callers_request_id() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
@@ -141,7 +141,7 @@ async fn bytes(web: &Web, request: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn no_input_makes_it_fail_panic_or_hang() {
+async fn hostile_input_causes_no_server_error() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -223,7 +223,7 @@ async fn no_input_makes_it_fail_panic_or_hang() {
 }
 
 #[tokio::test]
-async fn a_connection_is_usable_after_a_refusal() {
+async fn connection_stays_usable_after_client_errors() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let mut connection = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
@@ -243,7 +243,7 @@ async fn a_connection_is_usable_after_a_refusal() {
 }
 
 #[tokio::test]
-async fn who_is_refused_while_still_sending_can_read_why() {
+async fn client_can_read_refusal_while_sending() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;

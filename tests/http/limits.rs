@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, Proxy, eventually};
 
+/// All processes share one count.
 #[tokio::test]
-async fn log_ins_are_limited_by_client_address_across_all_processes() {
+async fn log_ins_are_limited_by_client_address() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 4).with("TRUSTED_PROXIES", 1);
     let (one, two) = (deploy.web().await, deploy.web().await);
     let eve = Person::stranger(&one);
@@ -61,7 +62,7 @@ async fn requests_are_limited_by_account() {
 }
 
 #[tokio::test]
-async fn who_tries_cookies_and_tokens_is_limited_by_address() {
+async fn forged_credentials_are_limited_by_address() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 10);
     let web = deploy.web().await;
     let eve = Person::stranger(&web);
@@ -76,7 +77,7 @@ async fn who_tries_cookies_and_tokens_is_limited_by_address() {
 }
 
 #[tokio::test]
-async fn an_address_is_taken_from_the_header_only_as_far_as_proxies_are_trusted() {
+async fn forwarded_header_cannot_evade_the_limit() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 3);
     let web = deploy.web().await;
     let eve = Person::stranger(&web);
@@ -91,7 +92,7 @@ async fn an_address_is_taken_from_the_header_only_as_far_as_proxies_are_trusted(
 }
 
 #[tokio::test]
-async fn without_redis_only_what_nobody_can_abuse_goes_on() {
+async fn redis_outage_allows_only_harmless_requests() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 3);
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -113,7 +114,7 @@ async fn without_redis_only_what_nobody_can_abuse_goes_on() {
 }
 
 #[tokio::test]
-async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_probes_answer() {
+async fn overload_is_503_while_probes_answer() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "20s").with("RATE_LIMIT_REQUESTS", 1_000_000);
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -138,7 +139,7 @@ async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_p
 }
 
 #[tokio::test]
-async fn a_limit_that_nobody_reaches_refuses_nobody() {
+async fn highest_limit_refuses_no_request() {
     // So high that a request's share of the minute is lost in rounding.
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", u32::MAX);
     let web = deploy.web().await;
@@ -148,8 +149,9 @@ async fn a_limit_that_nobody_reaches_refuses_nobody() {
     }
 }
 
+/// A password of the greatest length is not truncated.
 #[tokio::test]
-async fn guessable_passwords_are_refused_and_long_ones_not_cut() {
+async fn sign_up_rejects_weak_and_overlong_passwords() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let eve = Person::stranger(&web);

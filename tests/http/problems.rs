@@ -10,7 +10,7 @@ use crate::support::openapi::Contract;
 use crate::support::person::{PASSWORD, Person, problem};
 
 #[tokio::test]
-async fn type_of_every_problem_is_a_page() {
+async fn every_problem_type_has_a_page() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let document = Contract::committed();
@@ -55,7 +55,7 @@ async fn type_of_every_problem_is_a_page() {
 }
 
 #[tokio::test]
-async fn document_can_be_switched_off() {
+async fn api_docs_can_be_switched_off() {
     let deploy = Deploy::new().await;
     let paths = ["/docs", "/docs/", "/docs/swagger-initializer.js", "/openapi.json"];
     let on = deploy.web().await;
