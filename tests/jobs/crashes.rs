@@ -28,7 +28,7 @@ async fn each_once(deploy: &Deploy, count: i64) {
 }
 
 #[tokio::test]
-async fn fifty_kills_of_three_workers_lose_none_of_two_thousand_jobs() {
+async fn fifty_worker_kills_lose_no_job() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     enqueue(&mut deploy.database().await, 2000).await;
     let mut workers: Vec<_> = (0..3).map(|_| deploy.rough_worker()).collect();
@@ -57,7 +57,7 @@ fn seed() -> u64 {
 }
 
 #[tokio::test]
-async fn workers_and_clock_outlive_crashes_of_postgres_and_finish_the_rest() {
+async fn workers_and_clock_survive_postgres_crashes() {
     let Some(mut postgres) = Postgres::start().await else { return };
     let deploy = Deploy::unmigrated().await.with("DATABASE_URL", format!("{}/postgres", postgres.url)).with("JOB_LEASE", "10s");
     assert!(deploy.admin(&["migrate"]).await.status.success());

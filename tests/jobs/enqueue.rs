@@ -32,7 +32,7 @@ async fn count(deploy: &Deploy, table: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_job_that_is_rolled_back_was_never_enqueued() {
+async fn rolled_back_transaction_enqueues_no_job() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let mut transaction = database.begin().await.unwrap();
@@ -43,7 +43,7 @@ async fn a_job_that_is_rolled_back_was_never_enqueued() {
 }
 
 #[tokio::test]
-async fn a_process_killed_between_the_data_and_its_job_leaves_neither() {
+async fn web_killed_before_enqueue_stores_nothing() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     let mut database = deploy.database().await;
@@ -70,7 +70,7 @@ async fn a_process_killed_between_the_data_and_its_job_leaves_neither() {
 }
 
 #[tokio::test]
-async fn of_twenty_that_race_for_a_key_one_wins_and_a_dead_job_holds_none() {
+async fn unique_key_admits_one_live_job() {
     let deploy = Deploy::new().await;
     let race = async || {
         let mut connections = Vec::new();
@@ -105,7 +105,7 @@ impl Job for Large {
 }
 
 #[tokio::test]
-async fn a_payload_of_more_than_64_kib_is_refused() {
+async fn payload_over_64_kib_is_rejected() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let job = |bytes| Large { text: "x".repeat(bytes) };
@@ -116,7 +116,7 @@ async fn a_payload_of_more_than_64_kib_is_refused() {
 }
 
 #[tokio::test]
-async fn a_job_starts_when_it_is_due_and_not_before() {
+async fn job_starts_when_due_and_not_before() {
     let deploy = Deploy::new().await;
     let worker = deploy.rough_worker();
     let mut database = deploy.database().await;
@@ -130,8 +130,9 @@ async fn a_job_starts_when_it_is_due_and_not_before() {
     assert!((0..1000).contains(&start["wait_ms"].as_i64().unwrap()), "{start}");
 }
 
+/// Its transaction commits after later jobs were done.
 #[tokio::test]
-async fn a_job_whose_transaction_commits_after_later_jobs_were_done_is_found_too() {
+async fn late_committed_job_is_still_found() {
     let deploy = Deploy::new().await;
     let _worker = deploy.rough_worker();
     let (mut slow, mut quick) = (deploy.database().await, deploy.database().await);
@@ -146,7 +147,7 @@ async fn a_job_whose_transaction_commits_after_later_jobs_were_done_is_found_too
 }
 
 #[tokio::test]
-async fn an_idle_worker_polls_twice_a_second_and_no_more() {
+async fn idle_worker_polls_twice_a_second() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "info,sqlx::query=debug");
     let mut worker = deploy.rough_worker();
     let id = insert(&mut deploy.database().await, "noop", json!({}), 1).await;
@@ -160,7 +161,7 @@ async fn an_idle_worker_polls_twice_a_second_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_kind_that_this_worker_does_not_know_stays_for_one_that_does_and_is_reported() {
+async fn unknown_job_kind_waits_and_is_reported() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let id = insert(&mut database, "noop", json!({}), 1).await;
@@ -172,7 +173,7 @@ async fn a_kind_that_this_worker_does_not_know_stays_for_one_that_does_and_is_re
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_jobs_of_an_unknown_kind_cost_a_claim_nothing() {
+async fn jobs_of_unknown_kind_slow_no_claim() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     sqlx::query("INSERT INTO jobs (kind, payload, max_attempts, run_at) SELECT 'unknown', '{}', 1, now() - interval '1 hour' FROM generate_series(1, 100000)")

@@ -6,7 +6,7 @@ use crate::support::{Deploy, eventually};
 use crate::{dead, done, field, hurry, insert, lapse};
 
 #[tokio::test]
-async fn an_error_a_panic_a_time_out_and_a_strange_payload_are_retried_and_then_dead_with_their_reason() {
+async fn failed_jobs_are_retried_then_marked_dead() {
     let deploy = Deploy::new().await;
     let worker = deploy.rough_worker();
     let mut database = deploy.database().await;
@@ -33,7 +33,7 @@ async fn an_error_a_panic_a_time_out_and_a_strange_payload_are_retried_and_then_
 }
 
 #[tokio::test]
-async fn the_backoff_doubles_and_is_not_the_same_for_all() {
+async fn retry_backoff_doubles_with_jitter() {
     let deploy = Deploy::new().await;
     let _worker = deploy.rough_worker();
     let mut database = deploy.database().await;
@@ -51,7 +51,7 @@ async fn the_backoff_doubles_and_is_not_the_same_for_all() {
 }
 
 #[tokio::test]
-async fn a_job_that_says_that_no_retry_can_help_is_dead_at_once() {
+async fn permanent_failure_is_never_retried() {
     let deploy = Deploy::new().await;
     let _worker = deploy.rough_worker();
     let id = insert(&mut deploy.database().await, "give_up", json!({}), 10).await;
@@ -59,8 +59,9 @@ async fn a_job_that_says_that_no_retry_can_help_is_dead_at_once() {
     assert_eq!(field(&deploy, id, "attempt || ' ' || last_error").await.as_deref(), Some("1 no retry can help"));
 }
 
+/// The other jobs of its worker finish.
 #[tokio::test]
-async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
+async fn job_that_crashes_workers_ends_dead() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let mut database = deploy.database().await;
     let poison = insert(&mut database, "abort", json!({}), 3).await;
@@ -84,7 +85,7 @@ async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
 }
 
 #[tokio::test]
-async fn a_worker_whose_every_slot_works_for_long_is_ready_all_the_time() {
+async fn fully_busy_worker_stays_ready() {
     let deploy = Deploy::new().await.with("WORKER_CONCURRENCY", 1);
     let id = insert(&mut deploy.database().await, "sleep", json!({ "millis": 7000 }), 10).await;
     let worker = deploy.rough_worker();

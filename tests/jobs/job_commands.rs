@@ -16,7 +16,7 @@ fn rows(output: &Output) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_queue_is_counted_listed_and_shown() {
+async fn admin_counts_lists_and_shows_jobs() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let dead = insert(&mut database, "purge_expired", json!({}), 3).await;
@@ -38,7 +38,7 @@ async fn the_queue_is_counted_listed_and_shown() {
 }
 
 #[tokio::test]
-async fn dead_jobs_are_retried_or_discarded_and_what_cannot_be_is_told() {
+async fn admin_retries_or_discards_dead_jobs() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let mut dead = Vec::new();
@@ -66,7 +66,7 @@ async fn dead_jobs_are_retried_or_discarded_and_what_cannot_be_is_told() {
 }
 
 #[tokio::test]
-async fn a_job_is_enqueued_by_hand_if_its_kind_and_payload_are_good() {
+async fn admin_enqueues_only_valid_jobs() {
     let deploy = Deploy::new().await;
     let worker = deploy.start("worker");
     assert!(deploy.admin(&["jobs", "enqueue", "purge_expired", "{}"]).await.status.success());

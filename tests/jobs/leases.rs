@@ -23,7 +23,7 @@ fn time(line: &Value) -> jiff::Timestamp {
 }
 
 #[tokio::test]
-async fn a_worker_that_slept_past_its_lease_cannot_finish_what_another_has_done() {
+async fn worker_with_lapsed_lease_cannot_finish_job() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     effects(&deploy).await;
     let id = insert(&mut deploy.database().await, "count", json!({ "number": 1, "millis": 300 }), 10).await;
@@ -42,7 +42,7 @@ async fn a_worker_that_slept_past_its_lease_cannot_finish_what_another_has_done(
 }
 
 #[tokio::test]
-async fn a_token_that_no_longer_fits_changes_nothing() {
+async fn stale_lease_token_changes_nothing() {
     let deploy = Deploy::new().await;
     let pool = sqlx::PgPool::connect(&deploy.environment["DATABASE_URL"]).await.unwrap();
     let id = insert(&mut deploy.database().await, "noop", json!({}), 10).await;
@@ -65,7 +65,7 @@ async fn a_token_that_no_longer_fits_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_cut_off_stops_its_jobs_before_another_may_take_them() {
+async fn disconnected_worker_stops_jobs_before_lease_expires() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let direct = deploy.environment["DATABASE_URL"].clone();
@@ -88,7 +88,7 @@ async fn a_worker_that_is_cut_off_stops_its_jobs_before_another_may_take_them() 
 }
 
 #[tokio::test]
-async fn a_job_that_locks_its_own_row_does_not_lapse_its_neighbours_leases() {
+async fn locked_job_row_lapses_no_other_lease() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let mut database = deploy.database().await;
     let holder = insert(&mut database, "hold_row", json!({ "millis": 16_000 }), 10).await;
@@ -100,7 +100,7 @@ async fn a_job_that_locks_its_own_row_does_not_lapse_its_neighbours_leases() {
 }
 
 #[tokio::test]
-async fn a_draining_worker_claims_nothing_new_and_gives_back_what_outlasts_the_drain() {
+async fn draining_worker_claims_nothing_and_returns_jobs() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut database = deploy.database().await;
     let long = insert(&mut database, "sleep", json!({ "millis": 60_000 }), 10).await;

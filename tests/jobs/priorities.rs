@@ -16,7 +16,7 @@ async fn fill(database: &mut PgConnection, kind: &str, count: i32) {
 }
 
 #[tokio::test]
-async fn awaited_job_passes_a_backlog_within_a_second() {
+async fn awaited_job_overtakes_a_backlog() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     fill(&mut database, "bulk", 100_000).await;
@@ -35,7 +35,7 @@ async fn awaited_job_passes_a_backlog_within_a_second() {
 }
 
 #[tokio::test]
-async fn worker_runs_only_the_kinds_it_is_kept_for() {
+async fn worker_runs_only_its_configured_kinds() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let (bulk, noop) = (insert(&mut database, "bulk", json!({ "millis": 1 }), 1).await, insert(&mut database, "noop", json!({}), 1).await);

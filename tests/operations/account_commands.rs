@@ -23,7 +23,7 @@ async fn invite(deploy: &Deploy, email: &str, role: &str) {
 }
 
 #[tokio::test]
-async fn invited_person_sets_the_password_by_mail() {
+async fn invited_user_sets_password_by_mail() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person { email: "ada@example.com".to_owned(), ..Person::stranger(&web) };
@@ -51,7 +51,7 @@ async fn invited_person_sets_the_password_by_mail() {
 }
 
 #[tokio::test]
-async fn lost_invitation_is_mailed_again() {
+async fn invitation_can_be_mailed_again() {
     let deploy = Deploy::new().await;
     let _worker = deploy.start("worker");
     for number in 1..=2 {
@@ -63,7 +63,7 @@ async fn lost_invitation_is_mailed_again() {
 }
 
 #[tokio::test]
-async fn invitation_takes_an_address_from_its_squatter() {
+async fn invitation_reclaims_address_from_squatter() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     // Somebody knows whom an operator will invite, and has signed up with that address.
@@ -78,7 +78,7 @@ async fn invitation_takes_an_address_from_its_squatter() {
 }
 
 #[tokio::test]
-async fn accounts_are_listed_and_shown() {
+async fn admin_lists_and_shows_accounts() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::unverified(&web).await, Person::unverified(&web).await);
@@ -101,7 +101,7 @@ async fn accounts_are_listed_and_shown() {
 }
 
 #[tokio::test]
-async fn a_suspended_account_is_out_until_it_is_restored() {
+async fn operator_suspends_and_restores_an_account() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -118,8 +118,9 @@ async fn a_suspended_account_is_out_until_it_is_restored() {
     }
 }
 
+/// Without a terminal it needs `--yes`.
 #[tokio::test]
-async fn deleting_asks_first_and_refuses_where_nobody_can_be_asked() {
+async fn account_deletion_asks_for_confirmation() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -143,7 +144,7 @@ async fn deleting_asks_first_and_refuses_where_nobody_can_be_asked() {
 }
 
 #[tokio::test]
-async fn a_table_on_a_terminal_has_a_bold_head_unless_no_color_is_set() {
+async fn terminal_table_head_is_bold_unless_no_color() {
     let deploy = Deploy::new().await;
     let Some(told) = on_a_terminal(&deploy, "schedule", "").await else { return };
     assert!(told.contains("\x1b[1mname "), "{told:?}");
@@ -152,7 +153,7 @@ async fn a_table_on_a_terminal_has_a_bold_head_unless_no_color_is_set() {
 }
 
 #[tokio::test]
-async fn sessions_are_listed_and_ended_one_or_all_also_while_redis_is_away() {
+async fn operator_lists_and_ends_sessions() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -181,7 +182,7 @@ async fn sessions_are_listed_and_ended_one_or_all_also_while_redis_is_away() {
 }
 
 #[tokio::test]
-async fn export_holds_one_person_without_secrets() {
+async fn export_holds_one_account_without_secrets() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::known(&deploy, &web).await, Person::known(&deploy, &web).await);
@@ -207,7 +208,7 @@ async fn export_holds_one_person_without_secrets() {
 }
 
 #[tokio::test]
-async fn export_names_each_features_part() {
+async fn export_parts_are_named_after_features() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;

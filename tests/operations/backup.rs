@@ -24,7 +24,7 @@ async fn run(program: &str, arguments: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_restored_backup_has_the_account_what_is_its_own_and_a_job_which_runs_once() {
+async fn restored_backup_keeps_accounts_and_jobs() {
     let Some(programs) = programs() else { return };
     let deploy = Deploy::new().await.after_a_clock().await;
     let web = deploy.web().await;

@@ -10,7 +10,7 @@ use crate::support::dev::{Dev, bin_dev};
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn ctrl_c_drains_every_process_before_its_services_stop() {
+async fn ctrl_c_drains_processes_before_services_stop() {
     let mut dev = Dev::start(&["web=2"]).await;
     // A request whose body is still on its way at Ctrl-C, and which then needs the database, is answered.
     let mut request = TcpStream::connect(("127.0.0.1", dev.port)).await.unwrap();
@@ -36,8 +36,9 @@ async fn ctrl_c_drains_every_process_before_its_services_stop() {
     assert_eq!(dev.processes(), Vec::<String>::new());
 }
 
+/// It cleans up even if it is killed itself.
 #[tokio::test]
-async fn a_killed_process_is_started_again_and_a_killed_bin_dev_leaves_nothing_behind() {
+async fn bin_dev_restarts_processes_and_cleans_up() {
     let mut dev = Dev::start(&["clock=0"]).await;
     let worker = dev.process.line("the worker", |line| line.starts_with("worker.1 | {")).await;
     let worker: serde_json::Value = serde_json::from_str(worker.split_once(" | ").unwrap().1).unwrap();
@@ -52,8 +53,9 @@ async fn a_killed_process_is_started_again_and_a_killed_bin_dev_leaves_nothing_b
     assert!(!std::path::Path::new(&dev.folder).exists());
 }
 
+/// Variables that end in `_FILE` are part of it.
 #[tokio::test]
-async fn what_it_is_told_by_a_file_it_uses_and_another_terminal_knows_all_of_it() {
+async fn bin_dev_shares_its_config_with_terminals() {
     let deploy = Deploy::new().await;
     let file = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
     std::fs::write(&file, &deploy.environment["DATABASE_URL"]).unwrap();
@@ -70,7 +72,7 @@ async fn what_it_is_told_by_a_file_it_uses_and_another_terminal_knows_all_of_it(
 }
 
 #[tokio::test]
-async fn a_wrong_formation_and_a_taken_port_are_told_before_anything_starts() {
+async fn bin_dev_checks_formation_and_port_first() {
     let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (arguments, port, told) in [

@@ -8,7 +8,7 @@ use crate::support::{Deploy, PATIENCE, Process, eventually};
 use crate::{count, done, rows, sql, stderr, stdout};
 
 #[tokio::test]
-async fn the_example_in_the_repository_is_what_the_code_prints() {
+async fn env_example_matches_admin_env() {
     let output = Command::new(programs().join("admin")).arg("env").env_clear().output().await.unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     assert_eq!(stdout(&output), std::fs::read_to_string(".env.example").unwrap(), "run `cargo run --bin admin env >.env.example`");
@@ -22,7 +22,7 @@ async fn the_example_in_the_repository_is_what_the_code_prints() {
 }
 
 #[tokio::test]
-async fn config_is_checked_and_printed_for_programs_without_a_secret() {
+async fn config_check_and_json_hide_secrets() {
     let deploy = Deploy::new().await;
     assert_eq!(done(&deploy, &["config", "--check"]).await, "");
     let rows = rows(&deploy, &["config"]).await;
@@ -38,7 +38,7 @@ async fn config_is_checked_and_printed_for_programs_without_a_secret() {
 }
 
 #[tokio::test]
-async fn lease_shorter_than_ten_seconds_is_refused() {
+async fn lease_under_ten_seconds_is_rejected() {
     let deploy = Deploy::new().await;
     for (lease, told) in
         [("9s", "JOB_LEASE must be 10s or longer"), ("9999ms", "JOB_LEASE must be 10s or longer"), ("soon", "JOB_LEASE must")]
@@ -52,7 +52,7 @@ async fn lease_shorter_than_ten_seconds_is_refused() {
 }
 
 #[tokio::test]
-async fn a_plan_is_the_sql_that_migrate_would_run_and_changes_nothing() {
+async fn migration_plan_prints_sql_and_changes_nothing() {
     let deploy = Deploy::unmigrated().await;
     let plan = done(&deploy, &["migrate", "--plan"]).await;
     let mut files: Vec<_> = std::fs::read_dir("migrations").unwrap().map(|file| file.unwrap().path()).collect();
@@ -73,7 +73,7 @@ async fn a_plan_is_the_sql_that_migrate_would_run_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn access_prints_every_rule_of_the_features() {
+async fn admin_access_prints_every_rule() {
     let deploy = Deploy::new().await;
     let rules = rows(&deploy, &["access"]).await;
     // The same as a table, line by line. A cell may hold spaces, so its columns are where the head's are.
@@ -108,7 +108,7 @@ async fn access_prints_every_rule_of_the_features() {
 }
 
 #[tokio::test]
-async fn the_schedule_is_printed_with_its_ticks() {
+async fn admin_schedule_prints_ticks() {
     let deploy = Deploy::new().await;
     let before = rows(&deploy, &["schedule"]).await;
     assert!(before.iter().all(|row| row["last_tick"].is_null()), "no clock has run: {before:?}");
@@ -124,7 +124,7 @@ async fn the_schedule_is_printed_with_its_ticks() {
 }
 
 #[tokio::test]
-async fn the_handbook_has_a_line_for_every_command() {
+async fn operations_handbook_lists_every_command() {
     let deploy = Deploy::new().await;
     let handbook = std::fs::read_to_string("docs/operations.md").unwrap();
     let help = done(&deploy, &["--help"]).await;
@@ -137,7 +137,7 @@ async fn the_handbook_has_a_line_for_every_command() {
 }
 
 #[tokio::test]
-async fn a_migration_that_waits_for_another_holds_up_no_index() {
+async fn waiting_migration_blocks_no_index_build() {
     let deploy = Deploy::unmigrated().await;
     let (mut other, mut index) = (deploy.database().await, deploy.database().await);
     // As another `admin migrate` does.

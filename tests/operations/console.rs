@@ -20,7 +20,7 @@ async fn ask(deploy: &Deploy, arguments: &[&str], input: &str) -> Output {
 }
 
 #[tokio::test]
-async fn a_statement_is_answered_with_a_table_or_with_json() {
+async fn console_prints_a_table_or_json() {
     let deploy = Deploy::new().await;
     let answer = ask(&deploy, &[], "SELECT 1 AS one, NULL AS nothing, '{a,b}'::text[] AS list").await;
     assert_eq!((stdout(&answer).as_str(), answer.status.code()), ("one  nothing  list\n1             {a,b}\n", Some(0)), "{answer:?}");
@@ -33,7 +33,7 @@ async fn a_statement_is_answered_with_a_table_or_with_json() {
 }
 
 #[tokio::test]
-async fn nothing_can_be_changed_unless_it_was_asked_for_and_then_it_is_in_the_trail() {
+async fn console_writes_need_flag_and_are_audited() {
     let deploy = Deploy::new().await;
     done(&deploy, &["account", "invite", "ada@example.com"]).await;
     for attempt in [
@@ -55,8 +55,9 @@ async fn nothing_can_be_changed_unless_it_was_asked_for_and_then_it_is_in_the_tr
     assert_eq!(trail(&deploy).await, ["account_invited", "console_opened"]);
 }
 
+/// Its exit status is 1 in the end.
 #[tokio::test]
-async fn an_error_does_not_end_it_and_is_told_in_the_end() {
+async fn console_continues_after_an_error() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "debug");
     let answer = ask(&deploy, &[], "SELEC;\nSELECT 'ada@example.com' AS address;\n").await;
     assert_eq!(answer.status.code(), Some(1));
@@ -67,7 +68,7 @@ async fn an_error_does_not_end_it_and_is_told_in_the_end() {
 }
 
 #[tokio::test]
-async fn superuser_reads_in_a_role_that_runs_no_program() {
+async fn superuser_console_reads_with_limited_role() {
     let deploy = Deploy::new().await;
     let run = "COPY (SELECT 1) TO PROGRAM 'true';\n";
     let reading = ask(&deploy, &[], run).await;
@@ -85,7 +86,7 @@ async fn superuser_reads_in_a_role_that_runs_no_program() {
 }
 
 #[tokio::test]
-async fn user_without_that_role_reads_as_itself() {
+async fn ordinary_user_console_keeps_its_role() {
     let deploy = Deploy::new().await;
     let user = format!("reader_{}", uuid::Uuid::new_v4().simple());
     let grants = format!("CREATE ROLE {user} LOGIN PASSWORD 'x'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user}");

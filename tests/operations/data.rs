@@ -52,7 +52,7 @@ async fn counts(deploy: &Deploy) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn purge_deletes_old_rows_and_may_run_again() {
+async fn purge_deletes_old_rows_repeatably() {
     let deploy = Deploy::new().await;
     plant(&deploy).await;
     let before = counts(&deploy).await;
@@ -76,7 +76,7 @@ async fn purge_deletes_old_rows_and_may_run_again() {
 }
 
 #[tokio::test]
-async fn purge_shows_its_progress_on_a_terminal() {
+async fn purge_shows_progress_on_a_terminal() {
     let deploy = Deploy::new().await;
     plant(&deploy).await;
     let Some(told) = on_a_terminal(&deploy, "purge --before 90d", "").await else { return };
@@ -84,7 +84,7 @@ async fn purge_shows_its_progress_on_a_terminal() {
 }
 
 #[tokio::test]
-async fn stopped_purge_has_deleted_whole_batches() {
+async fn interrupted_purge_deletes_whole_batches() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     sql(&mut database, "INSERT INTO audit_events (action, at) SELECT 'log_in', now() - interval '400 days' FROM generate_series(1, 3500)")
@@ -138,7 +138,7 @@ async fn hourly_job_deletes_expired_rows_in_batches() {
 }
 
 #[tokio::test]
-async fn what_an_operator_does_to_jobs_is_in_the_trail_if_it_was_done() {
+async fn job_commands_are_audited_when_they_succeed() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     sql(&mut database, "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now()), ('x', '1', 1, now())").await;
@@ -155,7 +155,7 @@ async fn what_an_operator_does_to_jobs_is_in_the_trail_if_it_was_done() {
 }
 
 #[tokio::test]
-async fn without_postgres_every_command_fails_in_good_time_and_says_so_on_stderr() {
+async fn commands_fail_on_stderr_without_postgres() {
     let deploy = Deploy::new().await.with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d");
     for arguments in [["schedule"].as_slice(), &["account", "list"], &["purge", "--before", "90d"], &["export", "a@example.com"], &["jobs"]]
     {

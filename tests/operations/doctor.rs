@@ -52,8 +52,9 @@ async fn line(deploy: &Deploy, check: &str) -> String {
     output.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(&format!("{check} ")))).unwrap_or(&output).to_owned()
 }
 
+/// A fault fails its own check and no other.
 #[tokio::test]
-async fn each_fault_is_named_alone_with_what_to_do() {
+async fn doctor_reports_each_fault_with_remedy() {
     let late = "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('unheard_of', '1', 1, now() - interval '100 minutes')";
     let dead = "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now())";
     let missed = "UPDATE schedules SET last_tick = now() - interval '2 days' WHERE name = 'purge-expired'";
@@ -96,7 +97,7 @@ async fn each_fault_is_named_alone_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_deploy_that_is_well_is_measured() {
+async fn doctor_measures_a_healthy_deploy() {
     let deploy = Deploy::new().await.with("REDIS_URL", redis(0, "noeviction").await);
     let deploy = deploy.after_a_clock().await;
     for (check, told) in [
@@ -116,7 +117,7 @@ async fn a_deploy_that_is_well_is_measured() {
 }
 
 #[tokio::test]
-async fn the_doctor_compares_with_the_versions_that_are_pinned() {
+async fn doctor_compares_server_versions_with_pins() {
     let deploy = Deploy::new().await;
     let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
     for name in ["postgres", "redis"] {
@@ -128,7 +129,7 @@ async fn the_doctor_compares_with_the_versions_that_are_pinned() {
 }
 
 #[tokio::test]
-async fn for_programs_each_check_is_an_object() {
+async fn doctor_json_prints_one_object_per_check() {
     let deploy = Deploy::new().await;
     sql(&mut deploy.database().await, "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now())").await;
     let checks = objects(&stdout(&deploy.admin(&["doctor", "--json"]).await));

@@ -88,8 +88,9 @@ impl Running {
     }
 }
 
+/// It runs before this release, beside it, and after a rollback.
 #[tokio::test]
-async fn the_last_release_runs_on_the_schema_of_this_one_before_it_beside_it_and_after_it() {
+async fn previous_release_runs_on_the_new_schema() {
     let Some(programs) = std::env::var_os("PREVIOUS_PROGRAMS") else {
         println!("skipped: needs the programs of the last release: bin/test previous");
         return;

@@ -69,7 +69,7 @@ impl Drop for Platform {
 }
 
 #[tokio::test]
-async fn a_release_is_a_build_and_a_config_that_is_right_for_it_numbered_and_never_changed() {
+async fn releases_are_validated_numbered_and_immutable() {
     let platform = Platform::new().await;
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "10s");
     let build = platform.build();
@@ -144,7 +144,7 @@ async fn rollback_goes_back_further_each_time() {
 }
 
 #[tokio::test]
-async fn what_was_changed_after_it_was_made_neither_runs_nor_comes_back() {
+async fn modified_release_cannot_run_or_return() {
     let platform = Platform::new().await;
     let config = platform.config(&Deploy::new().await);
     for _ in 0..2 {
@@ -164,7 +164,7 @@ async fn what_was_changed_after_it_was_made_neither_runs_nor_comes_back() {
 }
 
 #[tokio::test]
-async fn what_runs_is_the_release_and_knows_nothing_else() {
+async fn release_runs_without_the_callers_environment() {
     let platform = Platform::new().await;
     let deploy = Deploy::new().await.with("PORT", free_port());
     let released = platform.release(&[&platform.build(), &platform.config(&deploy)]).await;
