@@ -42,7 +42,7 @@ const DESCRIPTORS: usize = 40;
 const GROWTH_KIB: usize = 16 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_whatever_happens_to_whom() {
+async fn random_faults_lose_no_accepted_request() {
     let Some(postgres) = Postgres::start().await else { return };
     let variable = |name| std::env::var(name).ok();
     let minutes: f64 = variable("CHAOS_MINUTES").map_or(1.0, |minutes| minutes.parse().expect("a number of minutes"));

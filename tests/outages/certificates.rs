@@ -38,7 +38,7 @@ impl Encrypted {
 }
 
 #[tokio::test]
-async fn with_the_certificates_of_a_private_authority_all_three_are_spoken_to_over_tls() {
+async fn private_authority_secures_all_three_resources() {
     let Some(servers) = Encrypted::start().await else { return };
     let Encrypted { deploy, postgres, authority, .. } = &servers;
     let web = deploy.web().await;
@@ -59,8 +59,9 @@ async fn with_the_certificates_of_a_private_authority_all_three_are_spoken_to_ov
     }
 }
 
+/// It logs the reason once.
 #[tokio::test]
-async fn a_web_attaches_to_no_server_that_it_cannot_verify_and_says_once_why() {
+async fn web_refuses_servers_it_cannot_verify() {
     let Some(servers) = Encrypted::start().await else { return };
     let deploy = &servers.deploy;
     let number = |variable: &str| deploy.environment[variable].replace("localhost", "127.0.0.1");
@@ -98,7 +99,7 @@ async fn a_web_attaches_to_no_server_that_it_cannot_verify_and_says_once_why() {
 }
 
 #[tokio::test]
-async fn a_mail_is_given_to_no_server_that_cannot_be_verified_and_is_tried_again() {
+async fn mail_waits_for_a_verified_server() {
     let (authority, other) = (Authority::new(), Authority::new());
     let deploy = Deploy::new().await;
     let ada = Person::unverified(&deploy.web().await).await;
@@ -131,7 +132,7 @@ async fn a_mail_is_given_to_no_server_that_cannot_be_verified_and_is_tried_again
 }
 
 #[tokio::test]
-async fn traces_go_to_a_collector_over_tls_that_a_private_authority_has_vouched_for_and_to_no_other() {
+async fn traces_go_only_to_verified_collectors() {
     let (authority, collector) = (Authority::new(), Collector::start().await);
     let port = authority.before(collector.url.replace("http://", ""), false).await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", format!("https://localhost:{port}"));

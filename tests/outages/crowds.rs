@@ -56,7 +56,7 @@ fn slug(answer: &str) -> String {
 }
 
 #[tokio::test]
-async fn half_sent_bodies_take_no_place_from_others() {
+async fn half_sent_bodies_block_no_other_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -78,7 +78,7 @@ async fn half_sent_bodies_take_no_place_from_others() {
 }
 
 #[tokio::test]
-async fn body_that_stalls_is_408_after_three_seconds() {
+async fn stalled_body_is_408_after_three_seconds() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let mut stalled = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
@@ -91,7 +91,7 @@ async fn body_that_stalls_is_408_after_three_seconds() {
 }
 
 #[tokio::test]
-async fn one_address_sends_sixty_four_bodies_at_a_time() {
+async fn address_may_send_sixty_four_concurrent_bodies() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let mut slow = Vec::new();
@@ -122,14 +122,14 @@ async fn crowd(port: u16, connections: u32) {
 }
 
 #[tokio::test]
-async fn idle_connections_make_room_for_others() {
+async fn new_clients_replace_idle_connections() {
     let deploy = Deploy::new().await.with("TRUSTED_PROXIES", 1);
     let web = deploy.web().await;
     crowd(web.port(), 4_120).await;
 }
 
 #[tokio::test]
-async fn idle_connections_of_one_address_make_room_for_its_own() {
+async fn crowded_address_loses_only_its_own_connections() {
     let metrics = free_port();
     let web = Deploy::new().await.with("METRICS_PORT", metrics).web().await;
     crowd(metrics, 1_100).await;
@@ -145,7 +145,7 @@ async fn idle_connections_of_one_address_make_room_for_its_own() {
 }
 
 #[tokio::test]
-async fn passwords_are_hashed_no_more_at_a_time_than_configured() {
+async fn hash_concurrency_limits_parallel_hashing() {
     // In KiB, a first log-in and twenty-four more at once.
     let peaks = async |at_a_time: u32| {
         let web = Deploy::new().await.with("HASH_CONCURRENCY", at_a_time).web().await;
@@ -167,7 +167,7 @@ async fn passwords_are_hashed_no_more_at_a_time_than_configured() {
 }
 
 #[tokio::test]
-async fn stream_is_not_idle_under_pressure() {
+async fn sending_client_does_not_count_as_idle() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     // Its body is still coming when the address has more connections than it may.

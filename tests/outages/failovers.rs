@@ -46,7 +46,7 @@ fn complaints(process: &Process) -> BTreeMap<String, usize> {
 }
 
 #[tokio::test]
-async fn postgres_turns_read_only_and_back() {
+async fn processes_recover_from_read_only_postgres() {
     let deploy = Deploy::new().await;
     let (web, others) = formation(&deploy).await;
     let ada = Person::unverified(&web).await;
@@ -90,7 +90,7 @@ async fn postgres_turns_read_only_and_back() {
 }
 
 #[tokio::test]
-async fn redis_fails_over_and_its_old_master_lives_on() {
+async fn web_follows_redis_failover_despite_old_master() {
     let (Some(first), Some(second)) = (Redis::start().await, Redis::start().await) else { return };
     let proxy = Proxy::to(first.address.clone()).await;
     let deploy = Deploy::new().await.with("REDIS_URL", format!("redis://{}/0", proxy.address)).with("REDIS_POOL_SIZE", 4);
@@ -113,7 +113,7 @@ async fn redis_fails_over_and_its_old_master_lives_on() {
 }
 
 #[tokio::test]
-async fn redis_that_takes_no_writes_is_not_ready() {
+async fn web_is_unready_while_redis_rejects_writes() {
     let cluster = Redis::start_with(&["--cluster-enabled", "yes"]).await;
     let (Some(redis), Some(slotless)) = (Redis::start().await, cluster) else { return };
     let deploy = Deploy::new().await.with("REDIS_URL", redis.url());
@@ -131,7 +131,7 @@ async fn redis_that_takes_no_writes_is_not_ready() {
 }
 
 #[tokio::test]
-async fn redis_may_forbid_what_the_service_does_not_need() {
+async fn redis_may_forbid_unneeded_commands() {
     let Some(redis) = Redis::start().await else { return };
     redis.ask::<()>(&["ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-info", "-config", "-client"]).await;
     let deploy = Deploy::new().await.with("REDIS_URL", format!("redis://app:secret@{}/0", redis.address));
@@ -143,7 +143,7 @@ async fn redis_may_forbid_what_the_service_does_not_need() {
 }
 
 #[tokio::test]
-async fn idle_web_is_ready_a_second_after_redis_returns() {
+async fn idle_web_recovers_within_a_second_of_redis() {
     let Some(mut redis) = Redis::start().await else { return };
     let deploy = Deploy::new().await.with("REDIS_URL", redis.url()).with("REDIS_POOL_SIZE", 16);
     let web = deploy.web().await;

@@ -13,7 +13,7 @@ use crate::support::{Deploy, eventually};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[tokio::test]
-async fn locked_table_gives_its_connections_back() {
+async fn locked_table_exhausts_no_connection_pool() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", format!("{}s", REQUEST_TIMEOUT.as_secs()));
     assert!(deploy.admin(&["migrate"]).await.status.success());
     let web = deploy.web().await;
@@ -45,7 +45,7 @@ async fn locked_table_gives_its_connections_back() {
 }
 
 #[tokio::test]
-async fn transaction_limits_itself_without_the_roles_defaults() {
+async fn transactions_set_their_own_time_limits() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", format!("{}s", REQUEST_TIMEOUT.as_secs()));
     // As behind a pooler that hands out sessions of its own.
     let mut database = deploy.database().await;
@@ -65,7 +65,7 @@ async fn transaction_limits_itself_without_the_roles_defaults() {
 }
 
 #[tokio::test]
-async fn migration_gives_up_on_a_table_in_use() {
+async fn migration_times_out_on_a_locked_table() {
     let deploy = Deploy::unmigrated().await;
     assert!(deploy.admin(&["migrate"]).await.status.success());
     let mut database = deploy.database().await;

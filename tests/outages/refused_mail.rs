@@ -9,7 +9,7 @@ use crate::support::person::Person;
 use crate::support::{Deploy, Process, eventually, free_port};
 
 #[tokio::test]
-async fn recipient_refused_for_good_is_an_outcome_and_for_now_a_retry() {
+async fn temporary_refusal_is_retried_permanent_is_not() {
     let port = free_port();
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.clone_with("METRICS_PORT", port).start("worker"));
@@ -39,7 +39,7 @@ async fn first_attempt(worker: &Process, request: &str) -> Value {
 }
 
 #[tokio::test]
-async fn verdict_about_us_is_not_about_the_mail() {
+async fn refusal_of_the_sender_is_retried() {
     for (command, answer, phase) in [
         ("greeting", "554 5.7.1 not from your address", "Connect"),
         ("EHLO", "550 5.7.1 not with that name", "Connect"),
@@ -72,7 +72,7 @@ fn own_address() -> Option<IpAddr> {
 }
 
 #[tokio::test]
-async fn password_is_not_sent_to_another_machine_in_clear() {
+async fn smtp_password_needs_tls_unless_disabled() {
     let Some(host) = own_address() else {
         println!("skipped: needs an address beside the loopback's");
         return;

@@ -92,7 +92,7 @@ async fn postgres_hangs_for_ten_seconds() {
 }
 
 #[tokio::test]
-async fn postgres_moves_to_another_machine_while_it_hangs() {
+async fn hanging_postgres_moves_to_another_machine() {
     strike("DATABASE_URL", Proxy::stall, Some(Proxy::fail_over)).await;
 }
 
@@ -112,7 +112,7 @@ async fn redis_hangs_for_ten_seconds() {
 }
 
 #[tokio::test]
-async fn redis_moves_to_another_machine_while_it_hangs() {
+async fn hanging_redis_moves_to_another_machine() {
     strike("REDIS_URL", Proxy::stall, Some(Proxy::fail_over)).await;
 }
 
@@ -122,7 +122,7 @@ async fn redis_moves_to_another_machine() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_cut_in_mid_reply_poisons_no_pool() {
+async fn broken_connections_never_return_to_the_pool() {
     for variable in ["DATABASE_URL", "REDIS_URL"] {
         let (deploy, proxy) = behind(Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000), variable).await;
         let web = deploy.web().await;
@@ -149,7 +149,7 @@ async fn a_connection_that_is_cut_in_mid_reply_poisons_no_pool() {
 }
 
 #[tokio::test]
-async fn a_web_without_its_database_listens_lives_and_says_once_why_it_is_not_ready() {
+async fn web_without_postgres_is_live_but_unready() {
     let deploy = Deploy::new().await.with("DATABASE_URL", "postgres://nobody:secret@127.0.0.1:1/none");
     let web = deploy.web_unready().await;
     assert_eq!(web.get("/livez").await.status(), 200);
@@ -163,8 +163,9 @@ async fn a_web_without_its_database_listens_lives_and_says_once_why_it_is_not_re
     assert_eq!(web.process.lines().iter().filter(|line| line.contains("not ready")).count(), 1, "{:#?}", web.process.lines());
 }
 
+/// They have neither `TMPDIR` nor `HOME`.
 #[tokio::test]
-async fn on_a_disk_that_cannot_be_written_without_tmp_and_home_all_four_programs_work() {
+async fn programs_work_on_a_read_only_disk() {
     if !without_disk() {
         return;
     }

@@ -29,7 +29,7 @@ async fn up(deploy: &Deploy) -> Process {
 }
 
 #[tokio::test]
-async fn ten_rolling_restarts_under_load_fail_no_request() {
+async fn rolling_restarts_fail_no_request() {
     if !has("haproxy") {
         return;
     }
@@ -53,7 +53,7 @@ async fn ten_rolling_restarts_under_load_fail_no_request() {
 }
 
 #[tokio::test]
-async fn a_process_that_is_killed_takes_only_its_requests_in_flight_with_it() {
+async fn killed_web_loses_only_requests_in_flight() {
     if !has("haproxy") {
         return;
     }
@@ -76,7 +76,7 @@ async fn a_process_that_is_killed_takes_only_its_requests_in_flight_with_it() {
 }
 
 #[tokio::test]
-async fn five_sigterms_are_one_drain() {
+async fn five_sigterms_start_one_drain() {
     let deploy = Deploy::new().await.with("DRAIN_DELAY", "1s");
     let web = deploy.web().await.process;
     let (worker, clock) = (deploy.start("worker"), deploy.start("clock"));

@@ -10,7 +10,7 @@ use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn column_changes_its_type_and_no_request_fails() {
+async fn column_type_change_fails_no_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let cookie = Person::stranger(&web).cookie().await;

@@ -40,7 +40,7 @@ fn with_password(url: &str, user: &str, password: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_password_of_postgres_changes_under_load_and_no_request_fails() {
+async fn postgres_password_change_fails_no_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let role = format!("role_{}", Uuid::new_v4().simple());
     let mut database = deploy.database().await;
@@ -86,7 +86,7 @@ async fn a_password_of_postgres_changes_under_load_and_no_request_fails() {
 }
 
 #[tokio::test]
-async fn a_file_that_runs_ahead_of_the_resource_changes_nothing_until_it_works() {
+async fn bad_secret_file_keeps_old_connections() {
     let deploy = Deploy::new().await;
     let role = format!("role_{}", Uuid::new_v4().simple());
     let mut database = deploy.database().await;
@@ -108,7 +108,7 @@ async fn a_file_that_runs_ahead_of_the_resource_changes_nothing_until_it_works()
 }
 
 #[tokio::test]
-async fn another_redis_and_another_mail_server_are_used_without_a_restart() {
+async fn redis_and_smtp_change_without_a_restart() {
     let deploy = Deploy::new().await;
     let (redis, smtp) = (Secret::new(&deploy.environment["REDIS_URL"]), Secret::new(&deploy.environment["SMTP_URL"]));
     let deploy = deploy.without("REDIS_URL").without("SMTP_URL");
@@ -128,7 +128,7 @@ async fn another_redis_and_another_mail_server_are_used_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_new_address_where_nobody_answers_keeps_nobody_from_the_next_one_nor_a_drain() {
+async fn silent_server_blocks_no_change_or_drain() {
     let deploy = Deploy::new().await;
     let url = deploy.environment["DATABASE_URL"].clone();
     let nobody = Proxy::to(deploy.address_of("DATABASE_URL")).await;

@@ -37,7 +37,7 @@ async fn a_client_that_does_not_read(deploy: &Deploy, web: &Web) -> TcpStream {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_read_is_cut_off_at_the_end_of_the_drain_and_counted() {
+async fn unread_response_is_aborted_by_drain_timeout() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut web = deploy.web().await;
     let _client = a_client_that_does_not_read(&deploy, &web).await;
@@ -48,7 +48,7 @@ async fn an_answer_that_is_not_read_is_cut_off_at_the_end_of_the_drain_and_count
 }
 
 #[tokio::test]
-async fn an_answer_that_is_read_slowly_is_finished_in_the_drain() {
+async fn slowly_read_response_finishes_during_drain() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     let mut client = a_client_that_does_not_read(&deploy, &web).await;
@@ -62,7 +62,7 @@ async fn an_answer_that_is_read_slowly_is_finished_in_the_drain() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_its_answer_is_let_go_after_a_minute() {
+async fn client_that_never_reads_is_disconnected() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "info,app=debug");
     let web = deploy.web().await;
     let _client = a_client_that_does_not_read(&deploy, &web).await;
@@ -80,7 +80,7 @@ async fn a_client_that_never_reads_its_answer_is_let_go_after_a_minute() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_kept_longer_than_the_head_of_a_request_may_take() {
+async fn idle_connection_outlives_the_head_timeout() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (mut asked, mut refused) = (connect(&web).await, connect(&web).await);
@@ -104,7 +104,7 @@ async fn answer(client: &mut TcpStream, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn who_has_asked_before_the_listener_closes_is_answered() {
+async fn drain_answers_requests_already_sent() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     // While it sleeps, they connect and ask; as it wakes, it finds them and the signal.
@@ -125,8 +125,9 @@ async fn who_has_asked_before_the_listener_closes_is_answered() {
     assert_eq!(web.process.exit().await.code(), Some(0));
 }
 
+/// It is not counted as aborted, so the exit status is 0.
 #[tokio::test]
-async fn a_request_that_is_not_all_there_holds_a_drain_no_longer_than_its_limit_and_does_not_count() {
+async fn incomplete_request_does_not_extend_the_drain() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut web = deploy.web().await;
     let mut body = connect(&web).await;
@@ -144,7 +145,7 @@ async fn a_request_that_is_not_all_there_holds_a_drain_no_longer_than_its_limit_
 }
 
 #[tokio::test]
-async fn a_request_in_chunks_that_is_worked_on_at_the_end_of_the_drain_counts() {
+async fn chunked_request_counts_at_drain_timeout() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut web = deploy.web().await;
     let cookie = Person::known(&deploy, &web).await.cookie().await;
@@ -165,7 +166,7 @@ async fn a_request_in_chunks_that_is_worked_on_at_the_end_of_the_drain_counts() 
 }
 
 #[tokio::test]
-async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() {
+async fn unfinished_requests_do_not_delay_others() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -238,17 +239,17 @@ async fn without_file_descriptors(program: &str) {
 }
 
 #[tokio::test]
-async fn without_file_descriptors_web_waits_says_so_once_and_recovers() {
+async fn web_recovers_from_exhausted_file_descriptors() {
     without_file_descriptors("web").await;
 }
 
 #[tokio::test]
-async fn without_file_descriptors_worker_and_clock_do_the_same() {
+async fn worker_and_clock_recover_from_exhausted_descriptors() {
     tokio::join!(without_file_descriptors("worker"), without_file_descriptors("clock"));
 }
 
 #[tokio::test]
-async fn forty_log_ins_leave_no_memory_behind() {
+async fn log_ins_do_not_leak_memory() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;

@@ -8,7 +8,7 @@ use crate::support::person::{Person, problem};
 use crate::support::{Deploy, Proxy, eventually};
 
 #[tokio::test]
-async fn redis_down_is_503_and_its_return_brings_the_sessions_back() {
+async fn redis_outage_is_503_and_keeps_sessions() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -31,7 +31,7 @@ async fn redis_down_is_503_and_its_return_brings_the_sessions_back() {
 }
 
 #[tokio::test]
-async fn while_redis_says_nothing_many_who_need_no_session_are_answered() {
+async fn hanging_redis_delays_no_anonymous_request() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -43,7 +43,7 @@ async fn while_redis_says_nothing_many_who_need_no_session_are_answered() {
 }
 
 #[tokio::test]
-async fn postgres_down_is_503_within_the_request_timeout_and_its_return_needs_no_restart() {
+async fn postgres_outage_is_503_within_request_timeout() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let url = deploy.through("DATABASE_URL", &proxy);
@@ -64,7 +64,7 @@ async fn postgres_down_is_503_within_the_request_timeout_and_its_return_needs_no
 }
 
 #[tokio::test]
-async fn a_request_that_takes_too_long_is_503() {
+async fn slow_request_times_out_with_503() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "2s");
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -77,7 +77,7 @@ async fn a_request_that_takes_too_long_is_503() {
 }
 
 #[tokio::test]
-async fn change_that_took_too_long_is_not_to_be_repeated() {
+async fn timed_out_change_suggests_no_retry() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "1s");
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let url = deploy.through("DATABASE_URL", &proxy);
@@ -94,7 +94,7 @@ async fn change_that_took_too_long_is_not_to_be_repeated() {
 }
 
 #[tokio::test]
-async fn mail_waits_for_a_mail_server_that_is_away() {
+async fn mail_waits_for_an_unavailable_server() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("SMTP_URL")).await;
     let url = deploy.through("SMTP_URL", &proxy);
@@ -109,7 +109,7 @@ async fn mail_waits_for_a_mail_server_that_is_away() {
 }
 
 #[tokio::test]
-async fn a_signed_in_read_costs_one_round_trip_to_redis_and_one_query() {
+async fn session_read_costs_one_roundtrip_and_query() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "info,sqlx::query=debug");
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
