@@ -1,6 +1,6 @@
-//! III. Config: what differs between deploys comes from the environment, and from nowhere else.
+//! III. Config: everything that differs between deploys comes from the environment, and from nowhere else.
 //!
-//! Violated by a value in the code, a file for each environment, a start with half a config, a secret in a message.
+//! Violated by a value in the code, a file for each environment, a start with an incomplete config, or a secret in a message.
 
 mod urls;
 mod values;
@@ -35,9 +35,9 @@ async fn empty_environment_reports_every_missing_variable() {
     ] {
         let output = run(program, &[]).await;
         assert_eq!(output.status.code(), Some(78), "{program}");
-        let told = stderr(&output);
-        assert_eq!(told.lines().count(), needed.len() + 1, "{told}");
-        for (line, name) in told.lines().skip(1).zip(needed) {
+        let printed = stderr(&output);
+        assert_eq!(printed.lines().count(), needed.len() + 1, "{printed}");
+        for (line, name) in printed.lines().skip(1).zip(needed) {
             assert!(line.trim().starts_with(&format!("{name} is missing")), "{line}");
         }
     }
@@ -58,12 +58,12 @@ async fn invalid_values_are_named_never_printed() {
     ];
     let output = run("web", &environment).await;
     assert_eq!(output.status.code(), Some(78));
-    let told = stderr(&output);
+    let printed = stderr(&output);
     for (name, value) in environment {
-        assert!(told.lines().any(|line| line.trim().starts_with(&format!("{name} must be "))), "{name}: {told}");
-        assert!(value == "0" || !told.contains(value), "{name}: {told}");
+        assert!(printed.lines().any(|line| line.trim().starts_with(&format!("{name} must be "))), "{name}: {printed}");
+        assert!(value == "0" || !printed.contains(value), "{name}: {printed}");
     }
-    assert!(!told.contains("sekret"), "{told}");
+    assert!(!printed.contains("sekret"), "{printed}");
     assert!(stderr(&run("web", &[("PORT", "")]).await).lines().all(|line| !line.contains("PORT")), "empty counts as unset");
 }
 
@@ -74,7 +74,7 @@ async fn value_with_invalid_utf8_is_reported() {
     let output = Command::new(programs().join("clock")).env_clear().env("DATABASE_URL", value).output().await.unwrap();
     assert_eq!(output.status.code(), Some(78));
     assert!(stderr(&output).contains("DATABASE_URL is not valid UTF-8"));
-    assert_eq!(stderr(&output).lines().count(), 2, "and not also missing");
+    assert_eq!(stderr(&output).lines().count(), 2, "it is not reported as missing, too");
 }
 
 /// The variables of libpq, such as `PGUSER`, do not fill in what the URL leaves out.
@@ -83,11 +83,11 @@ async fn incomplete_database_url_is_rejected() {
     for (url, left_out) in
         [("postgres:///name", "a host and a user"), ("postgres://host/name", "a user"), ("postgres://user@host", "a database name")]
     {
-        let told = stderr(&run("clock", &[("DATABASE_URL", url), ("PGUSER", "guess"), ("PGDATABASE", "guess")]).await);
-        assert!(told.contains(&format!("DATABASE_URL leaves out {left_out}:")), "{told}");
+        let printed = stderr(&run("clock", &[("DATABASE_URL", url), ("PGUSER", "guess"), ("PGDATABASE", "guess")]).await);
+        assert!(printed.contains(&format!("DATABASE_URL leaves out {left_out}:")), "{printed}");
     }
-    let told = stderr(&run("clock", &[("DATABASE_URL", "postgres://user@host/name"), ("PGSSLROOTCERT", "/etc/guess")]).await);
-    assert!(told.contains("unset PGSSLROOTCERT"), "{told}");
+    let printed = stderr(&run("clock", &[("DATABASE_URL", "postgres://user@host/name"), ("PGSSLROOTCERT", "/etc/guess")]).await);
+    assert!(printed.contains("unset PGSSLROOTCERT"), "{printed}");
 }
 
 /// Unlike other variables, an empty `SSL_CERT_FILE` does not count as unset.
@@ -96,9 +96,9 @@ async fn certificate_file_without_certificates_is_rejected() {
     for file in ["", "/nowhere/sekret", "src", "Cargo.toml"] {
         let output = run("clock", &[("DATABASE_URL", "postgres://user@host/name"), ("SSL_CERT_FILE", file)]).await;
         assert_eq!(output.status.code(), Some(78), "{file}");
-        let told = stderr(&output);
-        assert!(told.contains("SSL_CERT_FILE must be a file") && !told.contains("sekret"), "{told}");
-        assert_eq!(told.lines().count(), 2, "{told}");
+        let printed = stderr(&output);
+        assert!(printed.contains("SSL_CERT_FILE must be a file") && !printed.contains("sekret"), "{printed}");
+        assert_eq!(printed.lines().count(), 2, "{printed}");
     }
 }
 
@@ -134,7 +134,7 @@ fn tempfile() -> std::path::PathBuf {
 async fn admin_config_lists_variables_without_secrets() {
     let deploy = Deploy::new().await.with("SMTP_URL", "smtps://user:sekret@mail.example").with("REQUEST_TIMEOUT", "sekret");
     let output = deploy.admin(&["config"]).await;
-    assert_eq!(output.status.code(), Some(1), "a value is wrong");
+    assert_eq!(output.status.code(), Some(1), "one value is invalid");
     let shown = String::from_utf8(output.stdout).unwrap();
     assert!(!shown.contains("sekret") && !shown.contains(&deploy.environment["DATABASE_URL"]), "{shown}");
     let value = |name: &str| shown.lines().find_map(|line| line.strip_prefix(&format!("{name:<19} "))).unwrap_or_default().to_owned();
@@ -145,7 +145,7 @@ async fn admin_config_lists_variables_without_secrets() {
     assert!(value("REQUEST_TIMEOUT").starts_with("WRONG: must be a duration"));
 }
 
-/// The variables that the code reads, as `admin config` tells them in an empty environment.
+/// The variables that the code reads, as `admin config` prints them in an empty environment.
 async fn variables() -> BTreeMap<String, Value> {
     let output = Command::new(programs().join("admin")).args(["config", "--json"]).env_clear().output().await.unwrap();
     let lines = String::from_utf8(output.stdout).unwrap();
@@ -169,7 +169,7 @@ async fn documents_match_the_codes_variables() {
     let compose = read("docker-compose.yml");
     let section = compose.split("  environment:\n").nth(1).unwrap().split("  healthcheck:").next().unwrap();
     let compose: BTreeSet<_> = section.lines().filter_map(|line| line.trim().split_once(": ")).map(|(name, _)| name.to_owned()).collect();
-    // Docker sets these itself, or nobody does.
+    // Platforms set these two. The compose file does not.
     let expected = variables.keys().filter(|name| !["DYNO", "HOSTNAME"].contains(&name.as_str())).cloned();
     assert_eq!(compose, expected.collect());
 
@@ -194,7 +194,7 @@ fn is_name(text: &str) -> bool {
 async fn planted_secret_appears_in_no_output() {
     let sekret = format!("sekret{}", uuid::Uuid::new_v4().simple());
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace").with("METRICS_PORT", 0);
-    // Wrong ones, since a refusal is what is told most about.
+    // Wrong secrets, because failures produce the most output.
     let url = deploy.environment["DATABASE_URL"].replacen("postgres://postgres:", &format!("postgres://postgres:{sekret}"), 1);
     let deploy = deploy.with("DATABASE_URL", url).with("OTEL_EXPORTER_OTLP_HEADERS", format!("key={sekret}"));
     let with_password = |name: &str| deploy.environment[name].replacen("://", &format!("://user:{sekret}@"), 1);
@@ -213,27 +213,27 @@ async fn planted_secret_appears_in_no_output() {
         String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
     });
     let sign_up = async { Person::stranger(&web).sign_up().await.text().await.unwrap() };
-    // At the same time, since each waits in vain for Postgres.
+    // Concurrently, because each of them waits for Postgres until it times out.
     let (pages, commands, refused) = tokio::join!(join_all(pages), join_all(commands), sign_up);
     assert!(refused.contains("unavailable"), "{refused}");
-    let mut told = [pages, commands, vec![refused]].concat();
+    let mut printed = [pages, commands, vec![refused]].concat();
     worker.says("no jobs claimed").await;
     clock.says("the schedule waits for Postgres").await;
-    // Every process of the machine, ours among them: what is on a command line, everybody may read.
+    // The command lines of all processes, because any user may read them.
     for process in std::fs::read_dir("/proc").unwrap() {
-        told.push(String::from_utf8_lossy(&std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default()).into_owned());
+        printed.push(String::from_utf8_lossy(&std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default()).into_owned());
     }
     let mut web = web.process;
     for process in [&mut web, &mut worker, &mut clock] {
         process.signal(Signal::SIGKILL);
         process.exit().await;
-        told.extend([process.lines(), process.errors()].concat());
+        printed.extend([process.lines(), process.errors()].concat());
     }
-    let leaks: Vec<_> = told.iter().filter(|text| text.contains(&sekret)).collect();
-    assert!(leaks.is_empty(), "a secret is told: {leaks:#?}");
+    let leaks: Vec<_> = printed.iter().filter(|text| text.contains(&sekret)).collect();
+    assert!(leaks.is_empty(), "a secret was printed: {leaks:#?}");
 }
 
-/// What a deploy shows of itself from outside, but for what no two answers share.
+/// What a deploy shows from outside, without the headers that differ in every response.
 async fn behaviour(deploy: &Deploy) -> Vec<String> {
     let mut shown = Vec::new();
     let web = deploy.web().await;
@@ -260,8 +260,8 @@ async fn environment_name_changes_no_behaviour() {
     for name in ["production", "staging", "development", "test"] {
         let variables = ["APP_ENV", "ENVIRONMENT", "ENV", "RUST_ENV", "NODE_ENV", "STAGE", "PROFILE"];
         let named = variables.iter().fold(deploy.clone(), |deploy, variable| deploy.with(variable, name));
-        assert_eq!(named.admin(&["config"]).await, config, "where the environment is named {name}, the config is another");
-        assert_eq!(behaviour(&named).await, unnamed, "where the environment is named {name}, web is another");
+        assert_eq!(named.admin(&["config"]).await, config, "with the environment named {name}, the config is different");
+        assert_eq!(behaviour(&named).await, unnamed, "with the environment named {name}, web behaves differently");
     }
 }
 
@@ -287,7 +287,7 @@ fn holds_credential(line: &str) -> bool {
 async fn git_history_holds_no_credential() {
     let log = ["log", "--all", "--patch", "--unified=0", "--no-color", "--format=commit %h", "--no-textconv"];
     let history = Command::new("git").args(log).output().await.ok().filter(|output| output.status.success());
-    // Before the first commit there is none.
+    // There is no history before the first commit.
     let history = history.filter(|output| !output.stdout.is_empty());
     let Some(history) = history else {
         println!("skipped: needs git's history");
@@ -296,9 +296,9 @@ async fn git_history_holds_no_credential() {
     let history = String::from_utf8_lossy(&history.stdout).into_owned();
     assert!(history.contains("+++ b/tests/factors/f03_config.rs"), "the history holds this file");
     let held: Vec<_> = history.lines().filter(|line| line.starts_with('+')).filter(|line| holds_credential(line)).collect();
-    assert!(held.is_empty(), "revoke these, then see how they came in: {held:#?}");
+    assert!(held.is_empty(), "revoke these credentials, then find out how they were committed: {held:#?}");
 
-    // The scan sees what it should.
+    // The scan recognizes credentials of each kind.
     let key = |parts: &[&str]| parts.concat();
     for leak in [
         key(&["-----BEGIN RSA ", "PRIVATE KEY-----"]),

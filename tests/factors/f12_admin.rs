@@ -1,7 +1,7 @@
 //! XII. Admin processes: one-off tasks run from the same release and with the same config as the service.
 //!
-//! Violated by a server that migrates when it starts, a migration that stops the service, a script that knows the database
-//! by itself.
+//! Violated by a server that migrates when it starts, a migration that stops the service, or a script with its own access to
+//! the database.
 
 use std::cell::Cell;
 use std::process::Output;
@@ -22,7 +22,7 @@ async fn migrations_can_be_checked_and_rerun() {
     assert_eq!(check.status.code(), Some(1));
     assert!(stdout(&check).contains("pending: 0001 jobs"), "{check:?}");
 
-    // Two at once: one waits for the other, and both succeed.
+    // Of two concurrent migrations one waits for the other, and both succeed.
     let (one, other) = tokio::join!(deploy.admin(&["migrate"]), deploy.admin(&["migrate"]));
     assert!(one.status.success() && other.status.success(), "{one:?} {other:?}");
     let mut said = [stdout(&one), stdout(&other)];
@@ -33,7 +33,7 @@ async fn migrations_can_be_checked_and_rerun() {
     said.sort();
     assert!(said[0].starts_with("0 migration(s) applied") && said[1].starts_with(&format!("{all} migration(s) applied")), "{said:?}");
     assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
-    assert!(deploy.admin(&["migrate"]).await.status.success(), "a third time");
+    assert!(deploy.admin(&["migrate"]).await.status.success(), "a third migration succeeds");
 }
 
 #[tokio::test]
@@ -46,7 +46,7 @@ async fn web_stays_unready_until_admin_migrates() {
     }
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     let tables = sqlx::query_scalar::<_, i64>(tables).fetch_one(&mut deploy.database().await).await.unwrap();
-    assert_eq!(tables, 0, "somebody has migrated who should not");
+    assert_eq!(tables, 0, "a process other than admin has migrated");
     let answer = web.get("/readyz").await;
     assert_eq!(answer.status(), 503);
     assert_eq!(answer.json::<Value>().await.unwrap()["failed"], json!({ "postgres": "migrations pending" }));
@@ -58,7 +58,7 @@ async fn web_stays_unready_until_admin_migrates() {
 #[tokio::test]
 async fn migration_under_load_fails_no_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
-    // As a release left it that had no idempotency keys yet.
+    // The schema of a release without idempotency keys.
     for statement in ["DROP TABLE idempotency_keys", "DELETE FROM _sqlx_migrations WHERE description = 'idempotency keys'"] {
         sqlx::query(statement).execute(&mut deploy.database().await).await.unwrap();
     }
@@ -80,7 +80,7 @@ async fn migration_under_load_fails_no_request() {
         migrated.set(true);
     };
     let (one, other, ()) = tokio::join!(ask(), ask(), migrate);
-    assert!(one > 0 && other > 0, "nobody asked meanwhile");
+    assert!(one > 0 && other > 0, "no request was sent during the migration");
     assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
 }
 
@@ -122,7 +122,7 @@ async fn seed_creates_demo_accounts_unless_https() {
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.json::<Value>().await.unwrap()["verified"], true);
     }
-    assert!(stdout(&deploy.admin(&["seed"]).await).lines().all(|line| line.contains("is there already")), "a second time");
+    assert!(stdout(&deploy.admin(&["seed"]).await).lines().all(|line| line.contains("is there already")), "a second seed changes nothing");
 
     let deploy = Deploy::new().await.with("PUBLIC_URL", "https://example.com");
     assert_eq!(deploy.admin(&["seed"]).await.status.code(), Some(1));

@@ -1,6 +1,6 @@
-//! XIII. API first: the committed document is the contract; what is served is what it says, no less and no more.
+//! XIII. API first: the committed document is the contract, and the service serves exactly what it describes.
 //!
-//! Violated by a field that is renamed in passing, a route that nobody wrote down, a document that is written afterwards.
+//! Violated by a renamed field, an undocumented route, or a document that is written afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ async fn committed_document_is_served_and_printed() {
     let served: Value = deploy.web().await.get("/openapi.json").await.json().await.unwrap();
     assert!(served == Contract::committed().0, "openapi.json is out of date: cargo run --bin admin openapi >openapi.json");
     let printed = deploy.admin(&["openapi"]).await;
-    assert!(serde_json::from_slice::<Value>(&printed.stdout).unwrap() == served, "admin prints another document than web serves");
+    assert!(serde_json::from_slice::<Value>(&printed.stdout).unwrap() == served, "admin prints a different document than web serves");
 }
 
 #[tokio::test]
@@ -32,18 +32,18 @@ async fn web_serves_exactly_the_documented_operations() {
             let answer = client().request(method.parse().unwrap(), &url).send().await.unwrap();
             let status = answer.status().as_u16();
             if documented.contains(method) {
-                // Nobody asks, so nothing is looked for that could be missing.
-                assert!(![404, 405, 500].contains(&status), "{method} {path} is documented, and not served: {status}");
+                // The caller is anonymous, so the service does not look for the resource.
+                assert!(![404, 405, 500].contains(&status), "{method} {path} is documented but not served: {status}");
                 continue;
             }
-            assert_eq!(status, 405, "{method} {path} is served, and not documented");
+            assert_eq!(status, 405, "{method} {path} is served but not documented");
             let allowed = answer.headers()["allow"].to_str().unwrap().split(',').filter(|method| *method != "HEAD");
             assert_eq!(allowed.map(str::to_owned).collect::<BTreeSet<_>>(), documented, "Allow of {path}");
         }
     }
 }
 
-/// A route without a rule is served to nobody, so the rules are all that there is.
+/// A route without a rule is never served, so the rules list every operation.
 #[tokio::test]
 async fn access_rules_match_the_documented_operations() {
     let mut table = BTreeMap::<_, BTreeSet<_>>::new();

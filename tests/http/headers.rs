@@ -1,4 +1,4 @@
-//! Headers: what makes browsers careful, and which other sites may call.
+//! Headers: security headers for browsers, CORS, and responses after a panic.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -52,7 +52,7 @@ async fn only_listed_origins_may_call() {
         for header in ["content-type", "idempotency-key", "traceparent", "x-request-id"] {
             assert!(allowed.split(',').any(|allowed| allowed.trim() == header), "{header}: {allowed}");
         }
-        // A browser must not ask before each change.
+        // A browser caches the preflight, so it does not send one before each change.
         let seconds: u32 = answer.headers()["access-control-max-age"].to_str().unwrap().parse().unwrap();
         assert!(seconds >= 600, "{seconds}");
     }
@@ -70,7 +70,7 @@ async fn only_listed_origins_may_call() {
         (204, "https://app.example.com")
     );
 
-    // Without a list no other site may.
+    // Without a list, no other origin may call.
     let web = Deploy::new().await.web().await;
     let request = client().request(Method::OPTIONS, format!("{}/api/v1/tokens", web.url)).header("origin", "https://app.example.com");
     let answer = request.header("access-control-request-method", "POST").send().await.unwrap();
@@ -102,9 +102,9 @@ async fn panic_is_500_for_that_request_only() {
         cors_origins: None,
         api_docs: true,
     };
-    // No route of the programs panics, so one that does gets the layers that theirs have.
+    // No route of the programs panics, so the test adds one that does, with the same layers.
     async fn panics() -> &'static str {
-        panic!("a secret of the inside")
+        panic!("an internal secret")
     }
     let panics = Router::new().route("/", get(panics)).route("/fine", get(|| async { "fine" }));
     let release = app::release::Release { service: "app".to_owned(), commit: app::release::COMMIT, release: None, process: "web" };

@@ -1,4 +1,4 @@
-//! Bad input: each kind gets its status as a problem, and nothing is half done.
+//! Invalid input: each kind gets its status as a problem, and changes nothing.
 
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use crate::support::access::rules;
 use crate::support::deploy::Web;
 use crate::support::person::{PASSWORD, Person, problem};
-use crate::support::{Deploy, PATIENCE};
+use crate::support::{Deploy, EVENT_TIMEOUT};
 
 async fn raw(person: &Person, path: &str, content_type: &str, body: impl Into<reqwest::Body>) -> Response {
     person.request(Method::POST, path).header("content-type", content_type).body(body).send().await.unwrap()
@@ -41,7 +41,7 @@ async fn malformed_body_is_400_invalid_field_422() {
     }
     problem(ada.post("/tokens", json!(["x", 1])).await, 422, "invalid-input").await;
     problem(ada.post("/tokens", json!({ "name": "no end" })).await, 422, "invalid-input").await;
-    assert_eq!(ada.get("/tokens").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing is half done");
+    assert_eq!(ada.get("/tokens").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing was created");
     assert_eq!(ada.post("/tokens", token(&"é".repeat(100), json!(1))).await.status(), 201, "the limit is in characters");
 }
 
@@ -111,7 +111,7 @@ async fn web_replaces_and_logs_callers_request_id() {
     let answer = |id: &'static str| nobody.request(Method::GET, "/session").header("x-request-id", id).send();
     for sane in ["trace-me.12345678", "short"] {
         let ours = answer(sane).await.unwrap().headers()["x-request-id"].to_str().unwrap().to_owned();
-        assert_ne!(ours, sane, "a caller could make two requests look like one");
+        assert_ne!(ours, sane, "web must not adopt the caller's id");
         web.process.logged("both", |line| line["request_id"] == ours && line["caller_request_id"] == sane).await;
     }
     for odd in ["with space in it", "{\"json\":\"injection\"}"] {
@@ -120,11 +120,10 @@ async fn web_replaces_and_logs_callers_request_id() {
     }
 }
 
-/// Sends bytes as they are and reads the head of the answer; then asks for something harmless on the same connection,
-/// if it is still open.
+/// Sends raw bytes, and returns the response's status line.
 async fn bytes(web: &Web, request: &[u8]) -> String {
     let mut connection = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
-    // A server that has seen enough may close before it has read all.
+    // A server may close the connection before it has read everything.
     let _ = connection.write_all(request).await;
     let mut answer = Vec::new();
     let reading = async {
@@ -136,7 +135,7 @@ async fn bytes(web: &Web, request: &[u8]) -> String {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("an answer");
+    tokio::time::timeout(EVENT_TIMEOUT, reading).await.expect("an answer");
     String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
 }
 
@@ -232,9 +231,9 @@ async fn connection_stays_usable_after_client_errors() {
         connection.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
         let mut answer = String::new();
         let mut buffer = [0; 4096];
-        // A problem ends with the brace of its object.
+        // The JSON of a problem ends with a brace.
         while !answer.trim_end().ends_with('}') {
-            let count = tokio::time::timeout(PATIENCE, connection.read(&mut buffer)).await.expect("an answer").unwrap();
+            let count = tokio::time::timeout(EVENT_TIMEOUT, connection.read(&mut buffer)).await.expect("an answer").unwrap();
             assert!(count > 0, "closed after: {answer}");
             answer.push_str(&String::from_utf8_lossy(&buffer[..count]));
         }

@@ -1,4 +1,4 @@
-//! The parsers of text from outside, each by itself: no input breaks one, and what is good comes through.
+//! The parsers of client input, tested one by one: no input makes one panic, and valid input is parsed.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn client_address_comes_from_trusted_proxies() {
     assert_eq!(forwarded(&["1.1.1.1"], 0), "10.0.0.1");
     assert_eq!(forwarded(&["6.6.6.6, 1.1.1.1"], 1), "1.1.1.1");
     assert_eq!(forwarded(&["6.6.6.6", "1.1.1.1, 2.2.2.2"], 2), "1.1.1.1");
-    assert_eq!(forwarded(&["1.1.1.1"], 3), "1.1.1.1", "fewer than said: the outermost");
+    assert_eq!(forwarded(&["1.1.1.1"], 3), "1.1.1.1", "with fewer addresses than proxies, the outermost counts");
     assert_eq!(forwarded(&[], 1), "10.0.0.1");
     assert_eq!(forwarded(&["unknown"], 1), "10.0.0.1");
     assert_eq!(forwarded(&["[2001:db8::1]:443"], 1), "2001:db8::1");

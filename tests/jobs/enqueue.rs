@@ -1,4 +1,4 @@
-//! Data and its job commit together; a key is taken once; a job starts when it is due and not before.
+//! Data and its job commit together. A unique key admits one job. A job starts when it is due.
 
 use app::jobs::{Enqueued, Job, JobContext, JobError, enqueue};
 use nix::sys::signal::Signal;
@@ -10,7 +10,7 @@ use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
 use crate::{done, field, insert};
 
-/// A job whose key is taken while it waits.
+/// A job with a unique key, which it holds until it is done or dead.
 #[derive(Serialize, Deserialize)]
 struct Keyed {}
 
@@ -126,7 +126,7 @@ async fn job_starts_when_due_and_not_before() {
     let id = id.fetch_one(&mut database).await.unwrap();
     done(&deploy, id).await;
     let start = worker.logged("the start", |line| line["job_id"] == id && line["wait_ms"].is_i64()).await;
-    // By the database's clock, how long after its time it was claimed.
+    // How long after its due time the job was claimed, by the database's clock.
     assert!((0..1000).contains(&start["wait_ms"].as_i64().unwrap()), "{start}");
 }
 
@@ -152,7 +152,7 @@ async fn idle_worker_polls_twice_a_second() {
     let mut worker = deploy.rough_worker();
     let id = insert(&mut deploy.database().await, "noop", json!({}), 1).await;
     done(&deploy, id).await;
-    // Time is what this is about: as much of it as holds four polls.
+    // The test measures time: two seconds hold four polls.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     worker.terminate().await;
     let claims =
@@ -188,7 +188,7 @@ async fn jobs_of_unknown_kind_slow_no_claim() {
     }
     done(&deploy, last).await;
     worker.terminate().await;
-    // A backend tells its counts when it ends, at the latest.
+    // A backend reports its statistics when it exits, at the latest.
     let read = "SELECT (SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'jobs')::bigint";
     let rows = eventually("the counts", async || {
         let rows = sqlx::query_scalar::<_, i64>(read).fetch_one(&mut deploy.database().await).await.unwrap();

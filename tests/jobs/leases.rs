@@ -1,4 +1,4 @@
-//! A job belongs to one worker at a time, also when that worker sleeps, is cut off, or holds on too long.
+//! A job belongs to one worker at a time, even if that worker is suspended, is disconnected, or exceeds its lease.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn worker_with_lapsed_lease_cannot_finish_job() {
     let sleeper = deploy.rough_worker();
     started(&sleeper, id).await;
     sleeper.signal(Signal::SIGSTOP);
-    crate::lapse(&deploy).await;
+    crate::expire_leases(&deploy).await;
     let other = deploy.rough_worker();
     other.logged("the job taken back", |line| line["job_id"] == id && line["outcome"] == "expired").await;
     done(&deploy, id).await;
@@ -51,7 +51,7 @@ async fn stale_lease_token_changes_nothing() {
     let claim = async |token, lease| queue::claim(&pool, &noop, 1, token, lease).await.unwrap().len();
     assert_eq!(claim(first, Duration::ZERO).await, 1);
     assert_eq!(queue::expire(&pool).await.unwrap().len(), 1);
-    crate::hurry(&deploy).await;
+    crate::make_due(&deploy).await;
     assert_eq!(claim(second, Duration::from_mins(1)).await, 1);
 
     let old = [(id, first)];
@@ -81,7 +81,7 @@ async fn disconnected_worker_stops_jobs_before_lease_expires() {
     let taken = other.logged("the taking", |line| line["job_id"] == id && line["outcome"] == "expired").await;
     assert!(time(&stopped) < time(&taken), "{stopped} {taken}");
 
-    // And it works on when it is back.
+    // It continues when the connection is back.
     proxy.heal();
     let next = insert(&mut deploy.database().await, "noop", json!({}), 10).await;
     done(&deploy, next).await;
@@ -110,11 +110,11 @@ async fn draining_worker_claims_nothing_and_returns_jobs() {
     started(&worker, short).await;
     worker.signal(Signal::SIGTERM);
     worker.says("draining").await;
-    // By now the claim that was under way when the signal came has its answer too.
+    // By now, a claim that was running when the signal arrived has ended, too.
     worker.logged("the short one's end", |line| line["job_id"] == short && line["outcome"] == "done").await;
     let new = insert(&mut database, "noop", json!({}), 10).await;
     assert_eq!(worker.exit().await.code(), Some(0));
-    assert_eq!(field(&deploy, short, "id").await, None, "what could finish has finished");
+    assert_eq!(field(&deploy, short, "id").await, None, "the short job has finished");
     for id in [long, new] {
         assert_eq!(field(&deploy, id, "attempt || coalesce(token::text, ' free')").await.as_deref(), Some("0 free"));
     }

@@ -1,4 +1,4 @@
-//! `bin/dev`, treated roughly.
+//! `bin/dev`: signals, crashes, and wrong arguments.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{Deploy, eventually};
 #[tokio::test]
 async fn ctrl_c_drains_processes_before_services_stop() {
     let mut dev = Dev::start(&["web=2"]).await;
-    // A request whose body is still on its way at Ctrl-C, and which then needs the database, is answered.
+    // At Ctrl-C the request's body is incomplete, and the request still needs the database. It must be answered.
     let mut request = TcpStream::connect(("127.0.0.1", dev.port)).await.unwrap();
     let body = r#"{"email": "nobody@example.com", "password": "none"}"#;
     let head =
@@ -65,8 +65,8 @@ async fn bin_dev_shares_its_config_with_terminals() {
     let mut other = tokio::process::Command::new("bash");
     other.args(["-c", &format!(". {}/env && admin config", dev.folder)]).env_remove("DATABASE_URL").env_remove("SESSION_TTL");
     let config = other.output().await.unwrap();
-    let told = String::from_utf8_lossy(&config.stdout);
-    let line = |name: &str| told.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let printed = String::from_utf8_lossy(&config.stdout);
+    let line = |name: &str| printed.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     assert!(config.status.success() && line("SESSION_TTL ").contains(" 3d ") && line("DATABASE_URL ").contains("(file)"), "{config:?}");
     std::fs::remove_file(file).unwrap();
 }
@@ -75,13 +75,13 @@ async fn bin_dev_shares_its_config_with_terminals() {
 async fn bin_dev_checks_formation_and_port_first() {
     let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    for (arguments, port, told) in [
+    for (arguments, port, expected) in [
         (["web=two"].as_slice(), "0", "usage: bin/dev [TYPE=COUNT …]"),
         (&["release=1"], "0", "usage: bin/dev [TYPE=COUNT …]"),
         (&[], port.as_str(), "is taken: stop what listens there"),
     ] {
         let output = bin_dev(arguments).env("PORT", port).output().await.unwrap();
         assert_eq!(output.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
     }
 }

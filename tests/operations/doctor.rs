@@ -1,4 +1,4 @@
-//! The doctor, and the faults that it must name: each is put into a deploy on purpose.
+//! `admin doctor`: each test gives a deploy a fault that the doctor must report.
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use crate::support::Deploy;
 use crate::{objects, sql, stdout};
 
-/// A Redis that answers what a test tells it to: its clock and its policy cannot be set otherwise without disturbing others.
+/// A fake Redis with this clock and this policy. On the real one, both would affect other tests.
 async fn redis(seconds_behind: i64, policy: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -15,7 +15,7 @@ async fn redis(seconds_behind: i64, policy: &'static str) -> String {
             tokio::spawn(async move {
                 let (read, mut write) = stream.split();
                 let mut lines = BufReader::new(read).lines();
-                // A command is an array of strings, each behind a line with its length.
+                // A command is an array of strings. A line with its length precedes each string.
                 while let Ok(Some(line)) = lines.next_line().await {
                     let length: usize = line.trim_start_matches('*').parse().unwrap();
                     let mut words = Vec::new();
@@ -46,7 +46,7 @@ async fn redis(seconds_behind: i64, policy: &'static str) -> String {
     format!("redis://{address}")
 }
 
-/// What the doctor says of a check; the whole if it says nothing of it.
+/// The doctor's line about a check, or its whole output if there is none.
 async fn line(deploy: &Deploy, check: &str) -> String {
     let output = stdout(&deploy.admin(&["doctor"]).await);
     output.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(&format!("{check} ")))).unwrap_or(&output).to_owned()
@@ -68,7 +68,7 @@ async fn doctor_reports_each_fault_with_remedy() {
     let well = Deploy::new().await.after_a_clock().await;
     let wrong_password = well.clone();
     let url = wrong_password.environment["DATABASE_URL"].replacen("postgres://postgres:", "postgres://postgres:sekret", 1);
-    for (deploy, check, told, remedy) in [
+    for (deploy, check, expected, remedy) in [
         (well.clone().without("MAIL_FROM"), "config", "MAIL_FROM is missing", "set them in this deploy's environment"),
         (well.clone_with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d"), "postgres", "refused", "check DATABASE_URL"),
         (wrong_password.with("DATABASE_URL", url), "postgres", "password authentication failed", "check DATABASE_URL"),
@@ -90,7 +90,7 @@ async fn doctor_reports_each_fault_with_remedy() {
         let failures: Vec<_> = printed.split("\nok ").filter_map(|part| part.split_once("FAIL  ")).map(|(_, failure)| failure).collect();
         assert_eq!(failures.len(), 1, "{check}: {printed}");
         let (what, to_do) = failures[0].split_once("\n                 do: ").unwrap_or_else(|| panic!("no remedy: {printed}"));
-        assert!(what.starts_with(check) && what.contains(told), "{check} {told}: {printed}");
+        assert!(what.starts_with(check) && what.contains(expected), "{check} {expected}: {printed}");
         assert!(to_do.contains(remedy) || what.contains(remedy), "{remedy}: {printed}");
         assert!(!printed.contains("sekret"), "{printed}");
     }
@@ -100,7 +100,7 @@ async fn doctor_reports_each_fault_with_remedy() {
 async fn doctor_measures_a_healthy_deploy() {
     let deploy = Deploy::new().await.with("REDIS_URL", redis(0, "noeviction").await);
     let deploy = deploy.after_a_clock().await;
-    for (check, told) in [
+    for (check, expected) in [
         ("config", ["every variable", ""]),
         ("postgres", ["answers in ", ", no TLS, "]),
         ("schema", ["current", ""]),
@@ -112,7 +112,7 @@ async fn doctor_measures_a_healthy_deploy() {
         ("smtp", ["answers in ", ", no TLS"]),
     ] {
         let line = line(&deploy, check).await;
-        assert!(line.starts_with("ok ") && told.iter().all(|told| line.contains(told)), "{line}");
+        assert!(line.starts_with("ok ") && expected.iter().all(|expected| line.contains(expected)), "{line}");
     }
 }
 

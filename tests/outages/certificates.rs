@@ -1,4 +1,4 @@
-//! TLS to the attached resources, with a private authority.
+//! TLS to the attached resources, with certificates of a private authority.
 
 use sqlx::{Connection, PgConnection};
 
@@ -9,10 +9,10 @@ use crate::support::postgres::Postgres;
 use crate::support::tls::Authority;
 use crate::support::{Deploy, Process, eventually};
 
-/// What no log line may hold.
+/// A text that no log line may contain.
 const SECRET: &str = "sekret";
 
-/// A Postgres and a Redis with certificates, and a deploy that wants to see them.
+/// A Postgres and a Redis with certificates, and a deploy that verifies them.
 struct Encrypted {
     deploy: Deploy,
     postgres: Postgres,
@@ -21,7 +21,7 @@ struct Encrypted {
 }
 
 impl Encrypted {
-    /// None where this machine has no programs of theirs.
+    /// Returns `None` if this machine lacks their programs.
     async fn start() -> Option<Self> {
         if !has("redis-server") {
             return None;
@@ -47,7 +47,7 @@ async fn private_authority_secures_all_three_resources() {
     let upgraded = format!("smtp://localhost:{}?tls=required", authority.mail(&deploy.mail, true).await);
     for url in [wrapped, upgraded] {
         let mut worker = deploy.clone_with("SMTP_URL", url).start("worker");
-        // Signs up and logs in.
+        // A sign-up and a log-in use Postgres and Redis.
         let ada = Person::unverified(&web).await;
         deploy.mail.to(&ada.email, "Did you sign up?").await;
         let mut connection = PgConnection::connect(&format!("{}/postgres", postgres.url)).await.unwrap();
@@ -76,14 +76,14 @@ async fn web_refuses_servers_it_cannot_verify() {
         (deploy.clone().without("SSL_CERT_FILE"), "UnknownIssuer", "UnknownIssuer"),
         (by_number, "not valid for name", "not valid for name"),
     ] {
-        let web = eventually("a first look that is in time, even on a starved machine", async || {
+        let web = eventually("a first check that does not time out", async || {
             let web = deploy.web_unready().await;
             let (first, second) = (web.process.says("not ready: postgres").await, web.process.says("not ready: redis").await);
-            let told = format!("{} {}", first["message"], second["message"]);
-            if told.contains("no answer in time") {
+            let messages = format!("{} {}", first["message"], second["message"]);
+            if messages.contains("no answer in time") {
                 return None;
             }
-            assert!(first["message"].as_str()?.contains(postgres) && second["message"].as_str()?.contains(redis), "{told}");
+            assert!(first["message"].as_str()?.contains(postgres) && second["message"].as_str()?.contains(redis), "{messages}");
             Some(web)
         });
         refused.push(web.await);
@@ -93,7 +93,7 @@ async fn web_refuses_servers_it_cannot_verify() {
         assert_eq!(web.get("/readyz").await.status(), 503);
         assert_eq!(web.process.terminate().await, Some(0));
         let lines = web.process.lines();
-        assert_eq!(lines.iter().filter(|line| line.contains("not ready")).count(), 2, "one for each: {lines:#?}");
+        assert_eq!(lines.iter().filter(|line| line.contains("not ready")).count(), 2, "one line for each resource: {lines:#?}");
         assert!(!lines.iter().any(|line| line.contains(SECRET) || line.contains(password)), "{lines:#?}");
     }
 }
@@ -114,7 +114,7 @@ async fn mail_waits_for_a_verified_server() {
         (&authority, format!("smtps://user:{SECRET}@{without_tls}"), "corrupt message"),
         (&authority, format!("smtp://user:{SECRET}@{without_tls}?tls=required"), "STARTTLS is not supported"),
     ];
-    // At once, and not after a backoff that doubles.
+    // Retry at once instead of after the backoff.
     let again = async || sqlx::query("UPDATE jobs SET run_at = now()").execute(&mut deploy.database().await).await.unwrap();
     for (number, (file, url, reason)) in (0..).zip(cases) {
         again().await;
@@ -139,8 +139,8 @@ async fn traces_go_only_to_verified_collectors() {
     let deploy = deploy.with("OTEL_BSP_SCHEDULE_DELAY", 100);
     let mut stranger = deploy.web().await;
     stranger.get("/verify").await;
-    assert_eq!(stranger.process.terminate().await, Some(0), "what is not taken holds up nothing");
-    assert!(collector.spans().is_empty(), "nobody has vouched for it");
+    assert_eq!(stranger.process.terminate().await, Some(0), "rejected traces do not delay the exit");
+    assert!(collector.spans().is_empty(), "the authority is not trusted");
 
     let web = deploy.with("SSL_CERT_FILE", authority.file()).web().await;
     web.get("/verify").await;

@@ -1,4 +1,4 @@
-//! What clients see while a resource is away: 503 in good time, never a false 401, and no restart afterwards.
+//! Responses while a resource is unavailable: 503 in time, never a false 401. No restart is needed afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ async fn redis_outage_is_503_and_keeps_sessions() {
     problem(ada.log_in().await, 503, "unavailable").await;
     problem(Person::stranger(&web).get("/session").await, 401, "unauthenticated").await;
     problem(Person::stranger(&web).sign_up().await, 503, "unavailable").await;
-    assert_eq!(web.get("/version").await.status(), 200, "what needs no Redis still works");
+    assert_eq!(web.get("/version").await.status(), 200, "requests without Redis still work");
     let not_ready = eventually("not ready", async || Some(web.get("/readyz").await).filter(|answer| answer.status() == 503)).await;
     assert_eq!(not_ready.json::<Value>().await.unwrap()["failed"], serde_json::json!({ "redis": "unavailable" }));
     assert_eq!(web.get("/livez").await.status(), 200);
@@ -39,7 +39,7 @@ async fn hanging_redis_delays_no_anonymous_request() {
     proxy.stall();
     let strangers =
         futures_util::future::join_all((0..400).map(|_| async { Person::stranger(&web).get("/session").await.status().as_u16() }));
-    assert!(strangers.await.iter().all(|status| *status == 401), "their limit cannot be counted, and nobody waits for another's turn");
+    assert!(strangers.await.iter().all(|status| *status == 401), "anonymous requests pass without a limit");
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn postgres_outage_is_503_within_request_timeout() {
     let started = Instant::now();
     problem(ada.get("/session").await, 503, "unavailable").await;
     problem(Person::stranger(&web).sign_up().await, 503, "unavailable").await;
-    assert!(started.elapsed() < Duration::from_secs(20), "two requests, 10 s each at most");
+    assert!(started.elapsed() < Duration::from_secs(20), "two requests take at most 10 s each");
     let not_ready = eventually("not ready", async || Some(web.get("/readyz").await).filter(|answer| answer.status() == 503)).await;
     assert_eq!(not_ready.json::<Value>().await.unwrap()["failed"]["postgres"], "unavailable");
 
@@ -83,10 +83,10 @@ async fn timed_out_change_suggests_no_retry() {
     let url = deploy.through("DATABASE_URL", &proxy);
     let web = deploy.with("DATABASE_URL", url).web().await;
     let ada = Person::unverified(&web).await;
-    // Longer than a request has for one round trip.
+    // One round trip takes longer than the request's timeout.
     proxy.delay(Duration::from_millis(600));
     let change = Person::stranger(&web).sign_up().await;
-    assert!(!change.headers().contains_key("retry-after"), "nobody knows whether it was done: {change:?}");
+    assert!(!change.headers().contains_key("retry-after"), "the change may have been made: {change:?}");
     problem(change, 503, "timed-out").await;
     let read = ada.get("/session").await;
     assert_eq!(read.headers()["retry-after"], "1");
@@ -116,14 +116,14 @@ async fn session_read_costs_one_roundtrip_and_query() {
     let deploy = deploy.with("REDIS_URL", url);
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
-    // What the account may do is asked of Postgres each five seconds.
+    // web reads the account's status from Postgres every five seconds.
     assert_eq!(ada.get("/tokens").await.status(), 200);
     let before = proxy.sent().len();
     let read = ada.request(reqwest::Method::GET, "/tokens").header("x-request-id", "counted-read").send();
     assert_eq!(read.await.unwrap().status(), 200);
-    // The probes go on meanwhile.
+    // Probes also use Redis meanwhile.
     let pieces: Vec<_> = proxy.sent()[before..].iter().filter(|piece| !piece.contains("limit:probe")).cloned().collect();
-    assert_eq!(pieces.len(), 1, "session and limit are asked for together: {pieces:#?}");
+    assert_eq!(pieces.len(), 1, "session and limit share one round trip: {pieces:#?}");
     assert!(pieces[0].contains("GETEX") && pieces[0].contains("EVAL"), "{pieces:#?}");
 
     web.process.logged("the access line", |line| line["caller_request_id"] == "counted-read" && line["status"] == 200).await;

@@ -40,7 +40,7 @@ async fn token_is_shown_once_scoped_and_revocable() {
     assert!(!stored.get::<String, _>(0).contains(read["secret"].as_str().unwrap()));
 
     let (write, other) = (token(&ada, &["tokens:write"]).await, token(&ada, &["tokens:read"]).await);
-    // Neither Origin nor Sec-Fetch-Site: who holds a token is no browser.
+    // Without Origin and Sec-Fetch-Site, because a client with a token is not a browser.
     let other_path = format!("/tokens/{}", other["id"].as_str().unwrap());
     assert_eq!(with(&web, &write, Method::DELETE, &other_path).await.status(), 204);
     problem(with(&web, &other, Method::GET, "/tokens").await, 401, "unauthenticated").await;
@@ -109,7 +109,7 @@ async fn suspension_blocks_sessions_and_tokens_until_restored() {
     let last = trail.last().unwrap();
     assert_eq!((last.get::<String, _>(0), last.get::<Option<String>, _>(1)), ("log_in_failed".to_owned(), None));
     let granted = trail.iter().find(|row| row.get::<String, _>(0) == "role_changed").unwrap();
-    assert!(!granted.get::<bool, _>(2), "an operator's doing has no request");
+    assert!(!granted.get::<bool, _>(2), "an operator's action has no request");
     let others = trail.iter().filter(|row| row.get::<String, _>(0) != "role_changed");
     assert!(others.into_iter().all(|row| row.get::<bool, _>(2) && row.get::<String, _>(3) == "127.0.0.1"));
 }

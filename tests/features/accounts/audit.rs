@@ -1,4 +1,4 @@
-//! The audit trail: who did what to whom, under an id that its subject cannot choose.
+//! The audit trail: each event names its actor, its action and its target, with a request id that the caller cannot choose.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ async fn id_of(person: &Person) -> String {
     person.get("/session").await.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
 }
 
-/// Actor, its id, and the account that it was done to, of the latest event of this action.
+/// The actor, its id, and the target account of the latest event with this action.
 async fn latest(deploy: &Deploy, action: &str) -> (String, Option<String>, Option<String>) {
     let event = "SELECT actor, actor_id::text, account_id::text FROM audit_events WHERE action = $1 ORDER BY id DESC LIMIT 1";
     let row = sqlx::query(event).bind(action).fetch_one(&mut deploy.database().await).await.unwrap();

@@ -48,7 +48,7 @@ async fn sign_up_hides_that_address_is_taken() {
 
     deploy.mail.to(&ada.email, "You have an account already").await;
     assert_eq!(ada.post("/session", body).await.status(), 401, "the new password must not work");
-    assert_eq!(ada.log_in().await.status(), 200, "the old one must");
+    assert_eq!(ada.log_in().await.status(), 200, "the old password must still work");
 }
 
 #[tokio::test]
@@ -67,8 +67,8 @@ async fn wrong_password_and_unknown_address_look_alike() {
         println!("skipped: needs /proc");
         return;
     }
-    // Similar time: both pay for one hash. Without it an unknown address costs a twentieth. Counted in the process's own
-    // time, which a busy machine does not stretch.
+    // Both compute one hash. Without it an unknown address costs a twentieth. Measured in the process's CPU time, which does
+    // not depend on the machine's load.
     let mut costs = [0; 2];
     for (cost, body) in costs.iter_mut().zip([known, unknown]) {
         let before = web.process.cpu_ticks();
@@ -92,7 +92,7 @@ async fn log_out_invalidates_the_session_cookie() {
     assert_eq!(ada.delete("/session").await.status(), 204);
     problem(with_cookie().await.unwrap(), 401, "unauthenticated").await;
     problem(ada.get("/session").await, 401, "unauthenticated").await;
-    assert_eq!(ada.delete("/session").await.status(), 204, "who is logged out may log out");
+    assert_eq!(ada.delete("/session").await.status(), 204, "a second log-out succeeds");
 }
 
 #[tokio::test]
@@ -128,12 +128,12 @@ async fn verification_link_changes_nothing_until_submitted() {
     assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
     assert!(page.text().await.unwrap().contains(&mail.token()));
     let verified = async || ada.get("/session").await.json::<Value>().await.unwrap()["verified"] == true;
-    assert!(!verified().await, "a look must verify nothing");
+    assert!(!verified().await, "opening the page verifies nothing");
 
     let press = async |password: &str| ada.press(&web, "/verify", &[("token", &mail.token()), ("password", password)]).await;
     let refused = press("not the right password").await;
     assert_eq!(refused.status(), 403);
-    assert!(refused.text().await.unwrap().contains(&mail.token()), "the page asks once more");
+    assert!(refused.text().await.unwrap().contains(&mail.token()), "the page shows the form again");
     assert!(!verified().await);
     let pressed = press(PASSWORD).await;
     assert_eq!((pressed.status().as_u16(), pressed.headers()["location"].to_str().unwrap()), (303, "/verify?done"));
@@ -171,7 +171,7 @@ async fn cross_site_requests_are_rejected() {
     problem(post("sec-fetch-site", "same-site").await.unwrap(), 403, "cross-site").await;
     problem(post("x-nothing", "at all").await.unwrap(), 403, "cross-site").await;
     problem(post("authorization", "Bearer x").await.unwrap(), 403, "cross-site").await;
-    assert_eq!(ada.get("/session").await.status(), 200, "the session lives");
+    assert_eq!(ada.get("/session").await.status(), 200, "the session is still valid");
     assert_eq!(post("sec-fetch-site", "same-origin").await.unwrap().status(), 204);
 }
 
@@ -184,7 +184,7 @@ async fn role_change_ends_sessions_without_a_worker() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(ada.get("/session").await.status(), 401);
     assert_eq!(ada.log_in().await.json::<Value>().await.unwrap()["role"], "admin");
-    assert_eq!(ada.get("/session").await.status(), 200, "a session of the new epoch lives");
+    assert_eq!(ada.get("/session").await.status(), 200, "a session of the new epoch is valid");
 
     let output = deploy.admin(&["account", "grant", "nobody@example.com", "admin"]).await;
     assert_eq!(output.status.code(), Some(1));
