@@ -1,6 +1,7 @@
-//! Everything is disturbed at once and at random while clients work, and then it is proven that nothing was lost.
+//! Random faults hit every process and resource while clients work. Afterwards the test checks that nothing was lost.
 //!
-//! A binary of its own, so that it alone has the machine. The seed decides what is done to whom, in which order and for how long; the timing of the system cannot be had again.
+//! This is a separate binary, so that no other test runs beside it. The seed decides the faults, their order and their length.
+//! It does not reproduce the timing of the system.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
@@ -23,41 +24,41 @@ use crate::support::journal::{Journal, Kind};
 use crate::support::load::{Customer, Seen};
 use crate::support::postgres::Postgres;
 use crate::support::redis::Redis;
-use crate::support::{Deploy, PATIENCE, Proxy, eventually};
+use crate::support::{Deploy, EVENT_TIMEOUT, Proxy, eventually};
 
-/// As short as it may be, so that processes are stopped for longer.
-const LEASE: Duration = Duration::from_secs(10);
+/// The shortest allowed, so that some processes are stopped for longer.
+const JOB_LEASE: Duration = Duration::from_secs(10);
 
-/// Half of them ask for their session. The others sign up new addresses, and ask for a reset for each.
+/// The number of clients. Half of them read their session. The others sign up new addresses and request a reset for each.
 const CUSTOMERS: usize = 16;
 
 const POSTGRES_POOL: usize = 4;
 const REDIS_POOL: usize = 2;
 
-/// A process at rest has its connections, its listeners, its log, and the runtime's own few.
-const DESCRIPTORS: usize = 40;
+/// The file descriptors of an idle process: its connections, its listeners, its log, and a few of the runtime's.
+const MAX_DESCRIPTORS: usize = 40;
 
-/// What a process may grow in all the time after its first ten seconds. A debug build's allocator keeps some of what a
-/// burst took; a leak of a kilobyte in each request or job would be more within minutes.
-const GROWTH_KIB: usize = 16 * 1024;
+/// How much a process may grow after its first ten seconds. A debug build's allocator keeps some memory of a burst. A leak of
+/// a kilobyte in each request or job would exceed this within minutes.
+const MAX_GROWTH_KIB: usize = 16 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_whatever_happens_to_whom() {
+async fn random_faults_lose_no_accepted_request() {
     let Some(postgres) = Postgres::start().await else { return };
     let variable = |name| std::env::var(name).ok();
     let minutes: f64 = variable("CHAOS_MINUTES").map_or(1.0, |minutes| minutes.parse().expect("a number of minutes"));
     let seed: u64 = variable("CHAOS_SEED").map_or_else(|| fastrand::u64(..1_000_000), |seed| seed.parse().expect("a seed is a number"));
-    println!("seed {seed}, to be had again with: bin/chaos {minutes} {seed}");
+    println!("seed {seed}, reproduce with: bin/chaos {minutes} {seed}");
     let mut random = Rng::with_seed(seed);
 
     let deploy = Deploy::unmigrated().await.with("DATABASE_URL", format!("{}/postgres", postgres.url));
     let (Some(redis), Some(replica)) = (Redis::start().await, Redis::start().await) else { return };
     let deploy = deploy.with("REDIS_URL", redis.url());
     let deploy = deploy.with("DATABASE_POOL_SIZE", POSTGRES_POOL).with("REDIS_POOL_SIZE", REDIS_POOL);
-    let deploy = deploy.with("JOB_LEASE", format!("{}s", LEASE.as_secs())).with("RATE_LIMIT_REQUESTS", 10_000_000);
+    let deploy = deploy.with("JOB_LEASE", format!("{}s", JOB_LEASE.as_secs())).with("RATE_LIMIT_REQUESTS", 10_000_000);
     assert!(deploy.admin(&["migrate"]).await.status.success());
     let journal = Journal::default();
-    let _teller = journal.teller();
+    let _report = journal.report_on_failure();
     let links = formation::links(&deploy, &journal).await;
     let mut places = Vec::new();
     for name in PLACES {
@@ -79,16 +80,16 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     let until = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
     let stop = Arc::new(AtomicBool::new(false));
     let mut load = Vec::new();
-    let (signing_up, looking) = customers.split_at(CUSTOMERS / 2);
+    let (signing_up, reading) = customers.split_at(CUSTOMERS / 2);
     load.extend(signing_up.iter().map(|customer| tokio::spawn(customer.clone().sign_others_up(stop.clone()))));
-    load.extend(looking.iter().map(|customer| tokio::spawn(customer.clone().look(stop.clone()))));
+    load.extend(reading.iter().map(|customer| tokio::spawn(customer.clone().read_session(stop.clone()))));
     let mut networks = Vec::new();
     for variable in ["DATABASE_URL", "REDIS_URL", "SMTP_URL"] {
         networks.push(tokio::spawn(disturb_network(variable, links.clone(), journal.clone(), random.fork(), until)));
     }
     let failovers = tokio::spawn(fail_over([redis, replica], links.clone(), journal.clone(), random.fork(), until));
     let crashes = tokio::spawn(crash(postgres, journal.clone(), random.fork(), until));
-    let troubled: Vec<_> = places.into_iter().map(|place| tokio::spawn(trouble(place, random.fork(), until))).collect();
+    let disturbed: Vec<_> = places.into_iter().map(|place| tokio::spawn(disturb_process(place, random.fork(), until))).collect();
 
     for network in networks {
         network.await.unwrap();
@@ -96,7 +97,7 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     let _redis = failovers.await.unwrap();
     let _postgres = crashes.await.unwrap();
     let mut places = Vec::new();
-    for place in troubled {
+    for place in disturbed {
         places.push(place.await.unwrap());
     }
     for place in &places {
@@ -105,25 +106,25 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     stop.store(true, Ordering::Relaxed);
     let mut seen = Seen::default();
     for customer in load {
-        let at_rest = timeout(PATIENCE, customer).await;
-        seen.add(at_rest.expect("nothing is disturbed any more, so nobody is refused").unwrap());
+        let at_rest = timeout(EVENT_TIMEOUT, customer).await;
+        seen.add(at_rest.expect("without faults every request succeeds").unwrap());
     }
     settle(&database).await;
 
     for place in &mut places {
-        place.look();
+        place.check();
         place.read_log();
     }
-    assert!(seen.wrong.is_empty(), "{} wrong answers: {:#?}", seen.wrong.len(), &seen.wrong[..seen.wrong.len().min(20)]);
+    assert!(seen.wrong.is_empty(), "{} wrong responses: {:#?}", seen.wrong.len(), &seen.wrong[..seen.wrong.len().min(20)]);
     let answered = u32::try_from(seen.answered).unwrap();
-    assert!(f64::from(answered) > minutes * 100.0, "too little load to tell: {answered} answers");
-    let unexpected: Vec<_> = seen.broken.iter().filter(|broken| !journal.was_away(broken.web, broken.from, broken.to)).collect();
-    assert!(unexpected.is_empty(), "connections broke to webs that nobody took away: {unexpected:#?}");
+    assert!(f64::from(answered) > minutes * 100.0, "too little load: {answered} responses");
+    let unexpected: Vec<_> = seen.broken.iter().filter(|broken| !journal.was_being_replaced(broken.web, broken.from, broken.to)).collect();
+    assert!(unexpected.is_empty(), "connections broke to webs that were not restarted: {unexpected:#?}");
     for customer in &customers {
         customer.is_known_everywhere().await;
     }
     let accepted = seen.signed_up.len() + seen.reset.len();
-    assert!(f64::from(u32::try_from(accepted).unwrap()) > minutes * 50.0, "too little load to tell: {accepted} were accepted");
+    assert!(f64::from(u32::try_from(accepted).unwrap()) > minutes * 50.0, "too little load: {accepted} requests were accepted");
     let mails = mails(&deploy, &database, &journal, &seen).await;
     let promised = format!("| sessions kept, lost | {CUSTOMERS}, 0 |\n{mails}");
     let at_rest = at_rest(&places).await;
@@ -147,22 +148,22 @@ async fn nothing_is_lost_whatever_happens_to_whom() {
     );
 }
 
-/// Kills, terminates and stops the process at one place.
-async fn trouble(mut place: Place, mut random: Rng, until: Instant) -> Place {
+/// Kills, terminates and stops the process in one place.
+async fn disturb_process(mut place: Place, mut random: Rng, until: Instant) -> Place {
     while pause(&mut random, 500..6000, until).await {
-        place.look();
+        place.check();
         match random.u8(..10) {
-            0..4 if !place.is_lasting() => place.kill().await,
-            4..7 if !place.is_lasting() => place.terminate().await,
+            0..4 if !place.is_permanent() => place.kill().await,
+            4..7 if !place.is_permanent() => place.terminate().await,
             // Sometimes for longer than the lease.
-            9 => place.stop(LEASE + Duration::from_millis(random.u64(..3000))).await,
+            9 => place.stop(JOB_LEASE + Duration::from_millis(random.u64(..3000))).await,
             _ => place.stop(Duration::from_millis(random.u64(200..4000))).await,
         }
     }
     place
 }
 
-/// Cuts and stalls the ways to one resource, of one process or of all.
+/// Cuts and stalls the connections to one resource, for one process or for all.
 async fn disturb_network(variable: &'static str, links: Arc<Links>, journal: Journal, mut random: Rng, until: Instant) {
     let all: Vec<_> = links.iter().filter(|((_, to), _)| *to == variable).map(|((name, _), link)| (*name, link)).collect();
     while pause(&mut random, 500..4000, until).await {
@@ -183,7 +184,7 @@ async fn disturb_network(variable: &'static str, links: Arc<Links>, journal: Jou
     }
 }
 
-/// Strikes Postgres down, or has it take no writes for a while, which is how a failover looks whose old primary stays there.
+/// Crashes Postgres, or makes it read-only for a while, as a failover does whose old primary stays reachable.
 async fn crash(mut postgres: Postgres, journal: Journal, mut random: Rng, until: Instant) -> Postgres {
     while pause(&mut random, 5_000..20_000, until).await {
         if random.bool() {
@@ -206,7 +207,7 @@ async fn read_only(server: &str, lasting: Duration) {
     sqlx::raw_sql("ALTER DATABASE postgres RESET default_transaction_read_only").execute(&mut connection).await.unwrap();
 }
 
-/// Has one Redis take over from the other, again and again. What is connected to the old one stays so.
+/// Repeatedly fails over from one Redis to the other. Existing connections stay with the old one.
 async fn fail_over(
     [mut redis, mut replica]: [Redis; 2],
     links: Arc<Links>,
@@ -227,14 +228,14 @@ async fn fail_over(
     [redis, replica]
 }
 
-/// Waits for some milliseconds; says whether there is time left.
+/// Waits for a random time, and returns whether there is time left.
 async fn pause(random: &mut Rng, millis: std::ops::Range<u64>, until: Instant) -> bool {
     let next = Instant::now() + Duration::from_millis(random.u64(millis));
     sleep_until(next.min(until)).await;
     next < until
 }
 
-/// Waits for an empty queue. What has failed need not sit out its backoff, which may be minutes.
+/// Waits for an empty queue. Failed jobs are retried at once, because their backoff may be minutes.
 async fn settle(database: &PgPool) {
     let emptied = eventually("an empty queue", async || {
         let hurry = "UPDATE jobs SET run_at = now() WHERE token IS NULL AND dead_at IS NULL AND attempt > 0 AND run_at > now()";
@@ -245,11 +246,11 @@ async fn settle(database: &PgPool) {
         (left == 0).then_some(())
     });
     let emptied = std::panic::AssertUnwindSafe(emptied).catch_unwind().await;
-    assert!(emptied.is_ok(), "the queue is never empty: {:#?}", what_is_left(database).await);
+    assert!(emptied.is_ok(), "the queue was never empty: {:#?}", remaining_work(database).await);
 }
 
-/// The jobs that are left, who works for whom, and who holds which lock.
-async fn what_is_left(database: &PgPool) -> Vec<String> {
+/// The remaining jobs, the activity of every client of Postgres, and the locks.
+async fn remaining_work(database: &PgPool) -> Vec<String> {
     let mut left = Vec::new();
     for query in [
         "SELECT row_to_json(jobs)::text FROM jobs ORDER BY id LIMIT 50",
@@ -270,8 +271,8 @@ const ACCOUNTS: &str = "
         COALESCE(array_agg(mail) FILTER (WHERE kind = 'send_password_reset'), '{}')
     FROM accounts LEFT JOIN noted ON account_id = accounts.id GROUP BY email";
 
-/// Proves that every accepted sign-up made one account and one verification, that every accepted reset was mailed, that every
-/// job sent its mail to its address, and that every copy is explained. Gives lines for the table.
+/// Checks that every accepted sign-up made one account and one verification, that every accepted reset was mailed, that every
+/// job sent its mail to its address, and that every duplicate has a reason. Returns lines for the table.
 async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &Seen) -> String {
     // Reset links expire and are purged during a long soak.
     let good = "SELECT email, token_hash FROM mailed_tokens WHERE purpose = 'verify'";
@@ -279,7 +280,7 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
     let mut mailed: HashMap<String, (Vec<String>, usize)> = HashMap::new();
     for mail in deploy.mail.all().await {
         let works = || good.contains(&(mail.to[0].clone(), Sha256::digest(mail.token()).to_vec()));
-        assert!(!mail.message_id.starts_with("verify-") || works(), "a link that does not work was mailed: {mail:?}");
+        assert!(!mail.message_id.starts_with("verify-") || works(), "an invalid link was mailed: {mail:?}");
         mailed.entry(mail.message_id).or_insert((mail.to, 0)).1 += 1;
     }
     let accounts: Vec<(String, Vec<String>, Vec<String>)> = sqlx::query_as(ACCOUNTS).fetch_all(database).await.unwrap();
@@ -289,20 +290,20 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
     let signed_up = |email: &&String| accounts.get(*email).is_some_and(|(verify, _)| verify.len() == 1 && kept(email, verify));
     let reset = |email: &&String| accounts.get(*email).is_some_and(|(_, reset)| kept(email, reset));
     let lost: Vec<_> = seen.signed_up.iter().filter(|email| !signed_up(email)).collect();
-    assert!(lost.is_empty(), "{} accepted sign-ups were lost or doubled: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
+    assert!(lost.is_empty(), "{} accepted sign-ups were lost or duplicated: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
     let lost: Vec<_> = seen.reset.iter().filter(|email| !reset(email)).collect();
     assert!(lost.is_empty(), "{} accepted resets were lost: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
-    // The jobs of requests whose response was lost, too.
+    // This includes the jobs of requests whose response was lost.
     let noted: Vec<String> = sqlx::query_scalar("SELECT mail FROM noted").fetch_all(database).await.unwrap();
     let lost: Vec<_> = noted.iter().filter(|mail| !mailed.contains_key(*mail)).collect();
     assert!(lost.is_empty(), "{} jobs are gone without their mail: {:#?}", lost.len(), &lost[..lost.len().min(20)]);
 
     let unexplained = journal.unexplained(database).await;
     assert!(unexplained.is_empty(), "{} mails were sent again without a reason: {unexplained:#?}", unexplained.len());
-    // What the sink has taken beyond what the proxies saw, they could not explain.
+    // A mail that no proxy saw cannot be explained.
     let copies = journal.copies();
     let unseen: Vec<_> = mailed.iter().filter(|(id, (_, count))| copies.get(*id) < Some(count)).collect();
-    assert!(unseen.is_empty(), "the sink has mails of unknown senders: {unseen:?}");
+    assert!(unseen.is_empty(), "the sink has mails that no worker sent: {unseen:?}");
     let twice = mailed.values().filter(|(_, count)| *count > 1).count();
     format!(
         "| sign-ups accepted, lost | {}, 0 |\n| resets accepted, lost | {}, 0 |\n| mails; twice, each explained | {}; {twice} |",
@@ -312,15 +313,15 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
     )
 }
 
-/// No process has grown much, or holds more connections than its pools, one for its probes and in a worker one for news: a
-/// line for the table.
+/// Checks memory, connections and file descriptors of every process. It may hold its pools' connections and one for probes,
+/// and a worker one for notifications. Returns lines for the table.
 async fn at_rest(places: &[Place]) -> String {
     for place in places {
-        assert!(place.growth_kib() < GROWTH_KIB, "{} has grown by {} KiB", place.name, place.growth_kib());
+        assert!(place.growth_kib() < MAX_GROWTH_KIB, "{} has grown by {} KiB", place.name, place.growth_kib());
         let apart = if place.name.starts_with("worker") { 2 } else { 1 };
-        eventually(&format!("{} holds no more connections than it may", place.name), async || {
+        eventually(&format!("{} holds no more connections than allowed", place.name), async || {
             let (postgres, redis) = (place.connections("DATABASE_URL"), place.connections("REDIS_URL"));
-            (postgres <= POSTGRES_POOL + apart && redis <= REDIS_POOL && place.descriptors() <= DESCRIPTORS).then_some(())
+            (postgres <= POSTGRES_POOL + apart && redis <= REDIS_POOL && place.descriptors() <= MAX_DESCRIPTORS).then_some(())
         })
         .await;
     }

@@ -1,6 +1,6 @@
-"""How Schemathesis comes in: as nobody, with a session of an admin, or with a token, as AS says.
+"""Authenticates Schemathesis: anonymous, with an admin's session, or with a token, as the variable AS says.
 
-A case may log out, delete the account or suspend it; whoever asks next is then somebody new.
+A case may log out, or delete or suspend the account. The next request then uses a new account.
 """
 
 import os
@@ -19,7 +19,7 @@ SITE = {"Sec-Fetch-Site": "same-origin"}
 
 
 class Person:
-    """Somebody who has signed up, verified the address, become an admin and logged in."""
+    """An admin who has signed up, verified the address and logged in."""
 
     def __init__(self):
         self.email = f"{uuid.uuid4().hex}@example.com"
@@ -48,7 +48,7 @@ class Person:
         raise RuntimeError(f"no mail came for {self.email}")
 
     def is_known(self):
-        # A case may have ended the session, or the token.
+        # An earlier case may have ended the session or the token.
         by_token = requests.get(f"{API}/api/v1/tokens", headers={"Authorization": f"Bearer {self.token}"}, timeout=20)
         return by_token.ok and self.http.get(f"{API}/api/v1/session", timeout=20).ok
 

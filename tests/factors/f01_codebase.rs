@@ -1,13 +1,13 @@
-//! I. Codebase: one repository holds the code of every process and every deploy; deploys differ in config, never in code.
+//! I. Codebase: one repository holds the code of every process and every deploy. Deploys differ in config, never in code.
 //!
-//! Violated by a program from another commit, a build for each customer, a name that stands for a whole group of settings.
+//! Violated by a program from another commit, a build for each customer, or a name that selects a whole group of settings.
 
 use tokio::process::Command;
 
 use crate::support::process::programs;
 use crate::support::{Deploy, Process};
 
-/// The repository's commit; without git, what the build was told or `unknown`, as in build.rs.
+/// The repository's commit. Without git it is `GIT_COMMIT` or `unknown`, as in build.rs.
 fn head() -> String {
     let git = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().ok().filter(|output| output.status.success());
     let head = git.map(|output| String::from_utf8(output.stdout).unwrap().trim().to_owned());
@@ -15,14 +15,14 @@ fn head() -> String {
 }
 
 #[tokio::test]
-async fn all_four_programs_say_the_repositorys_commit() {
+async fn every_program_reports_the_repositorys_commit() {
     let deploy = Deploy::new().await;
     let web = deploy.web_unready().await;
     let mut said = vec![("web", web.get("/version").await.json::<serde_json::Value>().await.unwrap()["commit"].clone())];
     for name in ["worker", "clock"] {
         said.push((name, deploy.start(name).says("is starting").await["commit"].clone()));
     }
-    // It needs no config to say so.
+    // It reports the commit without any config.
     let admin = Command::new(programs().join("admin")).arg("--version").env_clear().output().await.unwrap();
     said.push(("admin", String::from_utf8(admin.stdout).unwrap().trim().trim_start_matches("admin ").into()));
     let head = head();
@@ -31,13 +31,13 @@ async fn all_four_programs_say_the_repositorys_commit() {
     }
 }
 
-/// Every byte of the program that a process runs, whatever became of the file that it was started from.
+/// The bytes of the program that a process runs. They stay readable if its file is replaced.
 fn code(process: &Process) -> Vec<u8> {
     std::fs::read(format!("/proc/{}/exe", process.pid())).expect("a system with /proc")
 }
 
 #[tokio::test]
-async fn two_deploys_run_the_same_bytes() {
+async fn two_deploys_run_identical_programs() {
     let development = Deploy::new().await.with("APP_ENV", "development").with("LOG_LEVEL", "debug");
     let production = Deploy::new().await.with("APP_ENV", "production").with("LOG_LEVEL", "info");
     for name in ["web", "worker", "clock"] {
@@ -51,7 +51,7 @@ async fn two_deploys_run_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn no_variable_names_a_group_of_settings() {
+async fn no_variable_selects_a_settings_group() {
     let output = Command::new(programs().join("admin")).args(["config", "--json"]).env_clear().output().await.unwrap();
     let names = String::from_utf8(output.stdout).unwrap();
     let names: Vec<_> = names.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["name"].clone()).collect();
@@ -60,18 +60,18 @@ async fn no_variable_names_a_group_of_settings() {
         let group = ["ENV", "ENVIRONMENT", "STAGE", "TIER", "PROFILE", "MODE", "CUSTOMER", "TENANT"];
         assert!(
             !name.split('_').any(|word| group.contains(&word)),
-            "{name} stands for a group of settings: each must be a variable of its own"
+            "{name} selects a group of settings: each setting needs its own variable"
         );
     }
 }
 
-/// A checksum of a migration, or a script with a carriage return in its first line, must not depend on whose git it was.
+/// Checksums of migrations and the first lines of scripts must not depend on git's settings.
 #[tokio::test]
 async fn every_checkout_has_the_same_bytes() {
     let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
     let prefix = format!("--prefix={}/", folder.display());
     let checkout = ["-c", "core.autocrlf=true", "checkout-index", "--all", "--force", &prefix];
-    // As git for Windows is set up.
+    // The default of git for Windows.
     let output = Command::new("git").args(checkout).output().await.ok().filter(|output| output.status.success() && folder.exists());
     if output.is_none() {
         println!("skipped: needs git's index");

@@ -1,6 +1,6 @@
-//! II. Dependencies: all that the programs are built from is declared and locked, and nothing else on the machine is needed to run them.
+//! II. Dependencies: every dependency is declared and locked, and the programs need nothing else on the machine.
 //!
-//! Violated by a crate from a folder or a branch, a lock that does not fit, a tool of the system that must happen to be there.
+//! Violated by a crate from a folder or a branch, an outdated lock file, or a system tool that must happen to be installed.
 
 use std::path::{Path, PathBuf};
 
@@ -14,15 +14,15 @@ use crate::support::process::programs;
 use crate::support::{Deploy, Process, eventually};
 
 #[tokio::test]
-async fn the_lock_is_current_and_every_dependency_comes_from_the_registry() {
+async fn lockfile_is_current_and_registry_only() {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    // Only this platform's crates are on the machine.
+    // Only this platform's crates are downloaded.
     let arguments = ["metadata", "--locked", "--offline", "--format-version", "1", "--filter-platform", "host-tuple"];
     let output = Command::new(cargo).args(arguments).output().await.unwrap();
-    assert!(output.status.success(), "the lock does not fit: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "Cargo.lock is out of date: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let own = &metadata["workspace_members"];
-    assert_eq!(own.as_array().unwrap().len(), 1, "one package makes every program: {own}");
+    assert_eq!(own.as_array().unwrap().len(), 1, "one package builds every program: {own}");
     let registry = "registry+https://github.com/rust-lang/crates.io-index";
     for package in metadata["packages"].as_array().unwrap() {
         if package["id"] != own[0] {
@@ -36,21 +36,21 @@ async fn the_lock_is_current_and_every_dependency_comes_from_the_registry() {
     }
 }
 
-/// What a deploy is for: somebody signs up, is mailed a link, follows it, and is mailed another for the password.
-async fn serve_somebody(deploy: &Deploy, start: impl Fn(&str) -> Process) {
+/// Uses the whole deploy: a user signs up, verifies the address, and requests a password reset. Both links arrive by mail.
+async fn use_every_process(deploy: &Deploy, start: impl Fn(&str) -> Process) {
     let web = Web::of(start("web")).await;
     web.process.says("ready").await;
     let (worker, clock) = (start("worker"), start("clock"));
     let ada = Person::verified(deploy, &web).await;
-    assert_eq!(ada.forget().await.status(), 202);
+    assert_eq!(ada.request_reset().await.status(), 202);
     deploy.mail.to(&ada.email, "Set another password").await;
     clock.says("is new").await;
     drop(worker);
 }
 
-/// A folder to be somebody's root: the programs, the shared libraries that they were linked with, and nothing else.
+/// A root folder that holds the programs, their shared libraries, and nothing else.
 async fn empty_root() -> PathBuf {
-    // Beside the programs, so that a link to them is enough.
+    // Beside the programs, so that hard links work.
     let root = programs().join(format!("root-{}", uuid::Uuid::new_v4().simple()));
     let place = |from: &Path, to: &str| {
         let to = root.join(to.trim_start_matches('/'));
@@ -72,7 +72,7 @@ async fn empty_root() -> PathBuf {
 }
 
 #[tokio::test]
-async fn in_an_empty_root_and_with_nothing_but_their_config_they_serve() {
+async fn programs_serve_in_an_empty_root() {
     if !has("ldd") || !without_disk() {
         return;
     }
@@ -82,14 +82,14 @@ async fn in_an_empty_root_and_with_nothing_but_their_config_they_serve() {
         command.arg("--root").arg(&root).arg(format!("/{program}")).env_clear().envs(&deploy.environment).kill_on_drop(true);
         command
     };
-    serve_somebody(&deploy, |name| Process::spawn(command(name))).await;
+    use_every_process(&deploy, |name| Process::spawn(command(name))).await;
     let doctor = command("admin").arg("doctor").output().await.unwrap();
     assert!(doctor.status.success(), "{doctor:?}");
     std::fs::remove_dir_all(root).unwrap();
 }
 
 #[tokio::test]
-async fn they_start_no_other_program() {
+async fn programs_start_no_other_program() {
     if !has("strace") {
         return;
     }
@@ -98,14 +98,14 @@ async fn they_start_no_other_program() {
     std::fs::create_dir(&trace).unwrap();
     let traced = |name: &str| {
         let mut command = Command::new("strace");
-        // Detached, so that the program is our own child and ends with us; by seccomp, which stops it at nothing else.
+        // -D makes the program our own child, which ends with the test. Seccomp stops it at no other system call.
         command.args(["-D", "-f", "--seccomp-bpf", "-e", "trace=execve,execveat", "-o"]).arg(trace.join(name)).arg(programs().join(name));
         command.env_clear().envs(&deploy.environment);
         Process::spawn(command)
     };
-    serve_somebody(&deploy, traced).await;
+    use_every_process(&deploy, traced).await;
     for name in ["web", "worker", "clock"] {
-        // What it wrote last is there when it has seen the end.
+        // The trace is complete once strace has recorded the end.
         let trace = eventually("the end of the trace", async || {
             std::fs::read_to_string(trace.join(name)).ok().filter(|trace| trace.contains("+++ killed by SIGKILL"))
         });

@@ -1,6 +1,6 @@
-//! III. Config: what differs between deploys comes from the environment, and from nowhere else.
+//! III. Config: everything that differs between deploys comes from the environment, and from nowhere else.
 //!
-//! Violated by a value in the code, a file for each environment, a start with half a config, a secret in a message.
+//! Violated by a value in the code, a file for each environment, a start with an incomplete config, or a secret in a message.
 
 mod urls;
 mod values;
@@ -27,7 +27,7 @@ fn stderr(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn without_an_environment_every_missing_name_is_told_at_once() {
+async fn empty_environment_reports_every_missing_variable() {
     for (program, needed) in [
         ("web", ["DATABASE_URL", "REDIS_URL", "PUBLIC_URL"].as_slice()),
         ("worker", &["DATABASE_URL", "REDIS_URL", "SMTP_URL", "MAIL_FROM", "PUBLIC_URL"]),
@@ -35,16 +35,16 @@ async fn without_an_environment_every_missing_name_is_told_at_once() {
     ] {
         let output = run(program, &[]).await;
         assert_eq!(output.status.code(), Some(78), "{program}");
-        let told = stderr(&output);
-        assert_eq!(told.lines().count(), needed.len() + 1, "{told}");
-        for (line, name) in told.lines().skip(1).zip(needed) {
+        let printed = stderr(&output);
+        assert_eq!(printed.lines().count(), needed.len() + 1, "{printed}");
+        for (line, name) in printed.lines().skip(1).zip(needed) {
             assert!(line.trim().starts_with(&format!("{name} is missing")), "{line}");
         }
     }
 }
 
 #[tokio::test]
-async fn wrong_values_are_named_and_never_shown() {
+async fn invalid_values_are_named_never_printed() {
     let environment = [
         ("PORT", "eighty"),
         ("DATABASE_URL", "nonsense"),
@@ -58,50 +58,52 @@ async fn wrong_values_are_named_and_never_shown() {
     ];
     let output = run("web", &environment).await;
     assert_eq!(output.status.code(), Some(78));
-    let told = stderr(&output);
+    let printed = stderr(&output);
     for (name, value) in environment {
-        assert!(told.lines().any(|line| line.trim().starts_with(&format!("{name} must be "))), "{name}: {told}");
-        assert!(value == "0" || !told.contains(value), "{name}: {told}");
+        assert!(printed.lines().any(|line| line.trim().starts_with(&format!("{name} must be "))), "{name}: {printed}");
+        assert!(value == "0" || !printed.contains(value), "{name}: {printed}");
     }
-    assert!(!told.contains("sekret"), "{told}");
+    assert!(!printed.contains("sekret"), "{printed}");
     assert!(stderr(&run("web", &[("PORT", "")]).await).lines().all(|line| !line.contains("PORT")), "empty counts as unset");
 }
 
 #[tokio::test]
-async fn a_value_that_is_not_utf8_is_a_problem_like_any_other() {
+async fn value_with_invalid_utf8_is_reported() {
     use std::os::unix::ffi::OsStrExt;
     let value = std::ffi::OsStr::from_bytes(b"postgres://\xff");
     let output = Command::new(programs().join("clock")).env_clear().env("DATABASE_URL", value).output().await.unwrap();
     assert_eq!(output.status.code(), Some(78));
     assert!(stderr(&output).contains("DATABASE_URL is not valid UTF-8"));
-    assert_eq!(stderr(&output).lines().count(), 2, "and not also missing");
+    assert_eq!(stderr(&output).lines().count(), 2, "it is not reported as missing, too");
 }
 
+/// The variables of libpq, such as `PGUSER`, do not fill in what the URL leaves out.
 #[tokio::test]
-async fn what_the_database_url_leaves_out_is_a_problem_and_not_a_guess() {
+async fn incomplete_database_url_is_rejected() {
     for (url, left_out) in
         [("postgres:///name", "a host and a user"), ("postgres://host/name", "a user"), ("postgres://user@host", "a database name")]
     {
-        let told = stderr(&run("clock", &[("DATABASE_URL", url), ("PGUSER", "guess"), ("PGDATABASE", "guess")]).await);
-        assert!(told.contains(&format!("DATABASE_URL leaves out {left_out}:")), "{told}");
+        let printed = stderr(&run("clock", &[("DATABASE_URL", url), ("PGUSER", "guess"), ("PGDATABASE", "guess")]).await);
+        assert!(printed.contains(&format!("DATABASE_URL leaves out {left_out}:")), "{printed}");
     }
-    let told = stderr(&run("clock", &[("DATABASE_URL", "postgres://user@host/name"), ("PGSSLROOTCERT", "/etc/guess")]).await);
-    assert!(told.contains("unset PGSSLROOTCERT"), "{told}");
+    let printed = stderr(&run("clock", &[("DATABASE_URL", "postgres://user@host/name"), ("PGSSLROOTCERT", "/etc/guess")]).await);
+    assert!(printed.contains("unset PGSSLROOTCERT"), "{printed}");
 }
 
+/// Unlike other variables, an empty `SSL_CERT_FILE` does not count as unset.
 #[tokio::test]
-async fn a_file_of_certificates_that_vouches_for_nobody_is_a_problem_even_where_it_is_empty() {
+async fn certificate_file_without_certificates_is_rejected() {
     for file in ["", "/nowhere/sekret", "src", "Cargo.toml"] {
         let output = run("clock", &[("DATABASE_URL", "postgres://user@host/name"), ("SSL_CERT_FILE", file)]).await;
         assert_eq!(output.status.code(), Some(78), "{file}");
-        let told = stderr(&output);
-        assert!(told.contains("SSL_CERT_FILE must be a file") && !told.contains("sekret"), "{told}");
-        assert_eq!(told.lines().count(), 2, "{told}");
+        let printed = stderr(&output);
+        assert!(printed.contains("SSL_CERT_FILE must be a file") && !printed.contains("sekret"), "{printed}");
+        assert_eq!(printed.lines().count(), 2, "{printed}");
     }
 }
 
 #[tokio::test]
-async fn a_secret_may_come_from_a_file_but_not_from_two_places() {
+async fn secret_file_excludes_the_plain_variable() {
     let deploy = Deploy::new().await;
     let folder = tempfile();
     let file = folder.join("database-url");
@@ -129,10 +131,10 @@ fn tempfile() -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn admin_config_shows_every_variable_and_no_secret() {
+async fn admin_config_lists_variables_without_secrets() {
     let deploy = Deploy::new().await.with("SMTP_URL", "smtps://user:sekret@mail.example").with("REQUEST_TIMEOUT", "sekret");
     let output = deploy.admin(&["config"]).await;
-    assert_eq!(output.status.code(), Some(1), "a value is wrong");
+    assert_eq!(output.status.code(), Some(1), "one value is invalid");
     let shown = String::from_utf8(output.stdout).unwrap();
     assert!(!shown.contains("sekret") && !shown.contains(&deploy.environment["DATABASE_URL"]), "{shown}");
     let value = |name: &str| shown.lines().find_map(|line| line.strip_prefix(&format!("{name:<19} "))).unwrap_or_default().to_owned();
@@ -143,7 +145,7 @@ async fn admin_config_shows_every_variable_and_no_secret() {
     assert!(value("REQUEST_TIMEOUT").starts_with("WRONG: must be a duration"));
 }
 
-/// The variables that the code reads, as `admin config` tells them in an empty environment.
+/// The variables that the code reads, as `admin config` prints them in an empty environment.
 async fn variables() -> BTreeMap<String, Value> {
     let output = Command::new(programs().join("admin")).args(["config", "--json"]).env_clear().output().await.unwrap();
     let lines = String::from_utf8(output.stdout).unwrap();
@@ -152,7 +154,7 @@ async fn variables() -> BTreeMap<String, Value> {
 }
 
 #[tokio::test]
-async fn documents_name_the_same_variables_as_the_code() {
+async fn documents_match_the_codes_variables() {
     let variables = variables().await;
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
 
@@ -167,7 +169,7 @@ async fn documents_name_the_same_variables_as_the_code() {
     let compose = read("docker-compose.yml");
     let section = compose.split("  environment:\n").nth(1).unwrap().split("  healthcheck:").next().unwrap();
     let compose: BTreeSet<_> = section.lines().filter_map(|line| line.trim().split_once(": ")).map(|(name, _)| name.to_owned()).collect();
-    // Docker sets these itself, or nobody does.
+    // Platforms set these two. The compose file does not.
     let expected = variables.keys().filter(|name| !["DYNO", "HOSTNAME"].contains(&name.as_str())).cloned();
     assert_eq!(compose, expected.collect());
 
@@ -189,10 +191,10 @@ fn is_name(text: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_planted_secret_appears_nowhere() {
+async fn planted_secret_appears_in_no_output() {
     let sekret = format!("sekret{}", uuid::Uuid::new_v4().simple());
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace").with("METRICS_PORT", 0);
-    // Wrong ones, since a refusal is what is told most about.
+    // Wrong secrets, because failures produce the most output.
     let url = deploy.environment["DATABASE_URL"].replacen("postgres://postgres:", &format!("postgres://postgres:{sekret}"), 1);
     let deploy = deploy.with("DATABASE_URL", url).with("OTEL_EXPORTER_OTLP_HEADERS", format!("key={sekret}"));
     let with_password = |name: &str| deploy.environment[name].replacen("://", &format!("://user:{sekret}@"), 1);
@@ -211,27 +213,27 @@ async fn a_planted_secret_appears_nowhere() {
         String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
     });
     let sign_up = async { Person::stranger(&web).sign_up().await.text().await.unwrap() };
-    // At the same time, since each waits in vain for Postgres.
+    // Concurrently, because each of them waits for Postgres until it times out.
     let (pages, commands, refused) = tokio::join!(join_all(pages), join_all(commands), sign_up);
     assert!(refused.contains("unavailable"), "{refused}");
-    let mut told = [pages, commands, vec![refused]].concat();
+    let mut printed = [pages, commands, vec![refused]].concat();
     worker.says("no jobs claimed").await;
     clock.says("the schedule waits for Postgres").await;
-    // Every process of the machine, ours among them: what is on a command line, everybody may read.
+    // The command lines of all processes, because any user may read them.
     for process in std::fs::read_dir("/proc").unwrap() {
-        told.push(String::from_utf8_lossy(&std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default()).into_owned());
+        printed.push(String::from_utf8_lossy(&std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default()).into_owned());
     }
     let mut web = web.process;
     for process in [&mut web, &mut worker, &mut clock] {
         process.signal(Signal::SIGKILL);
         process.exit().await;
-        told.extend([process.lines(), process.errors()].concat());
+        printed.extend([process.lines(), process.errors()].concat());
     }
-    let leaks: Vec<_> = told.iter().filter(|text| text.contains(&sekret)).collect();
-    assert!(leaks.is_empty(), "a secret is told: {leaks:#?}");
+    let leaks: Vec<_> = printed.iter().filter(|text| text.contains(&sekret)).collect();
+    assert!(leaks.is_empty(), "a secret was printed: {leaks:#?}");
 }
 
-/// What a deploy shows of itself from outside, but for what no two answers share.
+/// What a deploy shows from outside, without the headers that differ in every response.
 async fn behaviour(deploy: &Deploy) -> Vec<String> {
     let mut shown = Vec::new();
     let web = deploy.web().await;
@@ -252,14 +254,14 @@ async fn behaviour(deploy: &Deploy) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_name_of_an_environment_changes_nothing() {
+async fn environment_name_changes_no_behaviour() {
     let deploy = Deploy::new().await;
     let (config, unnamed) = (deploy.admin(&["config"]).await, behaviour(&deploy).await);
     for name in ["production", "staging", "development", "test"] {
         let variables = ["APP_ENV", "ENVIRONMENT", "ENV", "RUST_ENV", "NODE_ENV", "STAGE", "PROFILE"];
         let named = variables.iter().fold(deploy.clone(), |deploy, variable| deploy.with(variable, name));
-        assert_eq!(named.admin(&["config"]).await, config, "where the environment is named {name}, the config is another");
-        assert_eq!(behaviour(&named).await, unnamed, "where the environment is named {name}, web is another");
+        assert_eq!(named.admin(&["config"]).await, config, "with the environment named {name}, the config is different");
+        assert_eq!(behaviour(&named).await, unnamed, "with the environment named {name}, web behaves differently");
     }
 }
 
@@ -282,10 +284,10 @@ fn holds_credential(line: &str) -> bool {
 }
 
 #[tokio::test]
-async fn no_commit_has_ever_held_a_credential() {
+async fn git_history_holds_no_credential() {
     let log = ["log", "--all", "--patch", "--unified=0", "--no-color", "--format=commit %h", "--no-textconv"];
     let history = Command::new("git").args(log).output().await.ok().filter(|output| output.status.success());
-    // Before the first commit there is none.
+    // There is no history before the first commit.
     let history = history.filter(|output| !output.stdout.is_empty());
     let Some(history) = history else {
         println!("skipped: needs git's history");
@@ -294,9 +296,9 @@ async fn no_commit_has_ever_held_a_credential() {
     let history = String::from_utf8_lossy(&history.stdout).into_owned();
     assert!(history.contains("+++ b/tests/factors/f03_config.rs"), "the history holds this file");
     let held: Vec<_> = history.lines().filter(|line| line.starts_with('+')).filter(|line| holds_credential(line)).collect();
-    assert!(held.is_empty(), "revoke these, then see how they came in: {held:#?}");
+    assert!(held.is_empty(), "revoke these credentials, then find out how they were committed: {held:#?}");
 
-    // The scan sees what it should.
+    // The scan recognizes credentials of each kind.
     let key = |parts: &[&str]| parts.concat();
     for leak in [
         key(&["-----BEGIN RSA ", "PRIVATE KEY-----"]),

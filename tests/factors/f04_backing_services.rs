@@ -1,6 +1,6 @@
-//! IV. Backing services: they are attached resources; the config says where they are, and the code cannot tell one from another.
+//! IV. Backing services: they are attached resources. The config says where they are, and the code cannot tell one from another.
 //!
-//! Violated by an address in the code, in whole or in part, or by a process that must be restarted because a resource was.
+//! Violated by an address in the code, even part of one, or by a process that must restart because a resource did.
 
 use crate::support::person::Person;
 use crate::support::{Deploy, Proxy, eventually};
@@ -8,23 +8,23 @@ use crate::support::{Deploy, Proxy, eventually};
 const RESOURCES: [&str; 3] = ["DATABASE_URL", "REDIS_URL", "SMTP_URL"];
 
 #[tokio::test]
-async fn another_address_in_the_environment_is_another_database_session_store_and_mail_server() {
+async fn changed_url_attaches_another_resource() {
     let (first, second) = tokio::join!(Deploy::new(), Deploy::new());
     let web = first.web().await;
     let ada = Person::unverified(&web).await;
 
-    // One variable after the other; what it names now is on another machine.
+    // One variable after the other is changed to a resource on another machine.
     let moved = async |deploy: &Deploy, variable: &str| {
         let machine = Proxy::another_machine(second.address_of(variable)).await;
         (deploy.clone_with(variable, second.through(variable, &machine)), machine)
     };
     let reached = |variable: &str, machine: &Proxy| {
-        assert!(!machine.sent().is_empty(), "{variable} names another machine, and nobody went there");
+        assert!(!machine.sent().is_empty(), "{variable} names another machine, and no process connected to it");
     };
     let (deploy, redis) = moved(&first, "REDIS_URL").await;
     let web = deploy.web().await;
     let ada = ada.at(&web);
-    assert_eq!(ada.get("/session").await.status(), 401, "another Redis knows no session of the first");
+    assert_eq!(ada.get("/session").await.status(), 401, "the other Redis does not have the first one's sessions");
     assert_eq!(ada.log_in().await.status(), 200, "the database is the same");
     reached("REDIS_URL", &redis);
 
@@ -35,11 +35,11 @@ async fn another_address_in_the_environment_is_another_database_session_store_an
 
     let (deploy, database) = moved(&deploy, "DATABASE_URL").await;
     let web = deploy.web().await;
-    assert_eq!(ada.at(&web).log_in().await.status(), 401, "another database knows no account of the first");
+    assert_eq!(ada.at(&web).log_in().await.status(), 401, "the other database does not have the first one's accounts");
     reached("DATABASE_URL", &database);
 }
 
-/// The same deploy, with a way to each resource that can be cut.
+/// The same deploy, with a proxy before each resource that can cut its connections.
 async fn behind_proxies(mut deploy: Deploy) -> (Deploy, [Proxy; 3]) {
     let proxies = RESOURCES.map(|variable| Proxy::to(deploy.address_of(variable)));
     let proxies: [Proxy; 3] = futures_util::future::join_all(proxies).await.try_into().ok().unwrap();
@@ -50,7 +50,7 @@ async fn behind_proxies(mut deploy: Deploy) -> (Deploy, [Proxy; 3]) {
 }
 
 #[tokio::test]
-async fn every_process_starts_while_its_resources_are_down_and_heals_when_they_come() {
+async fn processes_start_without_resources_then_recover() {
     let (deploy, proxies) = behind_proxies(Deploy::new().await).await;
     proxies.iter().for_each(Proxy::cut);
     let (web, worker, clock) = (deploy.web_unready().await, deploy.start("worker"), deploy.start("clock"));
@@ -67,7 +67,7 @@ async fn every_process_starts_while_its_resources_are_down_and_heals_when_they_c
 }
 
 #[tokio::test]
-async fn a_resource_goes_away_and_comes_back_and_no_process_is_started_again() {
+async fn resource_outage_needs_no_restart() {
     let (deploy, proxies) = behind_proxies(Deploy::new().await).await;
     let (mut web, mut worker, mut clock) = (deploy.web().await, deploy.start("worker"), deploy.start("clock"));
     for (variable, proxy) in RESOURCES.iter().zip(&proxies) {
@@ -81,7 +81,7 @@ async fn a_resource_goes_away_and_comes_back_and_no_process_is_started_again() {
         }
         proxy.heal();
         eventually("ready", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
-        // A session is in Redis, an account in Postgres, and a job mails. Where it was SMTP the first mail comes all the same.
+        // A session needs Redis, an account Postgres, and a mail SMTP. After an outage of SMTP the first mail arrives, too.
         eventually("an answer", async || (grace.sign_up().await.status() == 202).then_some(())).await;
         deploy.mail.to(&grace.email, "Did you sign up?").await;
         eventually("a session", async || (grace.log_in().await.status() == 200).then_some(())).await;

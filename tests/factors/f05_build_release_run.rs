@@ -1,6 +1,6 @@
-//! V. Build, release, run: a build is code and nothing else; a release adds config and an id to it; a run changes neither.
+//! V. Build, release, run: a build is code and nothing else. A release adds config and an id. A run changes neither.
 //!
-//! Violated by a value that is compiled in, a program that writes beside itself, a start that also migrates.
+//! Violated by a value that is compiled in, a program that writes to its own folder, or a start that also migrates.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -15,8 +15,9 @@ use crate::support::{Deploy, Process};
 
 const TYPES: [&str; 3] = ["web", "worker", "clock"];
 
+/// One build makes many releases: they differ in config alone.
 #[tokio::test]
-async fn one_build_makes_many_releases_and_each_says_its_id_everywhere() {
+async fn each_release_reports_its_own_id() {
     for id in [Some("v41"), Some("v42"), None] {
         let deploy = Deploy::new().await;
         let deploy = if let Some(id) = id { deploy.with("RELEASE_VERSION", id) } else { deploy };
@@ -34,30 +35,30 @@ async fn one_build_makes_many_releases_and_each_says_its_id_everywhere() {
     }
 }
 
-/// The environment that the compiler looked at when it last built the library that all programs are linked with; it notes
-/// this itself, to know when to build anew.
-fn looked_at_by_the_build() -> Vec<String> {
+/// The variables that the compiler read when it last built the library of all programs. The compiler records them itself, to
+/// know when to rebuild.
+fn variables_read_by_the_build() -> Vec<String> {
     let files = std::fs::read_dir(programs().join("deps")).unwrap().map(|file| file.unwrap().path());
-    // Checks and tests of the library leave notes too, but no `.rlib`.
+    // Checks and tests of the library leave records too, but no `.rlib`.
     let notes = files.filter(|file| file.extension().is_some_and(|extension| extension == "d")).filter(|file| {
         let name = file.file_stem().unwrap().to_str().unwrap();
         name.starts_with("app-") && file.with_file_name(format!("lib{name}.rlib")).exists()
     });
-    let newest = notes.max_by_key(|file| file.metadata().unwrap().modified().unwrap()).expect("what the compiler noted");
+    let newest = notes.max_by_key(|file| file.metadata().unwrap().modified().unwrap()).expect("the compiler's record");
     let notes = std::fs::read_to_string(newest).unwrap();
-    assert!(notes.contains("src/release.rs"), "the notes are of the library");
+    assert!(notes.contains("src/release.rs"), "the record belongs to the library");
     notes.lines().filter_map(|line| line.strip_prefix("# env-dep:")?.split('=').next().map(str::to_owned)).collect()
 }
 
 #[test]
-fn the_build_knows_its_commit_and_nothing_else_of_the_machine_that_built_it() {
-    let mut others = looked_at_by_the_build();
-    // The second is the name in Cargo.toml, which cargo itself hands over.
+fn build_reads_only_commit_from_environment() {
+    let mut others = variables_read_by_the_build();
+    // The second is the package's name, which cargo sets itself.
     others.retain(|name| !["BUILD_COMMIT", "CARGO_PKG_NAME"].contains(&name.as_str()));
-    assert!(others.is_empty(), "the build takes {others:?} from the environment of the machine that builds");
+    assert!(others.is_empty(), "the build reads {others:?} from the environment of the build machine");
 }
 
-/// Name, size and time of each file.
+/// Name, size and modification time of each file.
 fn listing(folder: &Path) -> Vec<(String, u64, SystemTime)> {
     let files = std::fs::read_dir(folder).unwrap().map(|file| (file.as_ref().unwrap().file_name(), file.unwrap().metadata().unwrap()));
     let mut files: Vec<_> = files.map(|(name, about)| (name.into_string().unwrap(), about.len(), about.modified().unwrap())).collect();
@@ -65,17 +66,17 @@ fn listing(folder: &Path) -> Vec<(String, u64, SystemTime)> {
     files
 }
 
-/// The programs in the folder that hold a text.
-async fn holds(folder: &Path, text: &str) -> usize {
+/// The number of programs in the folder that contain a text.
+async fn programs_containing(folder: &Path, text: &str) -> usize {
     let mut grep = Command::new("grep");
     grep.args(["--text", "--files-with-matches", "--fixed-strings", "--regexp", text]).args(TYPES).arg("admin").current_dir(folder);
     String::from_utf8(grep.output().await.unwrap().stdout).unwrap().lines().count()
 }
 
 #[tokio::test]
-async fn a_run_changes_nothing_of_its_release_and_no_config_is_inside_the_programs() {
+async fn programs_hold_no_config_and_stay_unchanged() {
     use std::os::unix::fs::PermissionsExt;
-    // Beside the programs, so that a link to them is enough.
+    // Beside the programs, so that hard links work.
     let folder = programs().join(format!("release-{}", uuid::Uuid::new_v4().simple()));
     std::fs::create_dir(&folder).unwrap();
     for name in TYPES.into_iter().chain(["admin"]) {
@@ -96,18 +97,18 @@ async fn a_run_changes_nothing_of_its_release_and_no_config_is_inside_the_progra
     web.process.says("ready").await;
     Person::verified(&deploy, &web).await;
     clock.says("is new").await;
-    // Root may write where nobody may, and so it is looked at, too.
-    assert_eq!(listing(&folder), before, "a process wrote beside itself");
+    // Root can write to a read-only folder, so the listing is compared, too.
+    assert_eq!(listing(&folder), before, "a process wrote to its own folder");
     let commit = web.get("/version").await.json::<Value>().await.unwrap()["commit"].as_str().unwrap().to_owned();
-    assert_eq!(holds(&folder, &commit).await, 4, "what the build knows is inside");
-    assert_eq!(holds(&folder, &planted).await, 0, "what the release adds is not");
+    assert_eq!(programs_containing(&folder, &commit).await, 4, "the programs contain their commit");
+    assert_eq!(programs_containing(&folder, &planted).await, 0, "the programs contain no config");
     drop((web, worker, clock));
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
     std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
-async fn a_start_changes_nothing_in_an_empty_database_and_says_that_it_is_not_ready() {
+async fn startup_leaves_an_empty_database_empty() {
     let deploy = Deploy::unmigrated().await;
     let web = deploy.web_unready().await;
     let (worker, clock) = (deploy.start("worker"), deploy.start("clock"));
@@ -118,5 +119,5 @@ async fn a_start_changes_nothing_in_an_empty_database_and_says_that_it_is_not_re
     let made = "SELECT count(*) FROM pg_class WHERE relnamespace NOT IN \
                 (SELECT oid FROM pg_namespace WHERE nspname LIKE 'pg\\_%' OR nspname = 'information_schema')";
     let made = sqlx::query_scalar::<_, i64>(made).fetch_one(&mut deploy.database().await).await.unwrap();
-    assert_eq!(made, 0, "a start made something in the database, which only `admin migrate` may");
+    assert_eq!(made, 0, "a start created a table, which only `admin migrate` may do");
 }

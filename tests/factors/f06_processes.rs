@@ -1,6 +1,6 @@
-//! VI. Processes: they are stateless and share nothing; any of them may answer any request, and any may die.
+//! VI. Processes: they are stateless and share nothing. Any process may answer any request, and any may be killed.
 //!
-//! Violated by a session, a cache, a count or an upload that one process has and the next has not.
+//! Violated by a session, a cache, a count or an upload that only one process has.
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
@@ -10,10 +10,10 @@ use crate::support::deploy::{Web, without_disk};
 use crate::support::person::Person;
 
 #[tokio::test]
-async fn a_session_made_at_one_process_works_at_the_others_and_outlives_it() {
+async fn session_is_shared_and_outlives_its_process() {
     let deploy = Deploy::new().await;
     let (mut first, second, third) = tokio::join!(deploy.web(), deploy.web(), deploy.web());
-    // By the cookie alone, as a client that ignores its end would.
+    // The cookie is sent by hand, as by a client that ignores its expiry.
     let cookie = Person::stranger(&first).cookie().await;
     let ask = async |method: Method, web: &Web| {
         let asking = Person::stranger(web).request(method, "/session").header("cookie", &cookie);
@@ -26,11 +26,11 @@ async fn a_session_made_at_one_process_works_at_the_others_and_outlives_it() {
     first.process.exit().await;
     assert_eq!(ask(Method::GET, &second).await, 200);
     assert_eq!(ask(Method::DELETE, &third).await, 204);
-    assert_eq!(ask(Method::GET, &second).await, 401, "and its end is everyone's");
+    assert_eq!(ask(Method::GET, &second).await, 401, "every process rejects the ended session");
 }
 
 #[tokio::test]
-async fn a_limit_counts_over_all_processes() {
+async fn rate_limit_counts_across_processes() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 6);
     let (first, second, third) = tokio::join!(deploy.web(), deploy.web(), deploy.web());
     let eve = Person::stranger(&first);
@@ -38,13 +38,13 @@ async fn a_limit_counts_over_all_processes() {
     for web in [&first, &second, &third].into_iter().cycle().take(9) {
         answers.push(eve.at(web).log_in().await.status().as_u16());
     }
-    // One comes free each ten seconds.
+    // One attempt becomes available every ten seconds.
     assert_eq!(answers[..6], [401; 6]);
-    assert!(answers[6..].contains(&429), "each process counts for itself: {answers:?}");
+    assert!(answers[6..].contains(&429), "each process has its own count: {answers:?}");
 }
 
 #[tokio::test]
-async fn nothing_is_kept_on_the_disk() {
+async fn processes_work_without_a_writable_disk() {
     if !without_disk() {
         return;
     }
@@ -52,7 +52,7 @@ async fn nothing_is_kept_on_the_disk() {
     let web = Web::of(deploy.start_without_disk("web")).await;
     let (worker, mut clock) = (deploy.start_without_disk("worker"), deploy.start_without_disk("clock"));
     let ada = Person::verified(&deploy, &web).await;
-    assert_eq!(ada.forget().await.status(), 202);
+    assert_eq!(ada.request_reset().await.status(), 202);
     deploy.mail.to(&ada.email, "Set another password").await;
     clock.says("is new").await;
     assert!(clock.ended().is_none() && !worker.lines().iter().any(|line| line.contains("Read-only")));

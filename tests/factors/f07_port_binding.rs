@@ -1,37 +1,37 @@
-//! VII. Port binding: the program brings its server along and is reached at the port that the environment names.
+//! VII. Port binding: the program contains its own server and listens on the port that the environment names.
 //!
-//! Violated by a server that it must be put into, by a port that it chooses itself, or by an interface that only it can reach.
+//! Violated by a server that must host the program, a port that the program chooses, or an interface that others cannot reach.
 
 use crate::support::balancer::{Balancer, has};
 use crate::support::{Deploy, eventually, free_port};
 
 #[tokio::test]
-async fn it_serves_on_the_port_of_the_environment_and_on_every_interface() {
+async fn web_serves_its_port_on_every_interface() {
     let deploy = Deploy::new().await;
     let port = free_port();
     let web = deploy.with("PORT", port).web().await;
     assert_eq!(web.port(), port);
-    // 127.0.0.2 is another address of this machine than the usual one; ::1 is there where it has IPv6.
+    // 127.0.0.2 is a second address of this machine. ::1 exists if it has IPv6.
     let with_ipv6 = std::net::TcpListener::bind("[::1]:0").is_ok();
     for address in ["127.0.0.1", "127.0.0.2", "[::1]"].into_iter().filter(|address| with_ipv6 || *address != "[::1]") {
         let answer = reqwest::get(format!("http://{address}:{port}/version")).await;
-        let answer = answer.unwrap_or_else(|e| panic!("nobody serves on the interface {address}: {e:?}"));
+        let answer = answer.unwrap_or_else(|e| panic!("web does not answer on the interface {address}: {e:?}"));
         assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["process"], "web");
     }
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_told_and_nothing_runs() {
+async fn web_reports_a_taken_port_and_exits() {
     let deploy = Deploy::new().await.with("PORT", free_port());
     let first = deploy.web().await;
     let mut second = deploy.start("web");
     assert_eq!(second.exit().await.code(), Some(1));
-    let told = format!("cannot listen on port {}", first.port());
-    assert!(second.lines().iter().any(|line| line.contains(&told)), "{:?}", second.lines());
+    let expected = format!("cannot listen on port {}", first.port());
+    assert!(second.lines().iter().any(|line| line.contains(&expected)), "{:?}", second.lines());
 }
 
 #[tokio::test]
-async fn two_side_by_side_are_the_backing_service_of_a_balancer_that_knows_their_ports_alone() {
+async fn balancer_reaches_two_webs_by_port_alone() {
     if !has("haproxy") {
         return;
     }
@@ -43,7 +43,7 @@ async fn two_side_by_side_are_the_backing_service_of_a_balancer_that_knows_their
         let asked = reqwest::Client::new()
             .get(format!("{}/api/v1/session", balancer.url))
             .header("x-request-id", format!("of-the-balancer-{number}"));
-        assert_eq!(asked.send().await.unwrap().status(), 401, "it is the service that answers");
+        assert_eq!(asked.send().await.unwrap().status(), 401, "the response comes from the service");
     }
     for web in [webs.0, webs.1] {
         web.process
@@ -55,7 +55,7 @@ async fn two_side_by_side_are_the_backing_service_of_a_balancer_that_knows_their
 }
 
 #[tokio::test]
-async fn every_process_type_answers_probes_on_its_metrics_port() {
+async fn process_types_answer_probes_on_metrics_port() {
     let deploy = Deploy::new().await.with("METRICS_PORT", 0);
     for name in ["web", "worker", "clock"] {
         let mut process = deploy.start(name);
@@ -64,7 +64,7 @@ async fn every_process_type_answers_probes_on_its_metrics_port() {
         assert_eq!(get("/livez").await.status(), 200);
         eventually("ready", async || (get("/readyz").await.status() == 200).then_some(())).await;
         let asked = deploy.clone_with("METRICS_PORT", &port);
-        assert!(asked.admin(&["health"]).await.status.success(), "{name}: admin health asks the same");
+        assert!(asked.admin(&["health"]).await.status.success(), "{name}: admin health agrees");
         process.signal(nix::sys::signal::Signal::SIGKILL);
         process.exit().await;
         assert!(!asked.admin(&["health"]).await.status.success());

@@ -1,6 +1,6 @@
-//! VIII. Concurrency: the service grows by processes, of the types that the Procfile names.
+//! VIII. Concurrency: the service scales by processes, of the types that the Procfile names.
 //!
-//! Violated by work that only one process may do, or that two of them do twice; by a process that looks after itself, as a daemon does.
+//! Violated by work that only one process may do, by work that two processes do twice, or by a process that daemonizes.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::support::process::{procfile, programs};
 use crate::support::{Deploy, Process, Proxy, eventually};
 
 #[tokio::test]
-async fn each_type_of_the_procfile_stays_in_the_foreground_and_notes_its_process_id_nowhere() {
+async fn processes_neither_daemonize_nor_write_pid_files() {
     let text = std::fs::read_to_string("Procfile").unwrap();
     let types: Vec<_> = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect();
     assert_eq!(types, ["release", "web", "worker", "clock"], "the one-off before a release, and the process types");
@@ -25,28 +25,31 @@ async fn each_type_of_the_procfile_stays_in_the_foreground_and_notes_its_process
         let mut process = Process::spawn(command);
         let line = process.says("is starting").await;
         let pid = process.pid().to_string();
-        assert!(line["instance"].as_str().unwrap().ends_with(&format!(":{pid}")), "what works is what was started: {line}");
-        // Behind the name in parentheses: state, parent, process group, session.
+        assert!(
+            line["instance"].as_str().unwrap().ends_with(&format!(":{pid}")),
+            "the logging process is the one that was started: {line}"
+        );
+        // The fields after the name in parentheses: state, parent, process group, session.
         let about = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().rsplit_once(") ").unwrap().1.to_owned();
         let (its, ours) = (about(&pid), about("self"));
         let field = |stat: &str, number: usize| stat.split(' ').nth(number).unwrap().to_owned();
-        assert_eq!(field(&its, 1), std::process::id().to_string(), "{name}: its parent is who started it");
-        assert_eq!(field(&its, 3), field(&ours, 3), "{name} has not left the session of who started it");
-        assert!(process.ended().is_none(), "{name} is still there");
+        assert_eq!(field(&its, 1), std::process::id().to_string(), "{name} is no longer a child of the test");
+        assert_eq!(field(&its, 3), field(&ours, 3), "{name} has left the test's session");
+        assert!(process.ended().is_none(), "{name} still runs");
         for place in [Path::new("/run"), Path::new("/tmp"), &folder] {
             let files = std::fs::read_dir(place).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
-            // No pipe, whose reader would wait for a writer.
+            // Files only: reading a named pipe would block.
             let mut texts = files.filter(|file| file.is_file()).filter_map(|file| std::fs::read_to_string(file).ok());
-            assert!(!texts.any(|text| text.trim() == pid), "{name} has noted its process id in {}", place.display());
+            assert!(!texts.any(|text| text.trim() == pid), "{name} has written its process id to {}", place.display());
         }
         std::fs::remove_dir_all(folder).unwrap();
     }
 }
 
 #[tokio::test]
-async fn four_workers_do_at_least_three_times_as_much_as_one_and_each_job_once() {
+async fn four_workers_at_least_triple_the_throughput() {
     const JOBS: usize = 48;
-    // Beside each other, so that a busy machine slows both.
+    // Concurrently, so that a busy machine slows both.
     let (one, four) = tokio::join!(with_slow_jobs(JOBS), with_slow_jobs(JOBS));
     let _one = one.0.start("worker");
     let _four = ["worker"; 4].map(|name| four.0.start(name));
@@ -68,10 +71,10 @@ async fn four_workers_do_at_least_three_times_as_much_as_one_and_each_job_once()
     .await;
     let mails = four.0.mail.all().await;
     let different: BTreeSet<_> = mails.iter().map(|mail| &mail.message_id).collect();
-    assert_eq!((mails.len(), different.len()), (JOBS, JOBS), "each job once");
+    assert_eq!((mails.len(), different.len()), (JOBS, JOBS), "each job runs once");
 }
 
-/// A deploy whose workers do one job at a time, with so many that mail somebody over a slow way.
+/// A deploy whose workers run one job at a time, and this many jobs that send mail over a slow connection.
 async fn with_slow_jobs(jobs: usize) -> (Deploy, Proxy) {
     let deploy = Deploy::new().await.with("WORKER_CONCURRENCY", 1);
     let smtp = Proxy::to(deploy.address_of("SMTP_URL")).await;
@@ -91,7 +94,7 @@ async fn schedule(deploy: &Deploy) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
+async fn every_schedule_has_a_next_tick() {
     let schedule = schedule(&Deploy::new().await).await;
     assert!(!schedule.is_empty());
     for line in schedule {
@@ -100,7 +103,7 @@ async fn every_line_of_the_schedule_is_a_cron_expression_that_ticks() {
 }
 
 #[tokio::test]
-async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
+async fn surviving_clocks_enqueue_each_tick_once() {
     let deploy = Deploy::new().await;
     let mut clocks = ["clock"; 3].map(|name| deploy.start(name));
     let mut database = deploy.database().await;
@@ -115,7 +118,7 @@ async fn of_three_clocks_one_dies_and_each_tick_becomes_one_job() {
     clocks[0].signal(nix::sys::signal::Signal::SIGKILL);
     clocks[0].exit().await;
 
-    // As if the clocks had stood still for days: the latest missed tick fires, once.
+    // As if the clocks had stopped for days: the latest missed tick fires once.
     sqlx::query("UPDATE schedules SET last_tick = last_tick - interval '3 days'").execute(&mut database).await.unwrap();
     eventually("a tick of each", async || {
         let ticked = clocks.iter().flat_map(Process::lines).filter(|line| line.contains(" ticked")).count();

@@ -1,6 +1,6 @@
-//! IX. Disposability: processes start fast, stop when they are told to, and lose nothing when they are killed.
+//! IX. Disposability: processes start fast, stop on a signal, and lose nothing when they are killed.
 //!
-//! Violated by a long start, a signal that nobody handles, a request that is cut off, a job that is lost or stuck.
+//! Violated by a slow start, an unhandled signal, an aborted request, or a job that is lost or stuck.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use tokio::net::TcpStream;
 use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
 
-/// For an exit that waits for nothing, or for less: the drain's limit is 25 s, and a busy machine takes its time.
-const LONG_BEFORE: Duration = Duration::from_secs(10);
+/// The limit for an exit that must not wait for the drain timeout of 25 s. A busy machine may need most of it.
+const PROMPT_EXIT: Duration = Duration::from_secs(10);
 
 #[tokio::test]
-async fn each_process_is_ready_soon_after_its_start() {
+async fn processes_are_ready_within_three_seconds() {
     let deploy = Deploy::new().await;
     for name in ["web", "worker", "clock"] {
-        // On a busy machine one start of five is quick.
+        // On a busy machine at least one start of several must be fast.
         let mut tries = 0..5;
         let quick = async || {
             let started = Instant::now();
@@ -27,13 +27,13 @@ async fn each_process_is_ready_soon_after_its_start() {
             started.elapsed() < Duration::from_secs(3)
         };
         while !quick().await {
-            assert!(tries.next().is_some(), "{name} takes long to be ready");
+            assert!(tries.next().is_some(), "{name} is not ready within three seconds");
         }
     }
 }
 
 #[tokio::test]
-async fn each_idle_process_exits_0_long_before_the_drains_limit_and_its_last_line_says_so() {
+async fn idle_processes_exit_promptly_on_signal() {
     let deploy = Deploy::new().await;
     for (name, sign) in [("web", "ready"), ("worker", "worker is starting"), ("clock", "is new")] {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -41,7 +41,7 @@ async fn each_idle_process_exits_0_long_before_the_drains_limit_and_its_last_lin
             let mut process = deploy.start(name);
             process.says(sign).await;
             process.signal(signal);
-            assert_eq!(process.exit_within(LONG_BEFORE).await.code(), Some(0), "{name}");
+            assert_eq!(process.exit_within(PROMPT_EXIT).await.code(), Some(0), "{name}");
             let last = process.log().pop().unwrap();
             assert_eq!(last["message"], format!("{name} has stopped"));
             assert_eq!(last["exit_status"], 0);
@@ -57,16 +57,16 @@ async fn sighup_drains_and_user_signals_are_ignored() {
         for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGUSR1] {
             process.signal(signal);
         }
-        // As a terminal sends it that is closed.
+        // A closed terminal sends it.
         process.signal(Signal::SIGHUP);
-        assert_eq!(process.exit_within(LONG_BEFORE).await.code(), Some(0), "{name}: {:#?}", process.lines());
+        assert_eq!(process.exit_within(PROMPT_EXIT).await.code(), Some(0), "{name}: {:#?}", process.lines());
         assert!(process.lines().iter().any(|line| line.contains("draining")), "{name}: {:#?}", process.lines());
         assert_eq!(process.log().pop().unwrap()["message"], format!("{name} has stopped"));
     }
 }
 
 #[tokio::test]
-async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
+async fn drain_answers_requests_and_refuses_connections() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -75,7 +75,7 @@ async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
     sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
     let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/tokens").send());
     deploy.waits_for_a_lock().await;
-    // An idle connection, and one with half a request, which must not hold the drain.
+    // An idle connection and one with half a request must not delay the drain.
     let idle = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
     let mut half_sent = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
     half_sent.write_all(b"GET /livez HT").await.unwrap();
@@ -86,15 +86,15 @@ async fn a_request_in_flight_is_answered_and_a_new_connection_refused() {
     eventually("a closed listener", async || TcpStream::connect(("127.0.0.1", web.port())).await.err()).await;
     lock.rollback().await.unwrap();
     let answer = reading.await.unwrap();
-    assert!(answer.as_ref().is_ok_and(|answer| answer.status() == 200), "what was in flight is not answered: {answer:?}");
+    assert!(answer.as_ref().is_ok_and(|answer| answer.status() == 200), "the request in flight was not answered: {answer:?}");
     assert_eq!(web.process.exit().await.code(), Some(0));
     drop((idle, half_sent));
     let drains = web.process.log().iter().filter(|line| line["message"].as_str().unwrap().starts_with("draining")).count();
-    assert_eq!(drains, 1, "five signals are one drain");
+    assert_eq!(drains, 1, "five signals start one drain");
 }
 
 #[tokio::test]
-async fn what_is_still_answered_at_the_end_of_the_drain_is_cut_off_and_counted() {
+async fn drain_timeout_aborts_and_counts_requests() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "300ms");
     let mut web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -104,13 +104,13 @@ async fn what_is_still_answered_at_the_end_of_the_drain_is_cut_off_and_counted()
     let reading = tokio::spawn(ada.request(reqwest::Method::GET, "/tokens").send());
     deploy.waits_for_a_lock().await;
     web.process.signal(Signal::SIGTERM);
-    assert_eq!(web.process.exit_within(LONG_BEFORE).await.code(), Some(1));
+    assert_eq!(web.process.exit_within(PROMPT_EXIT).await.code(), Some(1));
     assert!(reading.await.unwrap().is_err());
     assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
 }
 
 #[tokio::test]
-async fn a_second_sigint_does_not_wait() {
+async fn second_sigint_exits_immediately() {
     let deploy = Deploy::new().await.with("DRAIN_DELAY", "60s");
     let mut web = deploy.web().await;
     web.process.signal(Signal::SIGINT);
@@ -120,7 +120,7 @@ async fn a_second_sigint_does_not_wait() {
 }
 
 #[tokio::test]
-async fn during_the_drain_delay_it_serves_on_and_says_that_it_is_not_ready() {
+async fn drain_delay_serves_but_reports_unready() {
     let deploy = Deploy::new().await.with("DRAIN_DELAY", "2s");
     let mut web = deploy.web().await;
     web.process.signal(Signal::SIGTERM);
@@ -132,21 +132,21 @@ async fn during_the_drain_delay_it_serves_on_and_says_that_it_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_slow_client_is_not_waited_for_after_its_answer() {
+async fn drain_does_not_wait_for_answered_clients() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
-    // Keeps the connection open and never asks again.
+    // The client keeps the connection open and sends no further request.
     let mut client = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
     client.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut answer = [0; 12];
     client.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     web.process.signal(Signal::SIGTERM);
-    assert_eq!(web.process.exit_within(LONG_BEFORE).await.code(), Some(0));
+    assert_eq!(web.process.exit_within(PROMPT_EXIT).await.code(), Some(0));
 }
 
-/// Holds the row that the job must read, so that the job is caught in the middle.
-async fn with_a_stuck_job(deploy: &Deploy) -> (Person, crate::support::Process, sqlx::PgConnection) {
+/// Locks a table that the job must read, so that the job blocks while it runs.
+async fn with_blocked_job(deploy: &Deploy) -> (Person, crate::support::Process, sqlx::PgConnection) {
     let (web, first) = (deploy.web().await, deploy.start("worker"));
     let mut database = deploy.database().await;
     sqlx::query("BEGIN").execute(&mut database).await.unwrap();
@@ -159,23 +159,23 @@ async fn with_a_stuck_job(deploy: &Deploy) -> (Person, crate::support::Process, 
 }
 
 #[tokio::test]
-async fn a_job_of_a_worker_that_is_killed_runs_again_elsewhere() {
+async fn job_of_killed_worker_runs_elsewhere() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
-    let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
+    let (grace, mut first, mut database) = with_blocked_job(&deploy).await;
     first.signal(Signal::SIGKILL);
     first.exit().await;
     sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
-    // As if its lease had ended by now.
+    // As if its lease had expired.
     sqlx::query("UPDATE jobs SET run_at = now() WHERE token IS NOT NULL").execute(&mut database).await.unwrap();
     let second = deploy.start("worker");
     deploy.mail.to(&grace.email, "Did you sign up?").await;
-    second.logged("the job that was taken back", |line| line["outcome"] == "expired" && line["job_kind"] == "send_verification").await;
+    second.logged("the expired job", |line| line["outcome"] == "expired" && line["job_kind"] == "send_verification").await;
 }
 
 #[tokio::test]
-async fn a_draining_worker_finishes_its_jobs() {
+async fn draining_worker_finishes_its_jobs() {
     let deploy = Deploy::new().await;
-    let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
+    let (grace, mut first, mut database) = with_blocked_job(&deploy).await;
     first.signal(Signal::SIGTERM);
     first.says("draining").await;
     sqlx::query("ROLLBACK").execute(&mut database).await.unwrap();
@@ -184,11 +184,11 @@ async fn a_draining_worker_finishes_its_jobs() {
 }
 
 #[tokio::test]
-async fn a_job_that_outlasts_the_drain_goes_back_without_having_spent_an_attempt() {
+async fn unfinished_job_returns_without_using_an_attempt() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "300ms");
-    let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
+    let (grace, mut first, mut database) = with_blocked_job(&deploy).await;
     first.signal(Signal::SIGTERM);
-    assert_eq!(first.exit_within(LONG_BEFORE).await.code(), Some(0));
+    assert_eq!(first.exit_within(PROMPT_EXIT).await.code(), Some(0));
     assert!(first.lines().iter().any(|line| line.contains("1 unfinished job(s) given back")), "{:#?}", first.lines());
     let (attempt, held): (i32, bool) =
         sqlx::query_as("SELECT attempt, token IS NOT NULL FROM jobs").fetch_one(&mut deploy.database().await).await.unwrap();

@@ -1,6 +1,6 @@
-//! X. Dev/prod parity: development runs the same programs with the same kinds of services, by one command.
+//! X. Dev/prod parity: one command runs the same programs with the same kinds of services in development.
 //!
-//! Violated by a stand-in for a service, by a second pin, by a development server of its own.
+//! Violated by a substitute for a service, a second version pin, or a separate development server.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::support::dev::Dev;
 use crate::support::process::procfile;
 
 #[tokio::test]
-async fn one_command_runs_the_first_five_minutes() {
+async fn bin_dev_runs_the_first_five_minutes() {
     let dev = Dev::start(&["web=2"]).await;
     let processes = dev.processes();
     for (name, count) in [("web", 2), ("worker", 1), ("clock", 1)] {
@@ -30,22 +30,22 @@ async fn one_command_runs_the_first_five_minutes() {
     std::fs::create_dir(&folder).unwrap();
     let run = Command::new("bash").args(["-euo", "pipefail", "-c", &commands]).current_dir(&folder).output();
     let output = tokio::time::timeout(Duration::from_mins(1), run).await.unwrap().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    let what = || format!("{commands}\n{told}\n{}\n{:#?}", String::from_utf8_lossy(&output.stderr), dev.process.lines());
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let what = || format!("{commands}\n{printed}\n{}\n{:#?}", String::from_utf8_lossy(&output.stderr), dev.process.lines());
     assert!(output.status.success(), "{}", what());
-    assert!(told.contains("@example.com"), "{told}");
-    assert!(told.contains(r#""name":"laptop""#), "{told}");
+    assert!(printed.contains("@example.com"), "{printed}");
+    assert!(printed.contains(r#""name":"laptop""#), "{printed}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// What the Procfile says, without the names.
+/// The commands of the Procfile, without the names.
 fn commands() -> BTreeSet<String> {
     let text = std::fs::read_to_string("Procfile").unwrap();
     text.lines().filter_map(|line| line.split_once(": ")).map(|(_, command)| command.to_owned()).collect()
 }
 
 #[test]
-fn the_image_and_the_compose_file_run_the_commands_of_the_procfile() {
+fn image_and_compose_run_procfile_commands() {
     let words = |list: &str| list.replace(['[', ']', ',', '"'], " ").split_whitespace().collect::<Vec<_>>().join(" ");
     let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
     let ours = compose.split("\n\n").filter(|service| service.contains("<<: *app"));
@@ -55,19 +55,23 @@ fn the_image_and_the_compose_file_run_the_commands_of_the_procfile() {
     let dockerfile = std::fs::read_to_string("Dockerfile").unwrap();
     let installed = dockerfile.split("install -D -t /out/bin ").nth(1).unwrap().split(['\n', '\\']).next().unwrap();
     let programs: BTreeSet<_> = commands().iter().map(|command| command.split(' ').next().unwrap().to_owned()).collect();
-    assert_eq!(installed.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>(), programs, "the image holds these and no other");
+    assert_eq!(
+        installed.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>(),
+        programs,
+        "the image contains exactly these programs"
+    );
     let default = words(dockerfile.rsplit("\nCMD ").next().unwrap());
     assert!(commands().contains(&default), "the image runs `{default}`");
 }
 
 #[test]
-fn each_backing_service_is_pinned_in_one_place_and_named_with_that_pin_everywhere() {
+fn service_versions_match_the_compose_pins() {
     let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
     let pins: Vec<_> = compose.lines().filter_map(|line| line.trim().strip_prefix("image: ")?.split_once(':')).collect();
     assert_eq!(pins.iter().map(|(image, _)| *image).collect::<Vec<_>>(), ["postgres", "redis", "haproxy"]);
     let tracked = std::process::Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]).output().unwrap();
     let tracked = String::from_utf8(tracked.stdout).unwrap();
-    assert!(tracked.lines().any(|file| file == "docs/operations.md"), "git knows the files");
+    assert!(tracked.lines().any(|file| file == "docs/operations.md"), "git lists the files");
     // The workshop's patches break the rule on purpose.
     for file in tracked.lines().filter(|file| !file.starts_with("workshop/")) {
         let Ok(text) = std::fs::read_to_string(file) else { continue };
@@ -75,7 +79,7 @@ fn each_backing_service_is_pinned_in_one_place_and_named_with_that_pin_everywher
             let name = format!("{image}:");
             for (at, _) in text.match_indices(&name) {
                 let version = text[at + name.len()..].split(|c: char| !c.is_ascii_alphanumeric() && !"._-".contains(c)).next().unwrap();
-                // Behind a host's name stands a port.
+                // After a host name comes a port, not a version.
                 let is_host = ["//", "@"].iter().any(|before| text[..at].ends_with(before));
                 let is_version = version.starts_with(|c: char| c.is_ascii_digit()) && !is_host;
                 assert!(!is_version || version == *pin, "{file} names {image}:{version}, docker-compose.yml pins {image}:{pin}");
@@ -85,8 +89,8 @@ fn each_backing_service_is_pinned_in_one_place_and_named_with_that_pin_everywher
 }
 
 #[test]
-fn nothing_stands_in_for_a_backing_service() {
-    // What is built, for the tests too; the lock also names what is never built.
+fn no_crate_replaces_a_backing_service() {
+    // The crates that are built, for the tests too. The lock file also names crates that are never built.
     let mut cargo = std::process::Command::new("cargo");
     let tree = cargo.args(["tree", "--frozen", "--all-features", "--edges", "normal,build,dev", "--prefix", "none"]).output().unwrap();
     let tree = String::from_utf8(tree.stdout).unwrap();

@@ -1,6 +1,6 @@
-//! XI. Logs: a stream of events on stdout; what becomes of them is the platform's business.
+//! XI. Logs: a stream of events on stdout. The platform decides where it goes.
 //!
-//! Violated by a log file, a line that is no event, a buffer, a secret, a start or a request that fails with the log.
+//! Violated by a log file, a line that is not an event, a buffer, a secret, or a request that fails because logging does.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use crate::support::balancer::has;
 use crate::support::deploy::{Web, client};
 use crate::support::person::{PASSWORD, Person};
 use crate::support::process::programs;
-use crate::support::{Deploy, PATIENCE, Process, eventually, free_port};
+use crate::support::{Deploy, EVENT_TIMEOUT, Process, eventually, free_port};
 
 #[tokio::test]
-async fn every_line_is_one_json_object_that_says_what_when_and_who() {
+async fn log_lines_are_complete_json_objects() {
     let deploy = Deploy::new().await.with("RELEASE_VERSION", "v17").with("HOSTNAME", "somewhere");
     let mut web = deploy.web().await;
     let (mut worker, mut clock) = (deploy.start("worker"), deploy.start("clock"));
@@ -37,7 +37,7 @@ async fn every_line_is_one_json_object_that_says_what_when_and_who() {
 }
 
 #[tokio::test]
-async fn a_line_is_there_as_soon_as_what_it_tells_of_has_happened() {
+async fn log_lines_are_written_without_delay() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     let started = Instant::now();
@@ -46,13 +46,13 @@ async fn a_line_is_there_as_soon_as_what_it_tells_of_has_happened() {
         client().get(format!("{}/version", web.url)).header("x-request-id", &id).send().await.unwrap();
         web.process.logged("its line", |line| line["caller_request_id"] == id.as_str()).await;
     }
-    // Ten times a buffer that is emptied each second would be ten seconds.
-    assert!(started.elapsed() < Duration::from_secs(5), "lines wait: {:?}", started.elapsed());
-    assert_eq!(web.process.ended(), None, "nor does it take an end to see them");
+    // With a buffer that is flushed every second, this would take ten seconds.
+    assert!(started.elapsed() < Duration::from_secs(5), "log lines are delayed: {:?}", started.elapsed());
+    assert_eq!(web.process.ended(), None, "the lines appear while web runs");
 }
 
 #[tokio::test]
-async fn no_process_opens_a_file_to_write_to() {
+async fn processes_open_no_file_for_writing() {
     if !has("strace") {
         return;
     }
@@ -61,7 +61,7 @@ async fn no_process_opens_a_file_to_write_to() {
     std::fs::create_dir(&folder).unwrap();
     let start = |name: &str| {
         let mut command = Command::new("strace");
-        // The process is the one that is started here, and strace its grandchild, which ends with it.
+        // -D makes the program our own child, and strace a grandchild that ends with it.
         command.args(["-D", "-f", "-qq", "-e", "trace=openat,?open,?creat", "-o"]).arg(folder.join(name));
         command.arg(programs().join(name)).env_clear().envs(&deploy.environment);
         Process::spawn(command)
@@ -72,7 +72,7 @@ async fn no_process_opens_a_file_to_write_to() {
     for (name, mut process) in [("web", web.process), ("worker", worker), ("clock", clock)] {
         process.terminate().await;
         let seen = std::fs::read_to_string(folder.join(name)).unwrap();
-        assert!(seen.contains("O_RDONLY"), "strace saw nothing");
+        assert!(seen.contains("O_RDONLY"), "the trace is empty");
         let writes = |line: &&str| ["O_WRONLY", "O_RDWR", "O_CREAT", "creat("].iter().any(|word| line.contains(word));
         let written: Vec<_> = seen.lines().filter(writes).filter(|line| !line.contains("\"/dev/")).collect();
         assert!(written.is_empty(), "{name} opens a file to write to: {written:#?}");
@@ -81,14 +81,14 @@ async fn no_process_opens_a_file_to_write_to() {
 }
 
 #[tokio::test]
-async fn what_is_secret_or_personal_is_in_no_line() {
-    // Whatever is asked of the log, libraries included.
+async fn logs_hold_no_secrets_or_personal_data() {
+    // At the most verbose level, libraries included.
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     let token = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
     web.get(&format!("/verify?token={token}")).await;
-    ada.forget().await;
+    ada.request_reset().await;
     let reset = deploy.mail.to(&ada.email, "Set another password").await.token();
     let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split([';', '=']).nth(1).unwrap().to_owned();
     let minted = ada.post("/tokens", serde_json::json!({ "name": "a marked name", "scopes": ["tokens:read"], "expires_in_days": 1 })).await;
@@ -100,14 +100,14 @@ async fn what_is_secret_or_personal_is_in_no_line() {
     ada.post("/account/password", serde_json::json!({ "old": "marker-of-a-wrong-password", "new": "marker-of-a-new-password" })).await;
     worker.logged("the job's end", |line| line["job_kind"] == "send_password_reset" && line["outcome"] == "done").await;
     let lines = [web.process.lines(), worker.lines()].concat().join("\n");
-    assert!(lines.contains("/verify"), "the route is there, the query is not");
+    assert!(lines.contains("/verify"), "the route is logged");
     for secret in [PASSWORD, &ada.email, &token, &reset, &cookie, &bearer, "a marked name", "marker-of-"] {
         assert!(!lines.contains(secret), "{secret}: {lines}");
     }
 }
 
 #[tokio::test]
-async fn a_process_whose_stdout_is_closed_serves_on() {
+async fn closed_stdout_does_not_stop_web() {
     let deploy = Deploy::new().await;
     let free = free_port();
     let mut command = Command::new(programs().join("web"));
@@ -122,7 +122,7 @@ async fn a_process_whose_stdout_is_closed_serves_on() {
     drop(web.stdout.take());
     let url = format!("http://127.0.0.1:{free}/version");
     eventually("an answer", async || reqwest::get(&url).await.ok()).await;
-    // Each answer is a line that goes nowhere.
+    // Each response writes a line to the closed pipe.
     for _ in 0..5 {
         assert_eq!(reqwest::get(&url).await.unwrap().status(), 200);
     }
@@ -130,7 +130,7 @@ async fn a_process_whose_stdout_is_closed_serves_on() {
 }
 
 #[tokio::test]
-async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_are_lost() {
+async fn unread_log_never_blocks_and_counts_losses() {
     let deploy = Deploy::new().await;
     let (port, metrics) = (free_port(), free_port());
     let mut command = Command::new(programs().join("web"));
@@ -139,16 +139,16 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
     let mut web = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let url = format!("http://127.0.0.1:{port}/version");
     eventually("an answer", async || reqwest::get(&url).await.ok()).await;
-    // More than the pipe takes and than may wait, all at once on one connection.
+    // More lines than the pipe and the buffer hold, from requests sent at once on one connection.
     let (requests, last) = ("GET /version HTTP/1.1\r\nhost: x\r\n", "connection: close\r\n\r\n");
     let requests = format!("{requests}\r\n").repeat(4_999) + requests + last;
     let mut connection = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let (mut answers, mut asking) = connection.split();
-    let mut told = Vec::new();
-    let (asked, answered) = tokio::join!(asking.write_all(requests.as_bytes()), answers.read_to_end(&mut told));
+    let mut received = Vec::new();
+    let (asked, answered) = tokio::join!(asking.write_all(requests.as_bytes()), answers.read_to_end(&mut received));
     asked.and(answered).unwrap();
-    assert_eq!(String::from_utf8(told).unwrap().matches("HTTP/1.1 200 OK").count(), 5_000);
-    // Whoever reads no log may read metrics.
+    assert_eq!(String::from_utf8(received).unwrap().matches("HTTP/1.1 200 OK").count(), 5_000);
+    // The metrics report the loss, too.
     eventually("the metric", async || {
         let text = reqwest::get(format!("http://127.0.0.1:{metrics}/metrics")).await.ok()?.text().await.ok()?;
         let lost = text.lines().find_map(|line| line.strip_prefix("log_lines_lost_total ")?.parse::<f64>().ok())?;
@@ -157,7 +157,7 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
     .await;
     let mut lines = BufReader::new(web.stdout.take().unwrap()).lines();
     let mut reading = async || serde_json::from_str::<serde_json::Value>(&lines.next_line().await.unwrap().unwrap()).unwrap();
-    let told = tokio::time::timeout(PATIENCE, async {
+    let loss = tokio::time::timeout(EVENT_TIMEOUT, async {
         loop {
             let line = reading().await;
             if line["lost"].is_u64() {
@@ -165,11 +165,11 @@ async fn a_process_whose_log_nobody_reads_serves_on_and_counts_the_lines_that_ar
             }
         }
     });
-    assert!(told.await.expect("the loss is told")["lost"].as_u64().unwrap() > 0);
+    assert!(loss.await.expect("the loss is logged")["lost"].as_u64().unwrap() > 0);
 }
 
 #[tokio::test]
-async fn the_lines_of_processes_that_share_a_pipe_are_never_mixed() {
+async fn processes_sharing_a_pipe_never_mix_lines() {
     let deploy = Deploy::new().await;
     let (reader, writer) = std::io::pipe().unwrap();
     let start = async || {
@@ -182,14 +182,14 @@ async fn the_lines_of_processes_that_share_a_pipe_are_never_mixed() {
     };
     let (mut first, mut second) = (start().await, start().await);
     drop(writer);
-    // More than the pipe takes, so that both wait for it in the middle of what they have to write.
+    // More than the pipe holds, so that both processes block in the middle of their output.
     for port in [first.1, second.1] {
         let mut connection = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let requests =
             "GET /version HTTP/1.1\r\nhost: x\r\n\r\n".repeat(999) + "GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         let (mut answers, mut asking) = connection.split();
-        let mut told = Vec::new();
-        let (asked, answered) = tokio::join!(asking.write_all(requests.as_bytes()), answers.read_to_end(&mut told));
+        let mut received = Vec::new();
+        let (asked, answered) = tokio::join!(asking.write_all(requests.as_bytes()), answers.read_to_end(&mut received));
         asked.and(answered).unwrap();
     }
     let reading = tokio::task::spawn_blocking(|| std::io::read_to_string(reader).unwrap());
@@ -198,22 +198,22 @@ async fn the_lines_of_processes_that_share_a_pipe_are_never_mixed() {
         web.wait().await.unwrap();
     }
     let lines = reading.await.unwrap();
-    assert!(lines.matches("\"route\":\"/version\"").count() >= 2_000, "a line for each request, and no more are lost: {}", lines.len());
+    assert!(lines.matches("\"route\":\"/version\"").count() >= 2_000, "a line for each request: {}", lines.len());
     for line in lines.lines() {
         assert!(serde_json::from_str::<serde_json::Value>(line).is_ok_and(|line| line.is_object()), "mixed: {line}");
     }
 }
 
 #[tokio::test]
-async fn a_resource_that_stays_away_is_told_once_and_not_each_second() {
+async fn lasting_outage_is_logged_once() {
     let deploy = Deploy::new().await.with("REDIS_URL", "redis://127.0.0.1:1/0");
     let web = deploy.web_unready().await;
     web.process.says("not ready: redis").await;
-    // Looks are 400 ms apart: as many as would tell it again.
+    // Checks are 400 ms apart, so several of them fail in this time.
     for _ in 0..4 {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(web.get("/readyz").await.status(), 503);
     }
-    let told = web.process.lines().iter().filter(|line| line.contains("not ready: redis")).count();
-    assert_eq!(told, 1);
+    let count = web.process.lines().iter().filter(|line| line.contains("not ready: redis")).count();
+    assert_eq!(count, 1);
 }

@@ -1,7 +1,7 @@
 //! XII. Admin processes: one-off tasks run from the same release and with the same config as the service.
 //!
-//! Violated by a server that migrates when it starts, a migration that stops the service, a script that knows the database
-//! by itself.
+//! Violated by a server that migrates when it starts, a migration that stops the service, or a script with its own access to
+//! the database.
 
 use std::cell::Cell;
 use std::process::Output;
@@ -16,13 +16,13 @@ fn stdout(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn migrations_are_a_one_off_that_can_be_asked_about_and_run_twice() {
+async fn migrations_can_be_checked_and_rerun() {
     let deploy = Deploy::unmigrated().await;
     let check = deploy.admin(&["migrate", "--check"]).await;
     assert_eq!(check.status.code(), Some(1));
     assert!(stdout(&check).contains("pending: 0001 jobs"), "{check:?}");
 
-    // Two at once: one waits for the other, and both succeed.
+    // Of two concurrent migrations one waits for the other, and both succeed.
     let (one, other) = tokio::join!(deploy.admin(&["migrate"]), deploy.admin(&["migrate"]));
     assert!(one.status.success() && other.status.success(), "{one:?} {other:?}");
     let mut said = [stdout(&one), stdout(&other)];
@@ -33,11 +33,11 @@ async fn migrations_are_a_one_off_that_can_be_asked_about_and_run_twice() {
     said.sort();
     assert!(said[0].starts_with("0 migration(s) applied") && said[1].starts_with(&format!("{all} migration(s) applied")), "{said:?}");
     assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
-    assert!(deploy.admin(&["migrate"]).await.status.success(), "a third time");
+    assert!(deploy.admin(&["migrate"]).await.status.success(), "a third migration succeeds");
 }
 
 #[tokio::test]
-async fn no_process_migrates_by_itself_and_web_says_that_it_is_not_ready_until_somebody_has() {
+async fn web_stays_unready_until_admin_migrates() {
     let deploy = Deploy::unmigrated().await;
     let (web, worker, clock) = (deploy.web_unready().await, deploy.start("worker"), deploy.start("clock"));
     for process in [&web.process, &worker, &clock] {
@@ -46,7 +46,7 @@ async fn no_process_migrates_by_itself_and_web_says_that_it_is_not_ready_until_s
     }
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     let tables = sqlx::query_scalar::<_, i64>(tables).fetch_one(&mut deploy.database().await).await.unwrap();
-    assert_eq!(tables, 0, "somebody has migrated who should not");
+    assert_eq!(tables, 0, "a process other than admin has migrated");
     let answer = web.get("/readyz").await;
     assert_eq!(answer.status(), 503);
     assert_eq!(answer.json::<Value>().await.unwrap()["failed"], json!({ "postgres": "migrations pending" }));
@@ -56,9 +56,9 @@ async fn no_process_migrates_by_itself_and_web_says_that_it_is_not_ready_until_s
 }
 
 #[tokio::test]
-async fn it_migrates_while_web_serves_and_no_request_fails() {
+async fn migration_under_load_fails_no_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
-    // As a release left it that had no idempotency keys yet.
+    // The schema of a release without idempotency keys.
     for statement in ["DROP TABLE idempotency_keys", "DELETE FROM _sqlx_migrations WHERE description = 'idempotency keys'"] {
         sqlx::query(statement).execute(&mut deploy.database().await).await.unwrap();
     }
@@ -80,12 +80,12 @@ async fn it_migrates_while_web_serves_and_no_request_fails() {
         migrated.set(true);
     };
     let (one, other, ()) = tokio::join!(ask(), ask(), migrate);
-    assert!(one > 0 && other > 0, "nobody asked meanwhile");
+    assert!(one > 0 && other > 0, "no request was sent during the migration");
     assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_one_off_is_of_the_release_that_runs() {
+async fn admin_belongs_to_the_running_release() {
     let deploy = Deploy::new().await.with("RELEASE_VERSION", "v17").with("LOG_LEVEL", "debug");
     let web = deploy.web().await;
     let running: Value = web.get("/version").await.json().await.unwrap();
@@ -97,7 +97,7 @@ async fn a_one_off_is_of_the_release_that_runs() {
 }
 
 #[tokio::test]
-async fn a_migration_of_a_newer_release_is_neither_pending_nor_an_error() {
+async fn migration_of_newer_release_is_accepted() {
     let deploy = Deploy::new().await;
     sqlx::query(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'newer', true, '', 0)",
@@ -111,7 +111,7 @@ async fn a_migration_of_a_newer_release_is_neither_pending_nor_an_error() {
 }
 
 #[tokio::test]
-async fn seed_makes_two_accounts_that_can_log_in_and_refuses_a_deploy_for_real_people() {
+async fn seed_creates_demo_accounts_unless_https() {
     let deploy = Deploy::new().await;
     let seeded = stdout(&deploy.admin(&["seed"]).await);
     let web = deploy.web().await;
@@ -122,7 +122,7 @@ async fn seed_makes_two_accounts_that_can_log_in_and_refuses_a_deploy_for_real_p
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.json::<Value>().await.unwrap()["verified"], true);
     }
-    assert!(stdout(&deploy.admin(&["seed"]).await).lines().all(|line| line.contains("is there already")), "a second time");
+    assert!(stdout(&deploy.admin(&["seed"]).await).lines().all(|line| line.contains("is there already")), "a second seed changes nothing");
 
     let deploy = Deploy::new().await.with("PUBLIC_URL", "https://example.com");
     assert_eq!(deploy.admin(&["seed"]).await.status.code(), Some(1));
@@ -131,7 +131,7 @@ async fn seed_makes_two_accounts_that_can_log_in_and_refuses_a_deploy_for_real_p
 }
 
 #[tokio::test]
-async fn the_doctor_tells_what_is_wrong_and_what_to_do() {
+async fn doctor_names_the_fault_and_the_remedy() {
     let deploy = Deploy::new().await.after_a_clock().await;
     let well = deploy.admin(&["doctor"]).await;
     assert_eq!(well.status.code(), Some(0), "{well:?}");
@@ -155,7 +155,7 @@ async fn the_doctor_tells_what_is_wrong_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn results_go_to_stdout_and_the_log_to_stderr() {
+async fn results_go_to_stdout_logs_to_stderr() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "debug");
     let output = deploy.admin(&["migrate"]).await;
     assert_eq!(stdout(&output), "0 migration(s) applied, the schema is current\n");

@@ -1,6 +1,6 @@
-//! XIII. API first: the committed document is the contract; what is served is what it says, no less and no more.
+//! XIII. API first: the committed document is the contract, and the service serves exactly what it describes.
 //!
-//! Violated by a field that is renamed in passing, a route that nobody wrote down, a document that is written afterwards.
+//! Violated by a renamed field, an undocumented route, or a document that is written afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,16 +14,16 @@ use crate::support::openapi::Contract;
 use crate::support::person::{PASSWORD, Person};
 
 #[tokio::test]
-async fn the_committed_document_is_what_is_served_and_what_admin_prints() {
+async fn committed_document_is_served_and_printed() {
     let deploy = Deploy::new().await;
     let served: Value = deploy.web().await.get("/openapi.json").await.json().await.unwrap();
     assert!(served == Contract::committed().0, "openapi.json is out of date: cargo run --bin admin openapi >openapi.json");
     let printed = deploy.admin(&["openapi"]).await;
-    assert!(serde_json::from_slice::<Value>(&printed.stdout).unwrap() == served, "admin prints another document than web serves");
+    assert!(serde_json::from_slice::<Value>(&printed.stdout).unwrap() == served, "admin prints a different document than web serves");
 }
 
 #[tokio::test]
-async fn every_operation_of_the_document_is_served_and_no_other() {
+async fn web_serves_exactly_the_documented_operations() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     for (path, documented) in Contract::committed().operations() {
@@ -32,20 +32,20 @@ async fn every_operation_of_the_document_is_served_and_no_other() {
             let answer = client().request(method.parse().unwrap(), &url).send().await.unwrap();
             let status = answer.status().as_u16();
             if documented.contains(method) {
-                // Nobody asks, so nothing is looked for that could be missing.
-                assert!(![404, 405, 500].contains(&status), "{method} {path} is documented, and not served: {status}");
+                // The caller is anonymous, so the service does not look for the resource.
+                assert!(![404, 405, 500].contains(&status), "{method} {path} is documented but not served: {status}");
                 continue;
             }
-            assert_eq!(status, 405, "{method} {path} is served, and not documented");
+            assert_eq!(status, 405, "{method} {path} is served but not documented");
             let allowed = answer.headers()["allow"].to_str().unwrap().split(',').filter(|method| *method != "HEAD");
             assert_eq!(allowed.map(str::to_owned).collect::<BTreeSet<_>>(), documented, "Allow of {path}");
         }
     }
 }
 
-/// A route without a rule is served to nobody, so the rules are all that there is.
+/// A route without a rule is never served, so the rules list every operation.
 #[tokio::test]
-async fn the_table_that_decides_what_is_served_and_the_document_name_the_same_operations() {
+async fn access_rules_match_the_documented_operations() {
     let mut table = BTreeMap::<_, BTreeSet<_>>::new();
     for rule in rules(&Deploy::new().await).await.into_iter().filter(|rule| rule.path.starts_with("/api/")) {
         table.entry(rule.path).or_default().insert(rule.method);
@@ -54,7 +54,7 @@ async fn the_table_that_decides_what_is_served_and_the_document_name_the_same_op
 }
 
 #[tokio::test]
-async fn an_answer_has_the_properties_that_the_document_names_and_no_others() {
+async fn responses_have_exactly_the_documented_properties() {
     let (deploy, contract) = (Deploy::new().await, Contract::committed());
     let web = deploy.web().await;
     let (ada, admin) = tokio::join!(Person::known(&deploy, &web), Person::unverified(&web));

@@ -1,7 +1,7 @@
-//! XIV. Telemetry: what happens inside is measured and can be followed from outside.
+//! XIV. Telemetry: metrics, traces and probes show from outside what happens inside.
 //!
-//! Violated by a number that only a log holds, a label that a client chooses, a trace that ends at the queue, a collector
-//! that holds up a request, a probe that says dead of a process that lives.
+//! Violated by a figure that only a log holds, a label that a client chooses, a trace that ends at the queue, a collector
+//! that delays a request, or a probe that fails on a live process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::support::person::{PASSWORD, Person};
 use crate::support::prometheus::Prometheus;
 use crate::support::{Deploy, Process, Proxy, eventually, free_port};
 
-/// A web, a worker and a clock that can be measured, with the ports where.
+/// A web, a worker and a clock, with the ports of their metrics.
 async fn formation(deploy: &Deploy) -> (Web, Process, Process, [u16; 3]) {
     let ports = [free_port(), free_port(), free_port()];
     let at = |port: u16| deploy.clone_with("METRICS_PORT", port);
@@ -30,26 +30,26 @@ async fn metrics(port: u16) -> String {
     answer.text().await.unwrap()
 }
 
-/// A file that a project may delete. The template, which has the folder `template/`, must have it.
+/// A file that a project may delete. The template itself, which has the folder `template/`, must have it.
 fn part(path: &str) -> Option<String> {
     let text = std::fs::read_to_string(path).ok();
     assert!(text.is_some() || !std::path::Path::new("template").exists(), "{path} is missing");
     text
 }
 
-/// The value of a series, by the beginning of its line.
+/// The value of a series, found by the beginning of its line.
 fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
 }
 
-/// Names of metrics, as they stand in a text or an expression.
+/// The names of metrics in a text or an expression.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.contains('_') || *word == "ready").map(str::to_owned).collect()
 }
 
 #[tokio::test]
-async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
+async fn each_process_measures_its_own_work() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 4).with("RELEASE_VERSION", "v17");
     let (web, _worker, _clock, [of_web, of_worker, of_clock]) = formation(&deploy).await;
     let ada = Person::verified(&deploy, &web).await;
@@ -85,20 +85,20 @@ async fn what_happened_is_in_the_metrics_of_the_process_that_did_it() {
     });
     let text = counted.await;
     assert!(value(&text, "schedule_last_look_timestamp_seconds").unwrap() > 1.7e9, "{text}");
-    assert!(!reqwest::get(format!("{}/metrics", web.url)).await.unwrap().status().is_success(), "they are the platform's alone");
+    assert!(!reqwest::get(format!("{}/metrics", web.url)).await.unwrap().status().is_success(), "the public port serves no metrics");
 }
 
 #[tokio::test]
-async fn what_is_live_ready_and_measured_stays_true_while_postgres_is_away() {
+async fn probes_and_metrics_follow_a_postgres_outage() {
     let deploy = Deploy::new().await;
     let postgres = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let url = deploy.through("DATABASE_URL", &postgres);
     let (_web, _worker, _clock, ports) = formation(&deploy.with("DATABASE_URL", url)).await;
     let ask = async |port: u16, path: &str| reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.ok();
-    // Whether it is ready, which check fails, and what the metric says of it; that it lives is true all the time.
+    // The status of `/readyz`, the failed check, and the metric. `/livez` must succeed all the time.
     let tells = async |port: u16| {
         let (live, ready) = (ask(port, "/livez").await?, ask(port, "/readyz").await?);
-        assert_eq!(live.status(), 200, "who restarts it brings no Postgres back");
+        assert_eq!(live.status(), 200, "an outage of Postgres must not restart the process");
         let status = ready.status().as_u16();
         let failed = ready.json::<serde_json::Value>().await.ok()?["failed"]["postgres"].as_str().map(str::to_owned);
         Some((status, failed, value(&metrics(port).await, "ready")?))
@@ -113,7 +113,7 @@ async fn what_is_live_ready_and_measured_stays_true_while_postgres_is_away() {
 }
 
 #[tokio::test]
-async fn ticks_that_no_clock_saw_are_counted() {
+async fn clock_counts_missed_ticks() {
     let deploy = Deploy::new().await;
     let (_web, _worker, clock, [_, _, port]) = formation(&deploy).await;
     clock.says("schedule purge-expired is new").await;
@@ -126,7 +126,7 @@ async fn ticks_that_no_clock_saw_are_counted() {
 }
 
 #[tokio::test]
-async fn no_label_takes_a_value_from_outside() {
+async fn metric_labels_hold_no_client_input() {
     let deploy = Deploy::new().await;
     let (web, _worker, _clock, [port, ..]) = formation(&deploy).await;
     let odd = reqwest::Method::from_bytes(b"MARKER").unwrap();
@@ -138,18 +138,18 @@ async fn no_label_takes_a_value_from_outside() {
 }
 
 #[tokio::test]
-async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_exist() {
+async fn docs_dashboard_and_alerts_match_the_metrics() {
     let deploy = Deploy::new().await;
     let deploy = deploy.with("JOB_LEASE", "10s");
     let (web, worker, clock, ports) = formation(&deploy).await;
     Person::verified(&deploy, &web).await;
-    // One that waits, of a kind that no worker takes.
+    // A job that waits, because no worker knows its kind.
     sqlx::query("INSERT INTO jobs (kind, payload, max_attempts) VALUES ('unknown', '{}', 1)")
         .execute(&mut deploy.database().await)
         .await
         .unwrap();
     clock.says("schedule purge-expired is new").await;
-    // What has no series until it has happened: a tick, and a job whose worker was lost.
+    // A tick and a job of a lost worker have no series until they have happened.
     for statement in [
         "UPDATE schedules SET last_tick = last_tick - interval '2 days'",
         "INSERT INTO jobs (kind, payload, max_attempts, token, run_at) VALUES ('end_sessions', '{}', 1, gen_random_uuid(), now() - interval '1 hour')",
@@ -196,20 +196,20 @@ async fn every_metric_is_in_the_docs_and_those_that_dashboard_and_alerts_name_ex
 }
 
 #[tokio::test]
-async fn alerts_fire_when_the_worker_and_the_clock_stop() {
+async fn alerts_fire_when_worker_and_clock_stop() {
     if part("deploy/prometheus/alerts.yml").is_none() || !has("prometheus") || !has("promtool") {
         return;
     }
     let deploy = Deploy::new().await;
     let (web, worker, clock, ports) = formation(&deploy).await;
     let prometheus = Prometheus::start(&ports).await;
-    prometheus.until("all are asked", async || prometheus.value("count(ready == 1)").await == Some(3.0)).await;
-    prometheus.until("nothing fires", async || prometheus.firing().await.is_empty()).await;
+    prometheus.until("all three are scraped", async || prometheus.value("count(ready == 1)").await == Some(3.0)).await;
+    prometheus.until("no alert fires", async || prometheus.firing().await.is_empty()).await;
     drop((worker, clock));
     prometheus.until("NoTick fires", async || prometheus.firing().await.contains("NoTick")).await;
     assert!(!prometheus.firing().await.contains("QueueTooOld"));
 
-    // As if nobody had looked for ten minutes, nor after what was given up. A clock counts the queue as it starts.
+    // A job that has been due for ten minutes, and a dead one. A clock counts the queue when it starts.
     Person::unverified(&web).await;
     for statement in [
         "UPDATE jobs SET run_at = now() - interval '10 minutes'",
@@ -225,7 +225,7 @@ async fn alerts_fire_when_the_worker_and_the_clock_stop() {
 }
 
 #[tokio::test]
-async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
+async fn job_logs_carry_the_requests_id() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::stranger(&web);
@@ -242,7 +242,7 @@ async fn one_id_follows_a_request_into_the_job_that_it_asked_for() {
 }
 
 #[tokio::test]
-async fn one_trace_goes_through_request_queue_job_and_mail() {
+async fn one_trace_spans_request_job_and_mail() {
     let collector = Collector::start().await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 100);
     let deploy = deploy.with("OTEL_EXPORTER_OTLP_HEADERS", "x-key=marker-of-the-collector").with("TRUSTED_PROXIES", 1);
@@ -253,7 +253,7 @@ async fn one_trace_goes_through_request_queue_job_and_mail() {
     let sign_up = sign_up.json(&serde_json::json!({ "email": ada.email, "password": PASSWORD })).send().await.unwrap();
     let id = sign_up.headers()["x-request-id"].to_str().unwrap().to_owned();
 
-    // The log of web, the row, the log of the worker, the mail, the trace: one id in all five.
+    // The same id is in web's log, the row, the worker's log, the mail and the trace.
     let line = web.process.logged("the access line", |line| line["request_id"] == id.as_str() && line["status"] == 202).await;
     assert_eq!(line["trace_id"], trace);
     let row: serde_json::Value =
@@ -281,7 +281,7 @@ async fn one_trace_goes_through_request_queue_job_and_mail() {
     assert_eq!(spans["SMTP"].parent, spans["job"].id);
     assert_eq!(collector.header("x-key").as_deref(), Some("marker-of-the-collector"));
 
-    // A signed-in read asks Redis once.
+    // A signed-in read sends one request to Redis.
     ada.log_in().await;
     let line = web.process.logged("the log-in", |line| line["route"] == "/api/v1/session" && line["status"] == 200).await;
     let trace = line["trace_id"].as_str().unwrap().to_owned();
@@ -293,7 +293,7 @@ async fn one_trace_goes_through_request_queue_job_and_mail() {
 }
 
 #[tokio::test]
-async fn only_a_proxy_of_ours_names_the_trace() {
+async fn only_a_trusted_proxy_sets_the_trace() {
     let trace = "0af7651916cd43dd8448eb211c80319c";
     for (proxies, joins) in [(0, false), (1, true)] {
         let web = Deploy::new().await.with("TRUSTED_PROXIES", proxies).web().await;
@@ -306,7 +306,7 @@ async fn only_a_proxy_of_ours_names_the_trace() {
 }
 
 #[tokio::test]
-async fn services_name_is_in_version_log_and_traces() {
+async fn service_name_appears_in_all_telemetry() {
     for (variable, name) in [(None, "app"), (Some("orders"), "orders")] {
         let collector = Collector::start().await;
         let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
@@ -335,26 +335,26 @@ async fn services_name_is_in_version_log_and_traces() {
 }
 
 #[tokio::test]
-async fn traces_that_the_sampler_leaves_out_are_not_sent() {
+async fn unsampled_traces_are_not_exported() {
     let collector = Collector::start().await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
     let mut web = deploy.with("OTEL_TRACES_SAMPLER", "always_off").web().await;
     let answer = web.get("/version").await;
     assert_eq!(answer.status(), 200);
-    web.process.logged("the log has it all the same", |line| line["route"] == "/version" && line["trace_id"].is_string()).await;
+    web.process.logged("the trace id is logged anyway", |line| line["route"] == "/version" && line["trace_id"].is_string()).await;
     web.process.terminate().await;
     assert!(collector.spans().is_empty());
 }
 
 #[tokio::test]
-async fn a_collector_that_hangs_or_is_away_holds_up_no_request_and_no_exit() {
+async fn failing_collector_delays_no_request_or_exit() {
     let collector = Collector::start().await;
     let proxy = Proxy::to(collector.url.trim_start_matches("http://").to_owned()).await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", proxy.address));
     let deploy = deploy.with("OTEL_BSP_SCHEDULE_DELAY", 50);
-    for strike in [Proxy::stall, Proxy::cut] {
+    for fault in [Proxy::stall, Proxy::cut] {
         let mut web = deploy.web().await;
-        strike(&proxy);
+        fault(&proxy);
         let started = Instant::now();
         for _ in 0..50 {
             assert_eq!(web.get("/version").await.status(), 200);

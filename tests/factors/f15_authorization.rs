@@ -1,6 +1,6 @@
-//! XV. Authentication and authorization: every request shows whose it is, and does what that person may and nothing else.
+//! XV. Authentication and authorization: every request is identified, and does only what its caller may do.
 //!
-//! Violated by a route that nobody guards, a role that nobody asks for, a thing that is given to whoever knows its id.
+//! Violated by an unguarded route, a role that is not checked, or a resource that its id alone gives access to.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,8 +12,9 @@ use crate::support::access::{Row, Things, prove_privacy, prove_table, rules};
 use crate::support::deploy::client;
 use crate::support::person::Person;
 
-/// Who may do what with accounts, written by hand, as `tests/support/access.rs` reads it. Each feature's tests hold its own table.
-const MAY: &str = "
+/// Which callers may use which operations of accounts, written by hand. `tests/support/access.rs` explains the letters.
+/// Each feature's tests have their own table.
+const ACCESS_TABLE: &str = "
     POST   /api/v1/accounts                      n t s u a
     POST   /api/v1/session                       n t s u a
     GET    /api/v1/session                       - - - u a
@@ -46,7 +47,7 @@ const MAY: &str = "
 
 /// A token, a session and an account of Ada's.
 async fn things(_: &Deploy, ada: &Person) -> Things {
-    let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned();
+    let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{value} is not a string")).to_owned();
     let token = json!({ "name": "private", "scopes": ["tokens:read"], "expires_in_days": 1 });
     let token: Value = ada.post("/tokens", token).await.json().await.unwrap();
     let sessions: Value = ada.get("/account/sessions").await.json().await.unwrap();
@@ -60,16 +61,16 @@ async fn things(_: &Deploy, ada: &Person) -> Things {
 }
 
 #[tokio::test]
-async fn everybody_may_do_what_the_table_says_and_nothing_else() {
-    prove_table(MAY, things).await;
+async fn account_operations_follow_the_access_table() {
+    prove_table(ACCESS_TABLE, things).await;
 }
 
 #[tokio::test]
-async fn nothing_of_anothers_is_in_what_a_person_can_read_and_nothing_happens_to_it() {
-    prove_privacy(MAY, things).await;
+async fn users_cannot_read_or_change_others_data() {
+    prove_privacy(ACCESS_TABLE, things).await;
 }
 
-/// The rows of every table in the files of a folder, by operation, with the file that has them.
+/// Finds the rows of every table in a folder, and adds their files by operation.
 fn tables_in(folder: &Path, found: &mut BTreeMap<(String, String), Vec<String>>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -85,9 +86,9 @@ fn tables_in(folder: &Path, found: &mut BTreeMap<(String, String), Vec<String>>)
 }
 
 #[tokio::test]
-async fn every_rule_stands_in_one_handwritten_table() {
+async fn each_rule_appears_in_exactly_one_table() {
     let mut tables = BTreeMap::new();
-    for row in MAY.lines().filter_map(Row::parse) {
+    for row in ACCESS_TABLE.lines().filter_map(Row::parse) {
         tables.entry(row.operation()).or_insert_with(Vec::new).push(file!().to_owned());
     }
     tables_in(Path::new("tests/features"), &mut tables);
@@ -97,15 +98,15 @@ async fn every_rule_stands_in_one_handwritten_table() {
     for rule in &rules {
         let operation = (rule.method.clone(), rule.path.clone());
         let files = tables.get(&operation).map_or(&[][..], Vec::as_slice);
-        assert_eq!(files.len(), 1, "{operation:?} of {} must stand in one table, and stands in {files:?}", rule.feature);
+        assert_eq!(files.len(), 1, "{operation:?} of {} must be in exactly one table, but is in {files:?}", rule.feature);
         proved.push(operation);
     }
     let stale: Vec<_> = tables.iter().filter(|(operation, _)| !proved.contains(operation)).collect();
-    assert!(stale.is_empty(), "no rule allows what these tables say: {stale:?}");
+    assert!(stale.is_empty(), "these rows of tables belong to no rule: {stale:?}");
 }
 
 #[tokio::test]
-async fn who_shows_nothing_that_is_valid_now_is_nobody() {
+async fn invalid_and_ended_credentials_are_rejected() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -124,10 +125,10 @@ async fn who_shows_nothing_that_is_valid_now_is_nobody() {
     for cookie in [format!("{name}="), format!("{name}={}", id.to_lowercase()), format!("{name}={stored}")] {
         assert_eq!(ask("cookie", &cookie).await, 401, "{cookie}");
     }
-    // Each by itself, as a client that ignores its end would.
+    // The cookie is sent by hand, as by a client that ignores its expiry.
     let log_out = client().delete(format!("{}/api/v1/session", web.url)).header("cookie", &cookie).header("sec-fetch-site", "same-origin");
     assert_eq!(log_out.send().await.unwrap().status(), 204);
-    assert_eq!(ask("cookie", &cookie).await, 401, "a session that has ended");
+    assert_eq!(ask("cookie", &cookie).await, 401, "the session has ended");
     assert_eq!(ada.delete(&format!("/tokens/{}", token["id"].as_str().unwrap())).await.status(), 204);
-    assert_eq!(ask("authorization", &bearer).await, 401, "a token that has ended");
+    assert_eq!(ask("authorization", &bearer).await, 401, "the token was deleted");
 }

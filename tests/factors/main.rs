@@ -1,4 +1,4 @@
-//! The twelve factors, proved on the built programs: one module a factor.
+//! The factors, tested on the built programs. Each module tests one factor.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../support/mod.rs"]

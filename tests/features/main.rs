@@ -1,4 +1,4 @@
-//! The features, each through the built programs: one module a feature, and one line for it here.
+//! The features, tested through the built programs. Each feature has one module and one line here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../support/mod.rs"]

@@ -12,8 +12,8 @@ use crate::support::access::{Things, prove_privacy, prove_table};
 use crate::support::person::{Person, problem};
 use crate::support::{Deploy, eventually};
 
-/// Who may do what, written by hand, as `tests/support/access.rs` reads it.
-const MAY: &str = "
+/// Which callers may use which operations, written by hand. `tests/support/access.rs` explains the letters.
+const ACCESS_TABLE: &str = "
     GET    /api/v1/reminders         - - s u a
     POST   /api/v1/reminders         - - s u a
     GET    /api/v1/reminders/{id}    - - s u a
@@ -21,7 +21,7 @@ const MAY: &str = "
     DELETE /api/v1/reminders/{id}    - - s u a
 ";
 
-/// Makes a reminder that is due in so many seconds.
+/// Creates a reminder that is due in this many seconds.
 async fn remind(person: &Person, message: &str, seconds: i64) -> Response {
     person.post("/reminders", json!({ "message": message, "due_at": in_seconds(seconds) })).await
 }
@@ -39,17 +39,17 @@ async fn things(_: &Deploy, ada: &Person) -> Things {
 }
 
 #[tokio::test]
-async fn reminders_follow_their_table_of_access() {
-    prove_table(MAY, things).await;
+async fn reminders_follow_the_access_table() {
+    prove_table(ACCESS_TABLE, things).await;
 }
 
 #[tokio::test]
 async fn reminders_are_private() {
-    prove_privacy(MAY, things).await;
+    prove_privacy(ACCESS_TABLE, things).await;
 }
 
 #[tokio::test]
-async fn mail_arrives_once_when_due() {
+async fn reminder_is_mailed_once_when_due() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -72,7 +72,7 @@ async fn mail_arrives_once_when_due() {
 }
 
 #[tokio::test]
-async fn changed_or_deleted_reminder_is_not_mailed() {
+async fn mail_follows_changed_and_deleted_reminders() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -86,7 +86,7 @@ async fn changed_or_deleted_reminder_is_not_mailed() {
     let after: Value = ada.patch(&changed, json!({ "message": "after" })).await.json().await.unwrap();
     assert_eq!((&after["message"], &after["version"]), (&json!("after"), &json!(2)));
     let same: Value = ada.patch(&changed, json!({})).await.json().await.unwrap();
-    assert_eq!(same, after, "nothing to change is no new version");
+    assert_eq!(same, after, "an empty change creates no new version");
     eventually("the last", async || ada.get(&last).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(drop)).await;
     let mut texts: Vec<_> = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "A reminder").map(|mail| mail.text).collect();
     texts.sort();
@@ -102,7 +102,7 @@ async fn daily_digest_sends_one_mail_per_account() {
     for (person, message) in [(&ada, "first\nand its second line"), (&ada, "second"), (&grace, "third")] {
         assert_eq!(remind(person, message, 3600).await.status(), 201);
     }
-    // Whatever the time of day is, they are due on the day of the tick, and not yet.
+    // At any time of day, they are due later on the day of the tick.
     let mut database = deploy.database().await;
     sqlx::query("UPDATE reminders SET due_at = date_trunc('day', last_tick AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '23 hours' FROM schedules WHERE name = 'daily-digest'")
         .execute(&mut database)
@@ -129,13 +129,13 @@ async fn reminder_of_another_account_is_404() {
     problem(eve.patch(&path, json!({ "message": "yours" })).await, 404, "not-found").await;
     problem(eve.delete(&path).await, 404, "not-found").await;
     assert_eq!(eve.get("/reminders").await.json::<Value>().await.unwrap(), json!({ "items": [], "next": null }));
-    assert_eq!(ada.get(&path).await.json::<Value>().await.unwrap(), reminder, "and is unchanged");
+    assert_eq!(ada.get(&path).await.json::<Value>().await.unwrap(), reminder, "the reminder is unchanged");
     problem(ada.get(&format!("/reminders/{}", Uuid::new_v4())).await, 404, "not-found").await;
     problem(ada.get("/reminders/17").await, 404, "not-found").await;
 }
 
 #[tokio::test]
-async fn unverified_address_gets_no_reminder() {
+async fn unverified_account_cannot_create_reminders() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;

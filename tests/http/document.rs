@@ -32,9 +32,9 @@ fn documented_problems_have_types_and_examples() {
 fn document_is_short_enough_to_read() {
     let lines = std::fs::read_to_string("openapi.json").unwrap().lines().count();
     let operations: usize = Contract::committed().operations().values().map(BTreeSet::len).sum();
-    // Each with all of its own problems written out would be twice as long.
+    // If each operation listed its problems in full, the document would be twice as long.
     let most = 140 * operations;
-    assert!(lines < most, "openapi.json has {lines} lines, more than {most}: what several operations share belongs under `components`");
+    assert!(lines < most, "openapi.json has {lines} lines, more than {most}: move shared parts to `components`");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Headers: what makes browsers careful, and which other sites may call.
+//! Headers: security headers for browsers, CORS, and responses after a panic.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::support::deploy::client;
 use crate::support::person::Person;
 
 #[tokio::test]
-async fn every_answer_makes_browsers_careful() {
+async fn every_response_has_security_headers() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     for path in ["/api/v1/session", "/verify?token=x", "/nothing", "/version", "/docs/", "/openapi.json"] {
@@ -34,7 +34,7 @@ async fn every_answer_makes_browsers_careful() {
 }
 
 #[tokio::test]
-async fn other_sites_may_call_only_if_they_are_listed() {
+async fn only_listed_origins_may_call() {
     let deploy = Deploy::new().await.with("CORS_ORIGINS", "https://app.example.com, https://two.example.com");
     let web = deploy.web().await;
     let preflight = async |origin: &str| {
@@ -52,7 +52,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
         for header in ["content-type", "idempotency-key", "traceparent", "x-request-id"] {
             assert!(allowed.split(',').any(|allowed| allowed.trim() == header), "{header}: {allowed}");
         }
-        // A browser must not ask before each change.
+        // A browser caches the preflight, so it does not send one before each change.
         let seconds: u32 = answer.headers()["access-control-max-age"].to_str().unwrap().parse().unwrap();
         assert!(seconds >= 600, "{seconds}");
     }
@@ -70,7 +70,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
         (204, "https://app.example.com")
     );
 
-    // Without a list no other site may.
+    // Without a list, no other origin may call.
     let web = Deploy::new().await.web().await;
     let request = client().request(Method::OPTIONS, format!("{}/api/v1/tokens", web.url)).header("origin", "https://app.example.com");
     let answer = request.header("access-control-request-method", "POST").send().await.unwrap();
@@ -78,7 +78,7 @@ async fn other_sites_may_call_only_if_they_are_listed() {
 }
 
 #[tokio::test]
-async fn a_site_in_the_list_must_be_an_address() {
+async fn cors_origins_allow_no_wildcard() {
     for origins in ["https://app.example.com,*", "https://*.example.com", "*"] {
         let mut web = Deploy::new().await.with("CORS_ORIGINS", origins).start("web");
         assert_eq!(web.exit().await.code(), Some(78), "{origins}");
@@ -87,7 +87,7 @@ async fn a_site_in_the_list_must_be_an_address() {
 }
 
 #[tokio::test]
-async fn a_panic_is_a_500_for_that_request_alone() {
+async fn panic_is_500_for_that_request_only() {
     let plenty = NonZeroU32::MAX;
     let config = app::config::Http {
         port: 0,
@@ -102,9 +102,9 @@ async fn a_panic_is_a_500_for_that_request_alone() {
         cors_origins: None,
         api_docs: true,
     };
-    // No route of the programs panics, so one that does gets the layers that theirs have.
+    // No route of the programs panics, so the test adds one that does, with the same layers.
     async fn panics() -> &'static str {
-        panic!("a secret of the inside")
+        panic!("an internal secret")
     }
     let panics = Router::new().route("/", get(panics)).route("/fine", get(|| async { "fine" }));
     let release = app::release::Release { service: "app".to_owned(), commit: app::release::COMMIT, release: None, process: "web" };

@@ -1,4 +1,4 @@
-//! Heads of requests: what others write into them decides nothing, and what is ambiguous is refused.
+//! Request heads: untrusted parts have no effect, and ambiguous heads are rejected.
 
 use reqwest::Method;
 use reqwest::header::HeaderValue;
@@ -8,9 +8,9 @@ use tokio::net::TcpStream;
 
 use crate::support::deploy::Web;
 use crate::support::person::{PASSWORD, Person, problem};
-use crate::support::{Deploy, PATIENCE};
+use crate::support::{Deploy, EVENT_TIMEOUT};
 
-/// Status line and problem that some bytes are answered with.
+/// Sends raw bytes, and returns the response's status line and problem.
 async fn answer(web: &Web, request: &[u8]) -> (String, Value) {
     let mut connection = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
     connection.write_all(request).await.unwrap();
@@ -24,7 +24,7 @@ async fn answer(web: &Web, request: &[u8]) -> (String, Value) {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("an answer");
+    tokio::time::timeout(EVENT_TIMEOUT, reading).await.expect("an answer");
     let answer = String::from_utf8_lossy(&answer).into_owned();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&*answer, ""));
     (head.lines().next().unwrap_or_default().to_owned(), serde_json::from_str(body).unwrap_or_default())
@@ -39,12 +39,12 @@ async fn other_cookies_may_hold_any_bytes() {
         let request = Person::stranger(&web).request(method, "/session");
         request.header("cookie", HeaderValue::from_bytes(&cookies).unwrap()).send().await.unwrap()
     };
-    // As Chromium sends it, in UTF-8, and as older programs do, in Latin-1.
+    // In UTF-8, as Chromium sends it, and in Latin-1, as older programs do.
     for other in ["name=Jörg; ".as_bytes(), b"name=J\xf6rg; ", b"=; ;; \xff; "] {
         assert_eq!(with(Method::GET, [other, cookie.as_bytes()].concat()).await.status(), 200, "{other:?}");
         assert_eq!(with(Method::GET, [cookie.as_bytes(), b"; ", other].concat()).await.status(), 200, "{other:?}");
     }
-    // A log-out among them ends the session, and takes the cookie in any case.
+    // A log-out with such cookies ends the session, and always deletes the cookie.
     for _ in 0..2 {
         let logged_out = with(Method::DELETE, ["name=Jörg; ".as_bytes(), cookie.as_bytes()].concat()).await;
         assert_eq!(logged_out.status(), 204);
@@ -54,7 +54,7 @@ async fn other_cookies_may_hold_any_bytes() {
 }
 
 #[tokio::test]
-async fn what_stands_before_trusted_addresses_counts_for_nothing() {
+async fn garbage_before_trusted_addresses_is_ignored() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 2).with("TRUSTED_PROXIES", 1);
     let web = deploy.web().await;
     let guess = async |from: &[u8]| {
@@ -71,9 +71,9 @@ async fn what_stands_before_trusted_addresses_counts_for_nothing() {
 }
 
 #[tokio::test]
-async fn forwarded_addresses_without_trust_are_told_once() {
+async fn untrusted_forwarded_header_is_logged_once() {
     let deploy = Deploy::new().await;
-    let told = |web: &Web| web.process.lines().iter().filter(|line| line.contains("TRUSTED_PROXIES is 0")).count();
+    let warnings = |web: &Web| web.process.lines().iter().filter(|line| line.contains("TRUSTED_PROXIES is 0")).count();
     let ask = async |web: &Web| {
         for _ in 0..3 {
             let request = Person::stranger(web).request(Method::GET, "/session").header("x-forwarded-for", "203.0.113.80");
@@ -82,13 +82,13 @@ async fn forwarded_addresses_without_trust_are_told_once() {
     };
     let web = deploy.web().await;
     assert_eq!(web.get("/version").await.status(), 200);
-    assert_eq!(told(&web), 0, "no proxy is there");
+    assert_eq!(warnings(&web), 0, "without the header nothing is logged");
     ask(&web).await;
     web.process.says("TRUSTED_PROXIES is 0").await;
-    assert_eq!(told(&web), 1);
+    assert_eq!(warnings(&web), 1);
     let web = deploy.with("TRUSTED_PROXIES", 1).web().await;
     ask(&web).await;
-    assert_eq!(told(&web), 0);
+    assert_eq!(warnings(&web), 0);
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn http_1_1_needs_one_host() {
         ("GET /api/v1/session HTTP/1.1\r\nhost: a\r\nhost: a\r\n\r\n", "HTTP/1.1 400"),
         ("GET /api/v1/session HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n", "HTTP/1.0 400"),
         ("GET /api/v1/session HTTP/1.1\r\nhost: a\r\n\r\n", "HTTP/1.1 401"),
-        // Probes of some balancers.
+        // Some balancers probe like this.
         ("GET /api/v1/session HTTP/1.0\r\n\r\n", "HTTP/1.0 401"),
     ] {
         let (line, problem) = answer(&web, head.as_bytes()).await;
@@ -109,7 +109,7 @@ async fn http_1_1_needs_one_host() {
 }
 
 #[tokio::test]
-async fn head_over_32_kib_is_431_as_a_problem() {
+async fn head_over_32_kib_is_431() {
     let web = Deploy::new().await.web().await;
     for (bytes, status, slug) in [
         (30 * 1024, "HTTP/1.1 401", "unauthenticated"),
@@ -123,7 +123,7 @@ async fn head_over_32_kib_is_431_as_a_problem() {
 }
 
 #[tokio::test]
-async fn packed_body_is_415() {
+async fn body_with_content_encoding_is_415() {
     let web = Deploy::new().await.web().await;
     let eve = Person::stranger(&web);
     for encoding in ["gzip", "br", "identity"] {
@@ -132,11 +132,11 @@ async fn packed_body_is_415() {
             eve.request(Method::POST, "/accounts").header("content-type", "application/json").header("content-encoding", encoding);
         problem(request.body(body).send().await.unwrap(), 415, "unsupported-media-type").await;
     }
-    assert_eq!(eve.log_in().await.status(), 401, "nothing was done");
+    assert_eq!(eve.log_in().await.status(), 401, "no account was created");
 }
 
 #[tokio::test]
-async fn link_to_next_page_keeps_the_query() {
+async fn next_page_link_keeps_the_query() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -167,10 +167,10 @@ async fn link_to_next_page_keeps_the_query() {
 }
 
 #[tokio::test]
-async fn password_is_the_same_however_it_is_typed() {
+async fn composed_and_decomposed_passwords_are_equal() {
     let web = Deploy::new().await.web().await;
     let ada = Person::stranger(&web);
-    // NFC, as most systems type it, and NFD, as some do; and a ligature and a full-width letter for their plain ones.
+    // NFC, as most systems type it, and NFD, as some do. The second also has a ligature and a full-width letter.
     let (composed, decomposed) = ("se\u{f1}or find my caf\u{e9} today", "sen\u{303}or \u{fb01}nd my cafe\u{301} \u{ff54}oday");
     let with =
         async |path: &str, password: &str| ada.post(path, json!({ "email": ada.email, "password": password })).await.status().as_u16();
@@ -179,7 +179,7 @@ async fn password_is_the_same_however_it_is_typed() {
         assert_eq!(with("/session", password).await, 200, "{password}");
     }
     assert_eq!(with("/session", "senor find my cafe today").await, 401);
-    // Twelve characters are counted as typed, and after that too: the first has 11 then, the second as typed.
+    // The minimum of twelve counts before and after normalization: the first has 11 after it, the second before.
     for password in ["kn\u{303}q n\u{303}j w9xy", "k\u{f1}q xj w9\u{fb01}z"] {
         let short = Person::stranger(&web);
         let answer = short.post("/accounts", json!({ "email": short.email, "password": password })).await;

@@ -1,4 +1,4 @@
-//! Bad input: each kind gets its status as a problem, and nothing is half done.
+//! Invalid input: each kind gets its status as a problem, and changes nothing.
 
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -8,14 +8,14 @@ use tokio::net::TcpStream;
 use crate::support::access::rules;
 use crate::support::deploy::Web;
 use crate::support::person::{PASSWORD, Person, problem};
-use crate::support::{Deploy, PATIENCE};
+use crate::support::{Deploy, EVENT_TIMEOUT};
 
 async fn raw(person: &Person, path: &str, content_type: &str, body: impl Into<reqwest::Body>) -> Response {
     person.request(Method::POST, path).header("content-type", content_type).body(body).send().await.unwrap()
 }
 
 #[tokio::test]
-async fn what_cannot_be_parsed_is_400_and_what_breaks_a_rule_422_with_the_fields_name() {
+async fn malformed_body_is_400_invalid_field_422() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -41,12 +41,12 @@ async fn what_cannot_be_parsed_is_400_and_what_breaks_a_rule_422_with_the_fields
     }
     problem(ada.post("/tokens", json!(["x", 1])).await, 422, "invalid-input").await;
     problem(ada.post("/tokens", json!({ "name": "no end" })).await, 422, "invalid-input").await;
-    assert_eq!(ada.get("/tokens").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing is half done");
+    assert_eq!(ada.get("/tokens").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing was created");
     assert_eq!(ada.post("/tokens", token(&"é".repeat(100), json!(1))).await.status(), 201, "the limit is in characters");
 }
 
 #[tokio::test]
-async fn every_wrong_field_is_named_at_once() {
+async fn every_invalid_field_is_reported_at_once() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let answer = Person::stranger(&web).post("/accounts", json!({ "email": "nowhere", "password": "short" })).await;
@@ -62,7 +62,7 @@ async fn every_wrong_field_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn a_body_over_a_mebibyte_is_413() {
+async fn body_over_one_mebibyte_is_413() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -71,7 +71,7 @@ async fn a_body_over_a_mebibyte_is_413() {
 }
 
 #[tokio::test]
-async fn without_a_session_everything_that_needs_one_is_401() {
+async fn missing_or_forged_session_is_401() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
@@ -92,7 +92,7 @@ async fn without_a_session_everything_that_needs_one_is_401() {
 }
 
 #[tokio::test]
-async fn unknown_paths_and_methods_are_problems_too() {
+async fn unknown_paths_and_methods_are_problems() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
@@ -104,14 +104,14 @@ async fn unknown_paths_and_methods_are_problems_too() {
 }
 
 #[tokio::test]
-async fn request_id_is_ours_and_callers_is_logged() {
+async fn web_replaces_and_logs_callers_request_id() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
     let answer = |id: &'static str| nobody.request(Method::GET, "/session").header("x-request-id", id).send();
     for sane in ["trace-me.12345678", "short"] {
         let ours = answer(sane).await.unwrap().headers()["x-request-id"].to_str().unwrap().to_owned();
-        assert_ne!(ours, sane, "a caller could make two requests look like one");
+        assert_ne!(ours, sane, "web must not adopt the caller's id");
         web.process.logged("both", |line| line["request_id"] == ours && line["caller_request_id"] == sane).await;
     }
     for odd in ["with space in it", "{\"json\":\"injection\"}"] {
@@ -120,11 +120,10 @@ async fn request_id_is_ours_and_callers_is_logged() {
     }
 }
 
-/// Sends bytes as they are and reads the head of the answer; then asks for something harmless on the same connection,
-/// if it is still open.
+/// Sends raw bytes, and returns the response's status line.
 async fn bytes(web: &Web, request: &[u8]) -> String {
     let mut connection = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
-    // A server that has seen enough may close before it has read all.
+    // A server may close the connection before it has read everything.
     let _ = connection.write_all(request).await;
     let mut answer = Vec::new();
     let reading = async {
@@ -136,12 +135,12 @@ async fn bytes(web: &Web, request: &[u8]) -> String {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("an answer");
+    tokio::time::timeout(EVENT_TIMEOUT, reading).await.expect("an answer");
     String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
 }
 
 #[tokio::test]
-async fn no_input_makes_it_fail_panic_or_hang() {
+async fn hostile_input_causes_no_server_error() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -223,7 +222,7 @@ async fn no_input_makes_it_fail_panic_or_hang() {
 }
 
 #[tokio::test]
-async fn a_connection_is_usable_after_a_refusal() {
+async fn connection_stays_usable_after_client_errors() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let mut connection = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
@@ -232,9 +231,9 @@ async fn a_connection_is_usable_after_a_refusal() {
         connection.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
         let mut answer = String::new();
         let mut buffer = [0; 4096];
-        // A problem ends with the brace of its object.
+        // The JSON of a problem ends with a brace.
         while !answer.trim_end().ends_with('}') {
-            let count = tokio::time::timeout(PATIENCE, connection.read(&mut buffer)).await.expect("an answer").unwrap();
+            let count = tokio::time::timeout(EVENT_TIMEOUT, connection.read(&mut buffer)).await.expect("an answer").unwrap();
             assert!(count > 0, "closed after: {answer}");
             answer.push_str(&String::from_utf8_lossy(&buffer[..count]));
         }
@@ -243,7 +242,7 @@ async fn a_connection_is_usable_after_a_refusal() {
 }
 
 #[tokio::test]
-async fn who_is_refused_while_still_sending_can_read_why() {
+async fn client_can_read_refusal_while_sending() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;

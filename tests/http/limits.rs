@@ -1,4 +1,4 @@
-//! Limits: how often, how many, how large; and whom a request counts for.
+//! Limits of requests by address and account, of concurrent requests, and of passwords.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, Proxy, eventually};
 
+/// All processes share one count.
 #[tokio::test]
-async fn log_ins_are_limited_by_client_address_across_all_processes() {
+async fn log_ins_are_limited_by_client_address() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 4).with("TRUSTED_PROXIES", 1);
     let (one, two) = (deploy.web().await, deploy.web().await);
     let eve = Person::stranger(&one);
@@ -22,13 +23,13 @@ async fn log_ins_are_limited_by_client_address_across_all_processes() {
     }
     let refused = guess(&eve, "7.7.7.7, 192.0.2.1").await;
     let wait: u32 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!((1..=15).contains(&wait), "a quarter of a minute at most: {wait}");
+    assert!((1..=15).contains(&wait), "at most a quarter of a minute: {wait}");
     assert_eq!(refused.headers()["ratelimit-policy"], "\"minute\";q=4;w=60");
     assert!(refused.headers()["ratelimit"].to_str().unwrap().starts_with("\"minute\";r=0;t="));
     problem(refused, 429, "too-many-requests").await;
     problem(guess(&there, "192.0.2.1").await, 429, "too-many-requests").await;
     problem(guess(&eve, "192.0.2.2").await, 401, "wrong-credentials").await;
-    assert_eq!(there.get("/session").await.status(), 401, "other requests have another limit");
+    assert_eq!(there.get("/session").await.status(), 401, "other requests have their own limit");
 }
 
 #[tokio::test]
@@ -49,19 +50,19 @@ async fn requests_are_limited_by_account() {
         assert!(left.len() < 60, "no limit: {left:?}");
     };
     problem(refused, 429, "too-many-requests").await;
-    assert_eq!(left[0], 28, "one of the thirty made the token: {left:?}");
+    assert_eq!(left[0], 28, "creating the token used one of the thirty: {left:?}");
     assert!(left.windows(2).all(|pair| pair[1] <= pair[0]), "{left:?}");
-    assert_eq!(eve.get("/session").await.status(), 200, "another account has another bucket");
+    assert_eq!(eve.get("/session").await.status(), 200, "another account has its own bucket");
     let by_token = Person::stranger(&web).request(Method::GET, "/tokens").bearer_auth(&token).send().await.unwrap();
     problem(by_token, 429, "too-many-requests").await;
-    // A token is free, and so is another session.
+    // A log-in still works, but its session shares the account's limit.
     let elsewhere = ada.elsewhere();
     assert_eq!(elsewhere.log_in().await.status(), 200);
     problem(elsewhere.get("/session").await, 429, "too-many-requests").await;
 }
 
 #[tokio::test]
-async fn who_tries_cookies_and_tokens_is_limited_by_address() {
+async fn forged_credentials_are_limited_by_address() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 10);
     let web = deploy.web().await;
     let eve = Person::stranger(&web);
@@ -76,7 +77,7 @@ async fn who_tries_cookies_and_tokens_is_limited_by_address() {
 }
 
 #[tokio::test]
-async fn an_address_is_taken_from_the_header_only_as_far_as_proxies_are_trusted() {
+async fn forwarded_header_cannot_evade_the_limit() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 3);
     let web = deploy.web().await;
     let eve = Person::stranger(&web);
@@ -91,7 +92,7 @@ async fn an_address_is_taken_from_the_header_only_as_far_as_proxies_are_trusted(
 }
 
 #[tokio::test]
-async fn without_redis_only_what_nobody_can_abuse_goes_on() {
+async fn redis_outage_allows_only_harmless_requests() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 3);
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -101,19 +102,19 @@ async fn without_redis_only_what_nobody_can_abuse_goes_on() {
     problem(ada.log_in().await, 503, "unavailable").await;
     let guess = json!({ "email": ada.email, "password": "a guess at a password" });
     problem(ada.post("/session", guess).await, 503, "unavailable").await;
-    // What sends a mail or tries a secret is unlimited for nobody.
+    // Requests that send mail or try secrets are rejected while they cannot be counted.
     problem(Person::stranger(&web).sign_up().await, 503, "unavailable").await;
-    problem(ada.forget().await, 503, "unavailable").await;
+    problem(ada.request_reset().await, 503, "unavailable").await;
     for _ in 0..5 {
         problem(Person::stranger(&web).get("/session").await, 401, "unauthenticated").await;
     }
-    let told = |line: &Value| line["message"].as_str().unwrap().contains("pass unlimited");
-    web.process.logged("that there is no limit", told).await;
-    assert_eq!(web.process.log().iter().filter(|line| told(line)).count(), 1);
+    let is_warning = |line: &Value| line["message"].as_str().unwrap().contains("pass unlimited");
+    web.process.logged("that there is no limit", is_warning).await;
+    assert_eq!(web.process.log().iter().filter(|line| is_warning(line)).count(), 1);
 }
 
 #[tokio::test]
-async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_probes_answer() {
+async fn overload_is_503_while_probes_answer() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "20s").with("RATE_LIMIT_REQUESTS", 1_000_000);
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -124,7 +125,7 @@ async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_p
     let (answers, ()) = tokio::join!(answers, async {
         web.process.logged("the first refusal", |line| line["status"] == 503).await;
         assert_eq!(web.get("/livez").await.status(), 200);
-        // Six hundred requests at once starve a small machine for a moment; none of them can hold a probe up.
+        // Six hundred requests at once overload a small machine for a moment, but cannot block a probe.
         eventually("readiness", async || (web.get("/readyz").await.status() == 200).then_some(())).await;
         lock.rollback().await.unwrap();
     });
@@ -133,13 +134,13 @@ async fn more_requests_at_a_time_than_can_be_worked_on_are_503_at_once_and_the_p
         assert_eq!(answer.headers()["retry-after"], "1");
         overloaded += usize::from(answer.json::<Value>().await.unwrap()["type"] == "/problems/overloaded");
     }
-    assert!((1..=88).contains(&overloaded), "512 of 600 may be worked on at a time: {overloaded} were refused");
+    assert!((1..=88).contains(&overloaded), "512 of 600 requests run concurrently: {overloaded} were rejected");
     assert_eq!(ada.get("/tokens").await.status(), 200);
 }
 
 #[tokio::test]
-async fn a_limit_that_nobody_reaches_refuses_nobody() {
-    // So high that a request's share of the minute is lost in rounding.
+async fn highest_limit_refuses_no_request() {
+    // The limit is so high that a request's share of a minute rounds to zero.
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", u32::MAX);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -148,8 +149,9 @@ async fn a_limit_that_nobody_reaches_refuses_nobody() {
     }
 }
 
+/// A password of the greatest length is not truncated.
 #[tokio::test]
-async fn guessable_passwords_are_refused_and_long_ones_not_cut() {
+async fn sign_up_rejects_weak_and_overlong_passwords() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let eve = Person::stranger(&web);

@@ -1,4 +1,4 @@
-//! The transport: rules, headers, limits, bad input, and the document that describes the API.
+//! The HTTP layer: access rules, headers, limits, invalid input, and the API's document.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../support/mod.rs"]

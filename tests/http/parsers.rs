@@ -1,4 +1,4 @@
-//! The parsers of text from outside, each by itself: no input breaks one, and what is good comes through.
+//! The parsers of client input, tested one by one: no input makes one panic, and valid input is parsed.
 
 use std::time::Duration;
 
@@ -27,11 +27,11 @@ fn forwarded(values: &[&str], trusted: usize) -> String {
 }
 
 #[test]
-fn only_what_trusted_proxies_wrote_counts_as_an_address() {
+fn client_address_comes_from_trusted_proxies() {
     assert_eq!(forwarded(&["1.1.1.1"], 0), "10.0.0.1");
     assert_eq!(forwarded(&["6.6.6.6, 1.1.1.1"], 1), "1.1.1.1");
     assert_eq!(forwarded(&["6.6.6.6", "1.1.1.1, 2.2.2.2"], 2), "1.1.1.1");
-    assert_eq!(forwarded(&["1.1.1.1"], 3), "1.1.1.1", "fewer than said: the outermost");
+    assert_eq!(forwarded(&["1.1.1.1"], 3), "1.1.1.1", "with fewer addresses than proxies, the outermost counts");
     assert_eq!(forwarded(&[], 1), "10.0.0.1");
     assert_eq!(forwarded(&["unknown"], 1), "10.0.0.1");
     assert_eq!(forwarded(&["[2001:db8::1]:443"], 1), "2001:db8::1");
@@ -39,7 +39,7 @@ fn only_what_trusted_proxies_wrote_counts_as_an_address() {
 }
 
 #[test]
-fn one_network_of_ipv6_is_one_client() {
+fn ipv6_network_counts_as_one_client() {
     let bucket = |text: &str| ClientAddress(text.parse().unwrap()).bucket();
     assert_eq!(bucket("2001:db8::1"), bucket("2001:db8::ffff:2"));
     assert_ne!(bucket("2001:db8::1"), bucket("2001:db8:0:1::1"));
@@ -59,64 +59,64 @@ fn key(value: &[u8]) -> bool {
 
 proptest! {
     #[test]
-    fn no_forwarded_address_breaks_it(value in any::<Vec<u8>>(), trusted in 0usize..5) {
+    fn forwarded_header_parser_never_panics(value in any::<Vec<u8>>(), trusted in 0usize..5) {
         ClientAddress::of(&headers("x-forwarded-for", &[&value]), [10, 0, 0, 1].into(), trusted);
     }
 
     #[test]
-    fn an_address_comes_through_as_a_proxy_writes_it(address in any::<std::net::Ipv6Addr>(), port: u16) {
+    fn forwarded_address_parses_with_or_without_port(address in any::<std::net::Ipv6Addr>(), port: u16) {
         let address = std::net::IpAddr::from(address).to_canonical();
         assert_eq!(forwarded(&[&format!("6.6.6.6, {address}")], 1), address.to_string());
         assert_eq!(forwarded(&[&std::net::SocketAddr::new(address, port).to_string()], 1), address.to_string());
     }
 
     #[test]
-    fn no_cursor_breaks_it(cursor in "\\PC{0,200}") {
+    fn cursor_parser_never_panics(cursor in "\\PC{0,200}") {
         let _ = page(&cursor).after::<(jiff::Timestamp, uuid::Uuid)>();
     }
 
     #[test]
-    fn no_idempotency_key_breaks_it(value in any::<Vec<u8>>()) {
+    fn idempotency_key_parser_never_panics(value in any::<Vec<u8>>()) {
         key(&value);
     }
 
     #[test]
-    fn an_idempotency_key_is_visible_ascii_of_some_length(good in "[!-~]{1,255}", bad in "[ -~]*[ \u{e9}][ -~]*", long in "[!-~]{256,300}") {
+    fn idempotency_key_is_short_visible_ascii(good in "[!-~]{1,255}", bad in "[ -~]*[ \u{e9}][ -~]*", long in "[!-~]{256,300}") {
         assert!(key(good.as_bytes()));
         assert!(!key(bad.as_bytes()));
         assert!(!key(long.as_bytes()));
     }
 
     #[test]
-    fn no_cookie_breaks_it(value in any::<Vec<u8>>()) {
+    fn cookie_parser_never_panics(value in any::<Vec<u8>>()) {
         cookie(&headers("cookie", &[&value]), "id");
     }
 
     #[test]
-    fn a_cookie_is_found_among_others(value in "[A-Za-z0-9_-]{1,50}", before in "[a-hj-z]{1,9}", after in "[a-hj-z]{1,9}") {
+    fn cookie_is_found_among_others(value in "[A-Za-z0-9_-]{1,50}", before in "[a-hj-z]{1,9}", after in "[a-hj-z]{1,9}") {
         let text = format!("{before}=x; id={value};{after}=id=y");
         assert_eq!(cookie(&headers("cookie", &[text.as_bytes()]), "id"), Some(&*value));
         assert_eq!(cookie(&headers("cookie", &[b"a=b", text.as_bytes()]), "id"), Some(&*value));
     }
 
     #[test]
-    fn no_authorization_breaks_it(value in any::<Vec<u8>>()) {
+    fn authorization_parser_never_panics(value in any::<Vec<u8>>()) {
         bearer(&headers("authorization", &[&value]));
     }
 
     #[test]
-    fn a_token_is_found_whatever_the_schemes_case(token in "[!-~]{1,80}", scheme in "[Bb][Ee][Aa][Rr][Ee][Rr]") {
+    fn bearer_scheme_ignores_case(token in "[!-~]{1,80}", scheme in "[Bb][Ee][Aa][Rr][Ee][Rr]") {
         assert_eq!(bearer(&headers("authorization", &[format!("{scheme} {token}").as_bytes()])), Some(&*token));
         assert_eq!(bearer(&headers("authorization", &[format!("Basic {token}").as_bytes()])), None);
     }
 
     #[test]
-    fn no_duration_breaks_it(text in "\\PC{0,40}") {
+    fn duration_parser_never_panics(text in "\\PC{0,40}") {
         let _ = Duration::parse(&text);
     }
 
     #[test]
-    fn a_duration_is_a_number_and_its_unit(number in 0u32..36_000) {
+    fn duration_is_number_and_unit(number in 0u32..36_000) {
         for (unit, millis) in [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)] {
             assert_eq!(Duration::parse(&format!("{number}{unit}")), Ok(Duration::from_millis(u64::from(number) * millis)));
         }

@@ -1,4 +1,4 @@
-//! What explains the API to people: a page for each type of problem, and the switch for the rest.
+//! Pages that explain the API: one for each problem type, and the API docs, which can be switched off.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::support::openapi::Contract;
 use crate::support::person::{PASSWORD, Person, problem};
 
 #[tokio::test]
-async fn type_of_every_problem_is_a_page() {
+async fn every_problem_type_has_a_page() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let document = Contract::committed();
@@ -21,7 +21,7 @@ async fn type_of_every_problem_is_a_page() {
         types.extend(part["type"].as_str().filter(|kind| kind.starts_with("/problems/")).map(str::to_owned));
     }
     assert!(types.len() > 15, "{types:?}");
-    // And those that answer requests of no operation.
+    // Problems of requests that reach no operation, too.
     let (nobody, ada) = (Person::stranger(&web), Person::unverified(&web).await);
     let long = "x".repeat(40_000);
     for request in [
@@ -47,7 +47,7 @@ async fn type_of_every_problem_is_a_page() {
         assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
         let (name, page) = (kind.trim_start_matches("/problems/"), page.text().await.unwrap());
         let (_, text) = page.split_once(&format!("<h1>{name}</h1>")).unwrap_or_else(|| panic!("{page}"));
-        assert!(text.contains("<p>Status ") && text.matches("<p>").count() > 1, "{kind} is not explained: {page}");
+        assert!(text.contains("<p>Status ") && text.matches("<p>").count() > 1, "{kind} has no explanation: {page}");
     }
     for unknown in ["/problems/unheard-of", "/problems/%3Cscript%3E"] {
         problem(web.get(unknown).await, 404, "not-found").await;
@@ -55,7 +55,7 @@ async fn type_of_every_problem_is_a_page() {
 }
 
 #[tokio::test]
-async fn document_can_be_switched_off() {
+async fn api_docs_can_be_switched_off() {
     let deploy = Deploy::new().await;
     let paths = ["/docs", "/docs/", "/docs/swagger-initializer.js", "/openapi.json"];
     let on = deploy.web().await;
@@ -66,7 +66,7 @@ async fn document_can_be_switched_off() {
     for path in paths {
         problem(off.get(path).await, 404, "not-found").await;
     }
-    assert_eq!(off.get("/problems/not-found").await.status(), 200, "what a client was told leads somewhere still");
+    assert_eq!(off.get("/problems/not-found").await.status(), 200, "the pages of problems stay available");
     assert_eq!(off.get("/version").await.status(), 200);
     let mut wrong = deploy.with("API_DOCS", "perhaps").start("web");
     assert_eq!(wrong.exit().await.code(), Some(78));

@@ -1,4 +1,4 @@
-//! The rules of who may do what, beside the routes. `tests/factors/f15_authorization.rs` proves that they say what they should.
+//! The access rules beside the routes. `tests/factors/f15_authorization.rs` tests what they allow.
 
 use app::auth::rules::{Rate, Rule, Who, find};
 use reqwest::{Method, StatusCode};
@@ -19,7 +19,7 @@ async fn every_rule_has_a_handler() {
         let answer = request.header("x-request-id", format!("{method}-is-served")).send().await.unwrap();
         let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
         web.process.logged("the route", |line| line["request_id"] == id && line["route"] == rule.path).await;
-        assert_ne!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{method} {} has a rule, and no handler serves it", rule.path);
+        assert_ne!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{method} {} has a rule but no handler", rule.path);
     }
     let answer = client().put(format!("{}/api/v1/session", web.url)).send().await.unwrap();
     assert_eq!(answer.headers()["allow"], "POST,GET,HEAD,DELETE");

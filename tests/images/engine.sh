@@ -2,7 +2,7 @@
 # bin/services.sh.
 # shellcheck shell=bash disable=SC2154 # work, run and launched are set elsewhere
 
-# has_plugins: whether Docker can build and compose; base-images brings what is missing.
+# has_plugins: whether Docker can build and compose. base-images installs what is missing.
 has_plugins() {
     if [ -d .local/docker/cli-plugins ]; then export DOCKER_CONFIG=$PWD/.local/docker; fi
     { docker compose version && docker buildx version; } >/dev/null 2>&1
@@ -16,7 +16,7 @@ has_image() {
 }
 fetch_image() { "$ENGINE" pull --quiet "$1" >/dev/null 2>&1; }
 
-# build NAME CONTEXT OPTIONS…: says nothing unless it fails.
+# build NAME CONTEXT OPTIONS…: prints nothing unless it fails.
 build() {
     local name=$1 output
     shift
@@ -27,7 +27,7 @@ build() {
     fi
 }
 
-# of_image NAME FIELD, label_of NAME FIELD: what an image says of itself.
+# of_image NAME FIELD, label_of NAME FIELD: a field or a label of an image.
 of_image() {
     if [ "$ENGINE" = docker ]; then docker image inspect --format "{{.Config.$2}}" "$1"
     else buildah inspect --type image --format "{{.OCIv1.Config.$2}}" "$1"; fi
@@ -39,7 +39,7 @@ label_of() {
     if [ "$ENGINE" = docker ]; then docker image inspect --format "$format" "$1"; else buildah inspect --type image --format "$format" "$1"; fi
 }
 
-# unpack NAME FOLDER: what a container of the image sees.
+# unpack NAME FOLDER: the file system of a container of the image.
 unpack() {
     local container
     if [ "$ENGINE" = docker ]; then
@@ -53,33 +53,33 @@ unpack() {
     fi
 }
 
-# in_suite COMMAND…: runs a command on this checkout in the image `suite`, as root, with every tool that a test asks for.
+# in_suite COMMAND…: runs a command on this checkout in the image `suite`, as root, with every tool that a test needs.
 in_suite() {
     local rust cargo_home=${CARGO_HOME:-$HOME/.cargo} mounts settings
     rust=$(sed -n 's/^FROM \(rust:[^ ]*\).*/\1/p' Dockerfile)
     mounts=(--volume "$PWD:$PWD")
-    # The checkout may be another's than root's.
-    # Its programs are linked with another libc, so they lie in a folder of their own.
+    # The checkout may belong to another user than root.
+    # Its programs are linked with another libc, so they have a separate folder.
     settings=(CI=true "CARGO_TARGET_DIR=$PWD/target/suite" GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*')
     if [ "$(label_of "$rust" title)" = stand-in ]; then
-        # Its toolchain is this machine's, so what this machine has compiled is used, if all of it lies where it lay.
+        # It has this machine's toolchain, so it reuses this machine's build if all paths are the same.
         mounts+=(--volume "$cargo_home:$cargo_home")
         settings+=("CARGO_HOME=$cargo_home")
         if [ ! -d target/suite ]; then
             seed_target "$PWD/target/suite"
-            # Our own are built anew: they would be written in place, and the files are one with this machine's.
+            # Our own programs are rebuilt. They would be overwritten in place, and the files are hard links to this machine's.
             rm -rf target/suite/debug/.fingerprint/app-* target/suite/debug/build/app-*
         fi
     fi
     # shellcheck disable=SC2016 # the container's shell
     local as_owner='env "$@"; status=$?; chown -R --reference=Cargo.toml target; exit "$status"'
     if [ "$ENGINE" = docker ]; then
-        # For strace, and for mounts of a test's own.
+        # For strace, and for mounts in tests.
         docker run --rm --init --cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined --security-opt apparmor=unconfined --shm-size 1g "${mounts[@]}" --volume "$PWD/.local" --workdir "$PWD" suite sh -c "$as_owner" _ "${settings[@]}" "$@"
     else
         local container status=0 own=$work/local
         mkdir -p "$own"
-        # A balancer of a test wants more than 1024 files.
+        # The balancer of a test needs more than 1024 files.
         container=$(buildah from --pull-never --cap-add CAP_SYS_ADMIN --cap-add CAP_SYS_PTRACE --security-opt seccomp=unconfined --ulimit nofile=8192:8192 suite)
         buildah run --isolation chroot "${mounts[@]}" --volume "$own:$PWD/.local" --workingdir "$PWD" "$container" -- sh -c "$as_owner" _ "${settings[@]}" "$@" || status=$?
         buildah rm "$container" >/dev/null
@@ -96,9 +96,9 @@ run_without_engine() {
     start_for_tests
     port=$(free_port)
     url=http://localhost:$port
-    # What every engine lays into a container.
+    # The files that every engine adds to a container.
     mkdir -p "$1/dev" && cp -R /dev/null /dev/random /dev/urandom "$1/dev/"
-    # By its full path, for the programs' own PATH is the image's.
+    # By its full path, because the programs' PATH is the image's.
     inside=(env -i PATH=/bin PORT="$port" DATABASE_URL="$SERVER_URL/postgres" REDIS_URL="$TEST_REDIS_URL/0" PUBLIC_URL="$url"
         "$(PATH=$PATH:/usr/sbin command -v chroot)" --userspec=10001:10001 "$1")
     "${inside[@]}" admin migrate

@@ -1,4 +1,4 @@
-//! Workers are killed and the database is struck down, and every job is done all the same, its effect exactly once.
+//! Workers are killed and Postgres crashes. Every job still takes effect exactly once.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use crate::support::postgres::Postgres;
 use crate::support::{Deploy, eventually};
 
-/// Jobs that each leave one row behind.
+/// Enqueues jobs that each insert one row.
 async fn enqueue(database: &mut PgConnection, count: i32) {
     sqlx::query("CREATE TABLE effects (number integer NOT NULL)").execute(&mut *database).await.unwrap();
     let jobs = "INSERT INTO jobs (kind, payload, max_attempts)
@@ -24,15 +24,15 @@ async fn each_once(deploy: &Deploy, count: i64) {
     eventually("an empty queue", async || (left(deploy).await == 0).then_some(())).await;
     let effects = "SELECT count(*), count(DISTINCT number) FROM effects";
     let effects: (i64, i64) = sqlx::query_as(effects).fetch_one(&mut deploy.database().await).await.unwrap();
-    assert_eq!(effects, (count, count), "each effect exactly once");
+    assert_eq!(effects, (count, count), "each job must take effect exactly once");
 }
 
 #[tokio::test]
-async fn fifty_kills_of_three_workers_lose_none_of_two_thousand_jobs() {
+async fn fifty_worker_kills_lose_no_job() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     enqueue(&mut deploy.database().await, 2000).await;
     let mut workers: Vec<_> = (0..3).map(|_| deploy.rough_worker()).collect();
-    // A linear congruential generator, so that a run can be had again by its seed.
+    // A linear congruential generator, so that a run can be reproduced from its seed.
     let mut random = seed();
     println!("seed {random}");
     let mut next = |limit: u64| {
@@ -47,7 +47,7 @@ async fn fifty_kills_of_three_workers_lose_none_of_two_thousand_jobs() {
         workers[index].exit().await;
         workers[index] = deploy.rough_worker();
         kills += 1;
-        assert!(kills < 500, "the queue does not get shorter");
+        assert!(kills < 500, "the queue does not shrink");
     }
     each_once(&deploy, 2000).await;
 }
@@ -57,7 +57,7 @@ fn seed() -> u64 {
 }
 
 #[tokio::test]
-async fn workers_and_clock_outlive_crashes_of_postgres_and_finish_the_rest() {
+async fn workers_and_clock_survive_postgres_crashes() {
     let Some(mut postgres) = Postgres::start().await else { return };
     let deploy = Deploy::unmigrated().await.with("DATABASE_URL", format!("{}/postgres", postgres.url)).with("JOB_LEASE", "10s");
     assert!(deploy.admin(&["migrate"]).await.status.success());

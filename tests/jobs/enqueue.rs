@@ -1,4 +1,4 @@
-//! Data and its job commit together; a key is taken once; a job starts when it is due and not before.
+//! Data and its job commit together. A unique key admits one job. A job starts when it is due.
 
 use app::jobs::{Enqueued, Job, JobContext, JobError, enqueue};
 use nix::sys::signal::Signal;
@@ -10,7 +10,7 @@ use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
 use crate::{done, field, insert};
 
-/// A job whose key is taken while it waits.
+/// A job with a unique key, which it holds until it is done or dead.
 #[derive(Serialize, Deserialize)]
 struct Keyed {}
 
@@ -32,7 +32,7 @@ async fn count(deploy: &Deploy, table: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_job_that_is_rolled_back_was_never_enqueued() {
+async fn rolled_back_transaction_enqueues_no_job() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let mut transaction = database.begin().await.unwrap();
@@ -43,7 +43,7 @@ async fn a_job_that_is_rolled_back_was_never_enqueued() {
 }
 
 #[tokio::test]
-async fn a_process_killed_between_the_data_and_its_job_leaves_neither() {
+async fn web_killed_before_enqueue_stores_nothing() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
     let mut database = deploy.database().await;
@@ -70,7 +70,7 @@ async fn a_process_killed_between_the_data_and_its_job_leaves_neither() {
 }
 
 #[tokio::test]
-async fn of_twenty_that_race_for_a_key_one_wins_and_a_dead_job_holds_none() {
+async fn unique_key_admits_one_live_job() {
     let deploy = Deploy::new().await;
     let race = async || {
         let mut connections = Vec::new();
@@ -105,7 +105,7 @@ impl Job for Large {
 }
 
 #[tokio::test]
-async fn a_payload_of_more_than_64_kib_is_refused() {
+async fn payload_over_64_kib_is_rejected() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let job = |bytes| Large { text: "x".repeat(bytes) };
@@ -116,7 +116,7 @@ async fn a_payload_of_more_than_64_kib_is_refused() {
 }
 
 #[tokio::test]
-async fn a_job_starts_when_it_is_due_and_not_before() {
+async fn job_starts_when_due_and_not_before() {
     let deploy = Deploy::new().await;
     let worker = deploy.rough_worker();
     let mut database = deploy.database().await;
@@ -126,12 +126,13 @@ async fn a_job_starts_when_it_is_due_and_not_before() {
     let id = id.fetch_one(&mut database).await.unwrap();
     done(&deploy, id).await;
     let start = worker.logged("the start", |line| line["job_id"] == id && line["wait_ms"].is_i64()).await;
-    // By the database's clock, how long after its time it was claimed.
+    // How long after its due time the job was claimed, by the database's clock.
     assert!((0..1000).contains(&start["wait_ms"].as_i64().unwrap()), "{start}");
 }
 
+/// Its transaction commits after later jobs were done.
 #[tokio::test]
-async fn a_job_whose_transaction_commits_after_later_jobs_were_done_is_found_too() {
+async fn late_committed_job_is_still_found() {
     let deploy = Deploy::new().await;
     let _worker = deploy.rough_worker();
     let (mut slow, mut quick) = (deploy.database().await, deploy.database().await);
@@ -146,12 +147,12 @@ async fn a_job_whose_transaction_commits_after_later_jobs_were_done_is_found_too
 }
 
 #[tokio::test]
-async fn an_idle_worker_polls_twice_a_second_and_no_more() {
+async fn idle_worker_polls_twice_a_second() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "info,sqlx::query=debug");
     let mut worker = deploy.rough_worker();
     let id = insert(&mut deploy.database().await, "noop", json!({}), 1).await;
     done(&deploy, id).await;
-    // Time is what this is about: as much of it as holds four polls.
+    // The test measures time: two seconds hold four polls.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     worker.terminate().await;
     let claims =
@@ -160,7 +161,7 @@ async fn an_idle_worker_polls_twice_a_second_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_kind_that_this_worker_does_not_know_stays_for_one_that_does_and_is_reported() {
+async fn unknown_job_kind_waits_and_is_reported() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let id = insert(&mut database, "noop", json!({}), 1).await;
@@ -172,7 +173,7 @@ async fn a_kind_that_this_worker_does_not_know_stays_for_one_that_does_and_is_re
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_jobs_of_an_unknown_kind_cost_a_claim_nothing() {
+async fn jobs_of_unknown_kind_slow_no_claim() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     sqlx::query("INSERT INTO jobs (kind, payload, max_attempts, run_at) SELECT 'unknown', '{}', 1, now() - interval '1 hour' FROM generate_series(1, 100000)")
@@ -187,7 +188,7 @@ async fn a_hundred_thousand_jobs_of_an_unknown_kind_cost_a_claim_nothing() {
     }
     done(&deploy, last).await;
     worker.terminate().await;
-    // A backend tells its counts when it ends, at the latest.
+    // A backend reports its statistics when it exits, at the latest.
     let read = "SELECT (SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'jobs')::bigint";
     let rows = eventually("the counts", async || {
         let rows = sqlx::query_scalar::<_, i64>(read).fetch_one(&mut deploy.database().await).await.unwrap();

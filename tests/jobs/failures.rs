@@ -1,12 +1,12 @@
-//! Whatever goes wrong in a job is a failure like any other: tried again after a while, and in the end given up.
+//! Errors, panics, timeouts and crashes of jobs: each is retried after a backoff, and marked dead after the last attempt.
 
 use serde_json::json;
 
 use crate::support::{Deploy, eventually};
-use crate::{dead, done, field, hurry, insert, lapse};
+use crate::{dead, done, expire_leases, field, insert, make_due};
 
 #[tokio::test]
-async fn an_error_a_panic_a_time_out_and_a_strange_payload_are_retried_and_then_dead_with_their_reason() {
+async fn failed_jobs_are_retried_then_marked_dead() {
     let deploy = Deploy::new().await;
     let worker = deploy.rough_worker();
     let mut database = deploy.database().await;
@@ -18,22 +18,22 @@ async fn an_error_a_panic_a_time_out_and_a_strange_payload_are_retried_and_then_
     ] {
         let id = insert(&mut database, kind, payload, 2).await;
         worker.logged("a first failure", |line| line["job_id"] == id && line["outcome"] == "failed" && line["attempt"] == 1).await;
-        // Between half and all of two seconds, by chance.
+        // The backoff is random, between one and two seconds.
         let delay = field(&deploy, id, "EXTRACT(epoch FROM run_at - now())").await.unwrap().parse::<f64>().unwrap();
         assert!(delay <= 2.0, "{delay}");
-        hurry(&deploy).await;
+        make_due(&deploy).await;
         dead(&deploy, id).await;
-        let told = worker.logged("its death", |line| line["job_id"] == id && line["outcome"] == "dead").await;
-        assert_eq!((&told["level"], &told["attempt"]), (&json!("ERROR"), &json!(2)), "{told}");
+        let line = worker.logged("its death", |line| line["job_id"] == id && line["outcome"] == "dead").await;
+        assert_eq!((&line["level"], &line["attempt"]), (&json!("ERROR"), &json!(2)), "{line}");
         assert!(field(&deploy, id, "last_error").await.unwrap().contains(reason));
     }
-    // None of it has hurt the worker.
+    // The worker still runs jobs.
     let id = insert(&mut database, "noop", json!({}), 1).await;
     done(&deploy, id).await;
 }
 
 #[tokio::test]
-async fn the_backoff_doubles_and_is_not_the_same_for_all() {
+async fn retry_backoff_doubles_with_jitter() {
     let deploy = Deploy::new().await;
     let _worker = deploy.rough_worker();
     let mut database = deploy.database().await;
@@ -46,12 +46,12 @@ async fn the_backoff_doubles_and_is_not_the_same_for_all() {
         sqlx::query_scalar::<_, f64>(query).bind(attempt).fetch_all(&mut deploy.database().await).await.unwrap()
     };
     let later = eventually("twenty failures", async || Some(delays(4).await).filter(|delays| delays.len() == 20)).await;
-    assert!(later.iter().all(|delay| (6.0..=16.0).contains(delay)), "8 to 16 s, less what has passed: {later:?}");
-    assert!(later[19] - later[0] > 1.0, "all at once would be a herd: {later:?}");
+    assert!(later.iter().all(|delay| (6.0..=16.0).contains(delay)), "8 to 16 s, less the time that has passed: {later:?}");
+    assert!(later[19] - later[0] > 1.0, "without jitter all would retry at once: {later:?}");
 }
 
 #[tokio::test]
-async fn a_job_that_says_that_no_retry_can_help_is_dead_at_once() {
+async fn permanent_failure_is_never_retried() {
     let deploy = Deploy::new().await;
     let _worker = deploy.rough_worker();
     let id = insert(&mut deploy.database().await, "give_up", json!({}), 10).await;
@@ -59,8 +59,9 @@ async fn a_job_that_says_that_no_retry_can_help_is_dead_at_once() {
     assert_eq!(field(&deploy, id, "attempt || ' ' || last_error").await.as_deref(), Some("1 no retry can help"));
 }
 
+/// The other jobs of its worker finish.
 #[tokio::test]
-async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
+async fn job_that_crashes_workers_ends_dead() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let mut database = deploy.database().await;
     let poison = insert(&mut database, "abort", json!({}), 3).await;
@@ -68,11 +69,11 @@ async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
     for _ in 0..10 {
         neighbours.push(insert(&mut database, "sleep", json!({ "millis": 50 }), 10).await);
     }
-    // As a platform does, it starts a worker whenever there is none.
+    // The test restarts the worker after each crash, as a platform does.
     while field(&deploy, poison, "dead_at IS NOT NULL").await.unwrap() == "false" {
         let mut worker = deploy.rough_worker();
         tokio::select! {
-            _ = worker.exit() => lapse(&deploy).await,
+            _ = worker.exit() => expire_leases(&deploy).await,
             () = dead(&deploy, poison) => {}
         }
     }
@@ -84,7 +85,7 @@ async fn a_job_that_kills_its_process_ends_up_dead_and_its_neighbours_finish() {
 }
 
 #[tokio::test]
-async fn a_worker_whose_every_slot_works_for_long_is_ready_all_the_time() {
+async fn fully_busy_worker_stays_ready() {
     let deploy = Deploy::new().await.with("WORKER_CONCURRENCY", 1);
     let id = insert(&mut deploy.database().await, "sleep", json!({ "millis": 7000 }), 10).await;
     let worker = deploy.rough_worker();

@@ -1,4 +1,4 @@
-//! What an operator sees of the queue, and does about it.
+//! The `admin jobs` commands, with which an operator inspects and changes the queue.
 
 use std::process::Output;
 
@@ -16,7 +16,7 @@ fn rows(output: &Output) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_queue_is_counted_listed_and_shown() {
+async fn admin_counts_lists_and_shows_jobs() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let dead = insert(&mut database, "purge_expired", json!({}), 3).await;
@@ -38,7 +38,7 @@ async fn the_queue_is_counted_listed_and_shown() {
 }
 
 #[tokio::test]
-async fn dead_jobs_are_retried_or_discarded_and_what_cannot_be_is_told() {
+async fn admin_retries_or_discards_dead_jobs() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let mut dead = Vec::new();
@@ -46,7 +46,7 @@ async fn dead_jobs_are_retried_or_discarded_and_what_cannot_be_is_told() {
         dead.push(insert(&mut database, "purge_expired", json!({}), 3).await);
     }
     sqlx::query("UPDATE jobs SET dead_at = now(), attempt = 3, unique_key = 'a' || id").execute(&mut database).await.unwrap();
-    // The second one's key lives again.
+    // A new job holds the second one's key.
     let live = insert(&mut database, "purge_expired", json!({}), 3).await;
     sqlx::query("UPDATE jobs SET unique_key = 'a' || $2 WHERE id = $1").bind(live).bind(dead[1]).execute(&mut database).await.unwrap();
 
@@ -61,23 +61,23 @@ async fn dead_jobs_are_retried_or_discarded_and_what_cannot_be_is_told() {
     assert!(stdout(&output).contains("it is not dead"), "{output:?}");
     assert!(deploy.admin(&["jobs", "discard", "--dead"]).await.status.success());
     assert_eq!(field(&deploy, dead[1], "id").await, None);
-    assert!(field(&deploy, live, "id").await.is_some(), "only the dead");
-    assert_eq!(deploy.admin(&["jobs", "discard"]).await.status.code(), Some(2), "one or all, but said");
+    assert!(field(&deploy, live, "id").await.is_some(), "discard deletes dead jobs only");
+    assert_eq!(deploy.admin(&["jobs", "discard"]).await.status.code(), Some(2), "discard needs an id or --dead");
 }
 
 #[tokio::test]
-async fn a_job_is_enqueued_by_hand_if_its_kind_and_payload_are_good() {
+async fn admin_enqueues_only_valid_jobs() {
     let deploy = Deploy::new().await;
     let worker = deploy.start("worker");
     assert!(deploy.admin(&["jobs", "enqueue", "purge_expired", "{}"]).await.status.success());
     worker.logged("its end", |line| line["job_kind"] == "purge_expired" && line["outcome"] == "done").await;
-    for (kind, payload, told) in [
+    for (kind, payload, expected) in [
         ("nonsense", "{}", "there is no kind nonsense; there are: "),
         ("end_sessions", "{}", "the payload is none of a end_sessions job: missing field `account_id`"),
         ("purge_expired", "{", "the payload is no JSON"),
     ] {
         let output = deploy.admin(&["jobs", "enqueue", kind, payload]).await;
         assert_eq!(output.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! A job belongs to one worker at a time, also when that worker sleeps, is cut off, or holds on too long.
+//! A job belongs to one worker at a time, even if that worker is suspended, is disconnected, or exceeds its lease.
 
 use std::time::Duration;
 
@@ -23,14 +23,14 @@ fn time(line: &Value) -> jiff::Timestamp {
 }
 
 #[tokio::test]
-async fn a_worker_that_slept_past_its_lease_cannot_finish_what_another_has_done() {
+async fn worker_with_lapsed_lease_cannot_finish_job() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     effects(&deploy).await;
     let id = insert(&mut deploy.database().await, "count", json!({ "number": 1, "millis": 300 }), 10).await;
     let sleeper = deploy.rough_worker();
     started(&sleeper, id).await;
     sleeper.signal(Signal::SIGSTOP);
-    crate::lapse(&deploy).await;
+    crate::expire_leases(&deploy).await;
     let other = deploy.rough_worker();
     other.logged("the job taken back", |line| line["job_id"] == id && line["outcome"] == "expired").await;
     done(&deploy, id).await;
@@ -42,7 +42,7 @@ async fn a_worker_that_slept_past_its_lease_cannot_finish_what_another_has_done(
 }
 
 #[tokio::test]
-async fn a_token_that_no_longer_fits_changes_nothing() {
+async fn stale_lease_token_changes_nothing() {
     let deploy = Deploy::new().await;
     let pool = sqlx::PgPool::connect(&deploy.environment["DATABASE_URL"]).await.unwrap();
     let id = insert(&mut deploy.database().await, "noop", json!({}), 10).await;
@@ -51,7 +51,7 @@ async fn a_token_that_no_longer_fits_changes_nothing() {
     let claim = async |token, lease| queue::claim(&pool, &noop, 1, token, lease).await.unwrap().len();
     assert_eq!(claim(first, Duration::ZERO).await, 1);
     assert_eq!(queue::expire(&pool).await.unwrap().len(), 1);
-    crate::hurry(&deploy).await;
+    crate::make_due(&deploy).await;
     assert_eq!(claim(second, Duration::from_mins(1)).await, 1);
 
     let old = [(id, first)];
@@ -65,7 +65,7 @@ async fn a_token_that_no_longer_fits_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_cut_off_stops_its_jobs_before_another_may_take_them() {
+async fn disconnected_worker_stops_jobs_before_lease_expires() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let direct = deploy.environment["DATABASE_URL"].clone();
@@ -81,14 +81,14 @@ async fn a_worker_that_is_cut_off_stops_its_jobs_before_another_may_take_them() 
     let taken = other.logged("the taking", |line| line["job_id"] == id && line["outcome"] == "expired").await;
     assert!(time(&stopped) < time(&taken), "{stopped} {taken}");
 
-    // And it works on when it is back.
+    // It continues when the connection is back.
     proxy.heal();
     let next = insert(&mut deploy.database().await, "noop", json!({}), 10).await;
     done(&deploy, next).await;
 }
 
 #[tokio::test]
-async fn a_job_that_locks_its_own_row_does_not_lapse_its_neighbours_leases() {
+async fn locked_job_row_lapses_no_other_lease() {
     let deploy = Deploy::new().await.with("JOB_LEASE", "10s");
     let mut database = deploy.database().await;
     let holder = insert(&mut database, "hold_row", json!({ "millis": 16_000 }), 10).await;
@@ -100,7 +100,7 @@ async fn a_job_that_locks_its_own_row_does_not_lapse_its_neighbours_leases() {
 }
 
 #[tokio::test]
-async fn a_draining_worker_claims_nothing_new_and_gives_back_what_outlasts_the_drain() {
+async fn draining_worker_claims_nothing_and_returns_jobs() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut database = deploy.database().await;
     let long = insert(&mut database, "sleep", json!({ "millis": 60_000 }), 10).await;
@@ -110,11 +110,11 @@ async fn a_draining_worker_claims_nothing_new_and_gives_back_what_outlasts_the_d
     started(&worker, short).await;
     worker.signal(Signal::SIGTERM);
     worker.says("draining").await;
-    // By now the claim that was under way when the signal came has its answer too.
+    // By now, a claim that was running when the signal arrived has ended, too.
     worker.logged("the short one's end", |line| line["job_id"] == short && line["outcome"] == "done").await;
     let new = insert(&mut database, "noop", json!({}), 10).await;
     assert_eq!(worker.exit().await.code(), Some(0));
-    assert_eq!(field(&deploy, short, "id").await, None, "what could finish has finished");
+    assert_eq!(field(&deploy, short, "id").await, None, "the short job has finished");
     for id in [long, new] {
         assert_eq!(field(&deploy, id, "attempt || coalesce(token::text, ' free')").await.as_deref(), Some("0 free"));
     }

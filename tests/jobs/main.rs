@@ -1,4 +1,4 @@
-//! The queue's promises, each with somebody who tries to break it.
+//! The guarantees of the queue, each tested against a fault that could break it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../support/mod.rs"]
@@ -22,7 +22,7 @@ async fn insert(database: &mut PgConnection, kind: &str, payload: Value, max_att
     id.bind(kind).bind(payload).bind(max_attempts).fetch_one(database).await.unwrap()
 }
 
-/// A field of a job; none if the job is done.
+/// A field of a job, or `None` if the job is done.
 async fn field(deploy: &Deploy, id: i64, expression: &str) -> Option<String> {
     let query = format!("SELECT ({expression})::text FROM jobs WHERE id = $1");
     let row = sqlx::query_scalar::<_, Option<String>>(sqlx::AssertSqlSafe(query)).bind(id);
@@ -34,19 +34,19 @@ async fn done(deploy: &Deploy, id: i64) {
     eventually("the job's end", async || field(deploy, id, "kind").await.is_none().then_some(())).await;
 }
 
-/// Waits until a job has been given up.
+/// Waits until a job is dead.
 async fn dead(deploy: &Deploy, id: i64) {
     eventually("the job's death", async || (field(deploy, id, "dead_at IS NOT NULL").await? == "true").then_some(())).await;
 }
 
-/// Ends the leases of all running jobs, as if their workers had been gone for so long.
-async fn lapse(deploy: &Deploy) {
+/// Ends the leases of all running jobs, as if their workers had stopped renewing them.
+async fn expire_leases(deploy: &Deploy) {
     let query = "UPDATE jobs SET run_at = now() - interval '1 second' WHERE token IS NOT NULL";
     sqlx::query(query).execute(&mut deploy.database().await).await.unwrap();
 }
 
-/// The attempts of jobs so that tests need not sit out their backoff.
-async fn hurry(deploy: &Deploy) {
+/// Makes waiting jobs due now, so that tests need not wait for their backoff.
+async fn make_due(deploy: &Deploy) {
     let query = "UPDATE jobs SET run_at = now() WHERE token IS NULL AND dead_at IS NULL AND run_at > now()";
     sqlx::query(query).execute(&mut deploy.database().await).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! What people wait for passes everything else, and a worker may be kept for some kinds.
+//! Jobs that users wait for run first, and a worker may be restricted to some kinds.
 
 use serde_json::json;
 use sqlx::PgConnection;
@@ -6,23 +6,23 @@ use sqlx::PgConnection;
 use crate::support::{Deploy, eventually};
 use crate::{done, field, insert};
 
-/// Fills the queue with jobs of a kind that have long been due.
+/// Fills the queue with overdue jobs of a kind.
 async fn fill(database: &mut PgConnection, kind: &str, count: i32) {
     let jobs = "INSERT INTO jobs (kind, payload, max_attempts, run_at)
         SELECT $1, jsonb_build_object('millis', 50), 1, now() - interval '1 hour' FROM generate_series(1, $2)";
     sqlx::query(jobs).bind(kind).bind(count).execute(&mut *database).await.unwrap();
-    // As autovacuum does soon after so many.
+    // Autovacuum does this soon after so many inserts.
     sqlx::query("ANALYZE jobs").execute(database).await.unwrap();
 }
 
 #[tokio::test]
-async fn awaited_job_passes_a_backlog_within_a_second() {
+async fn awaited_job_overtakes_a_backlog() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     fill(&mut database, "bulk", 100_000).await;
     fill(&mut database, "sleep", 1_000).await;
     let worker = deploy.rough_worker();
-    worker.logged("the backlog is worked on", |line| line["job_kind"] == "sleep" && line["outcome"] == "done").await;
+    worker.logged("a job of the backlog", |line| line["job_kind"] == "sleep" && line["outcome"] == "done").await;
     for _ in 0..10 {
         let id = insert(&mut database, "awaited", json!({}), 1).await;
         done(&deploy, id).await;
@@ -30,12 +30,12 @@ async fn awaited_job_passes_a_backlog_within_a_second() {
         assert!(start["wait_ms"].as_i64().unwrap() < 1_000, "{start}");
     }
     let left = |kind: &'static str| sqlx::query_scalar::<_, i64>("SELECT count(*) FROM jobs WHERE kind = $1").bind(kind);
-    assert_eq!(left("bulk").fetch_one(&mut database).await.unwrap(), 100_000, "the usual ones come before the bulk");
-    assert!(left("sleep").fetch_one(&mut database).await.unwrap() > 0, "the backlog was there all the time");
+    assert_eq!(left("bulk").fetch_one(&mut database).await.unwrap(), 100_000, "jobs of normal priority run before bulk jobs");
+    assert!(left("sleep").fetch_one(&mut database).await.unwrap() > 0, "the backlog never emptied");
 }
 
 #[tokio::test]
-async fn worker_runs_only_the_kinds_it_is_kept_for() {
+async fn worker_runs_only_its_configured_kinds() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     let (bulk, noop) = (insert(&mut database, "bulk", json!({ "millis": 1 }), 1).await, insert(&mut database, "noop", json!({}), 1).await);
@@ -51,7 +51,7 @@ async fn worker_runs_only_the_kinds_it_is_kept_for() {
 
     let mut wrong = deploy.clone_with("WORKER_KINDS", "noop,nonsense").rough_worker();
     assert_eq!(wrong.exit().await.code(), Some(78));
-    let told = eventually("the reason", async || wrong.errors().into_iter().find(|line| line.contains("WORKER_KINDS")));
-    let told = told.await;
-    assert!(told.contains("nonsense, which is no kind"), "{told}");
+    let error = eventually("the reason", async || wrong.errors().into_iter().find(|line| line.contains("WORKER_KINDS")));
+    let error = error.await;
+    assert!(error.contains("nonsense, which is no kind"), "{error}");
 }

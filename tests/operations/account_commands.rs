@@ -1,4 +1,4 @@
-//! Accounts and sessions, as an operator looks after them.
+//! The `admin` commands for accounts and sessions.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::support::person::{PASSWORD, Person};
 use crate::support::{Deploy, eventually};
 use crate::{count, done, on_a_terminal, rows, stderr, stdout, trail};
 
-/// Runs `admin account invite`, which must succeed and print nothing but whom it has invited.
+/// Runs `admin account invite`, which must succeed and print only the invitation.
 async fn invite(deploy: &Deploy, email: &str, role: &str) {
     let output = deploy.admin(&["account", "invite", email, "--role", role]).await;
     assert!(output.status.success(), "{output:?}");
@@ -23,7 +23,7 @@ async fn invite(deploy: &Deploy, email: &str, role: &str) {
 }
 
 #[tokio::test]
-async fn invited_person_sets_the_password_by_mail() {
+async fn invited_user_sets_password_by_mail() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person { email: "ada@example.com".to_owned(), ..Person::stranger(&web) };
@@ -35,7 +35,7 @@ async fn invited_person_sets_the_password_by_mail() {
     assert_eq!(ada.log_in().await.status(), 401, "there is no password yet");
     let reset = json!({ "token": token, "password": PASSWORD });
     assert_eq!(ada.post("/password-resets/redeem", reset.clone()).await.status(), 204);
-    assert_eq!(ada.post("/password-resets/redeem", reset).await.status(), 422, "it is good once");
+    assert_eq!(ada.post("/password-resets/redeem", reset).await.status(), 422, "the link works once");
     let answer = ada.log_in().await;
     assert_eq!(answer.status(), 200);
     let account: Value = answer.json().await.unwrap();
@@ -51,26 +51,26 @@ async fn invited_person_sets_the_password_by_mail() {
 }
 
 #[tokio::test]
-async fn lost_invitation_is_mailed_again() {
+async fn invitation_can_be_mailed_again() {
     let deploy = Deploy::new().await;
     let _worker = deploy.start("worker");
     for number in 1..=2 {
         invite(&deploy, "ada@example.com", "user").await;
         eventually("the mail", async || (deploy.mail.all().await.len() == number).then_some(())).await;
-        // Until its job has ended, another would be the same.
+        // While its job exists, a second one would be the same job.
         eventually("the job's end", async || (count(&mut deploy.database().await, "jobs").await == 0).then_some(())).await;
     }
 }
 
 #[tokio::test]
-async fn invitation_takes_an_address_from_its_squatter() {
+async fn invitation_reclaims_address_from_squatter() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
-    // Somebody knows whom an operator will invite, and has signed up with that address.
+    // Eve has signed up with an address that an operator will invite.
     let eve = Person::unverified(&web).await;
     invite(&deploy, &eve.email, "admin").await;
     assert_eq!(eve.get("/admin/accounts").await.status(), 401, "the session has ended");
-    assert_eq!(eve.log_in().await.status(), 401, "and the password is none any more");
+    assert_eq!(eve.log_in().await.status(), 401, "the squatter's password has ended");
     let token = deploy.mail.to(&eve.email, "You are invited").await.token();
     let owner = Person { email: eve.email.clone(), ..Person::stranger(&web) };
     let reset = json!({ "token": token, "password": "another password altogether" });
@@ -78,7 +78,7 @@ async fn invitation_takes_an_address_from_its_squatter() {
 }
 
 #[tokio::test]
-async fn accounts_are_listed_and_shown() {
+async fn admin_lists_and_shows_accounts() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::unverified(&web).await, Person::unverified(&web).await);
@@ -86,22 +86,22 @@ async fn accounts_are_listed_and_shown() {
     let id = account["id"].as_str().unwrap();
     for name in [&*ada.email, id] {
         let shown = rows(&deploy, &["account", "show", name]).await;
-        assert_eq!(shown, std::slice::from_ref(&account), "by its address and by its id, and without its password");
+        assert_eq!(shown, std::slice::from_ref(&account), "the account is found by address and by id");
     }
     let first = rows(&deploy, &["account", "list", "--limit", "1"]).await;
     assert_eq!(first, std::slice::from_ref(&account));
     let after = rows(&deploy, &["account", "list", "--limit", "1", "--after", id]).await;
-    assert_eq!(after[0]["email"], grace.email, "the next page");
+    assert_eq!(after[0]["email"], grace.email, "the next page starts after the id");
     let table = done(&deploy, &["account", "list"]).await;
     assert!(table.starts_with("id ") && table.lines().nth(1).unwrap().starts_with(id), "{table}");
-    assert!(!table.contains('\x1b'), "no colour in a pipe");
+    assert!(!table.contains('\x1b'), "output to a pipe has no colour");
     let unknown = deploy.admin(&["account", "show", "nobody@example.com"]).await;
     assert_eq!(unknown.status.code(), Some(1));
     assert!(stderr(&unknown).contains("no account has the address or the id"), "{unknown:?}");
 }
 
 #[tokio::test]
-async fn a_suspended_account_is_out_until_it_is_restored() {
+async fn operator_suspends_and_restores_an_account() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -118,8 +118,9 @@ async fn a_suspended_account_is_out_until_it_is_restored() {
     }
 }
 
+/// Without a terminal it needs `--yes`.
 #[tokio::test]
-async fn deleting_asks_first_and_refuses_where_nobody_can_be_asked() {
+async fn account_deletion_asks_for_confirmation() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -129,9 +130,9 @@ async fn deleting_asks_first_and_refuses_where_nobody_can_be_asked() {
     assert_eq!(ada.get("/session").await.status(), 200);
 
     for (answer, deleted) in [("no", false), ("yes", true)] {
-        let Some(told) = on_a_terminal(&deploy, &format!("account delete {}", ada.email), answer).await else { return };
-        assert!(told.contains("Type yes:"), "{told}");
-        assert_eq!(count(&mut deploy.database().await, "accounts").await, i64::from(!deleted), "{told}");
+        let Some(printed) = on_a_terminal(&deploy, &format!("account delete {}", ada.email), answer).await else { return };
+        assert!(printed.contains("Type yes:"), "{printed}");
+        assert_eq!(count(&mut deploy.database().await, "accounts").await, i64::from(!deleted), "{printed}");
     }
     assert_eq!(ada.get("/session").await.status(), 401);
 
@@ -143,16 +144,16 @@ async fn deleting_asks_first_and_refuses_where_nobody_can_be_asked() {
 }
 
 #[tokio::test]
-async fn a_table_on_a_terminal_has_a_bold_head_unless_no_color_is_set() {
+async fn terminal_table_heads_respect_no_color() {
     let deploy = Deploy::new().await;
-    let Some(told) = on_a_terminal(&deploy, "schedule", "").await else { return };
-    assert!(told.contains("\x1b[1mname "), "{told:?}");
-    let told = on_a_terminal(&deploy.with("NO_COLOR", "1"), "schedule", "").await.unwrap();
-    assert!(told.contains("name ") && !told.contains("\x1b["), "{told:?}");
+    let Some(printed) = on_a_terminal(&deploy, "schedule", "").await else { return };
+    assert!(printed.contains("\x1b[1mname "), "{printed:?}");
+    let printed = on_a_terminal(&deploy.with("NO_COLOR", "1"), "schedule", "").await.unwrap();
+    assert!(printed.contains("name ") && !printed.contains("\x1b["), "{printed:?}");
 }
 
 #[tokio::test]
-async fn sessions_are_listed_and_ended_one_or_all_also_while_redis_is_away() {
+async fn operator_lists_and_ends_sessions() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -162,26 +163,26 @@ async fn sessions_are_listed_and_ended_one_or_all_also_while_redis_is_away() {
     assert_eq!(sessions.len(), 2);
     assert!(sessions.iter().all(|session| session["last_used_at"].is_string()), "{sessions:?}");
 
-    // The oldest is the first.
+    // The first session is the oldest.
     done(&deploy, &["session", "end", &ada.email, sessions[0]["id"].as_str().unwrap()]).await;
     assert_eq!(ada.get("/session").await.status(), 401);
     assert_eq!(elsewhere.get("/session").await.status(), 200);
     assert_eq!(deploy.admin(&["session", "end", &ada.email, "nonsense"]).await.status.code(), Some(1));
 
-    // Without Redis a job ends them, when a worker runs it.
+    // Without Redis a job ends them later.
     done(&deploy.clone_with("REDIS_URL", "redis://127.0.0.1:1"), &["session", "end", &ada.email]).await;
     let worker = deploy.start("worker");
     worker.logged("the job", |line| line["job_kind"] == "end_sessions" && line["outcome"] == "done").await;
     assert_eq!(elsewhere.get("/session").await.status(), 401);
     assert_eq!(ada.log_in().await.status(), 200);
     done(&deploy, &["session", "end", &ada.email]).await;
-    assert_eq!(ada.get("/session").await.status(), 401, "at once");
+    assert_eq!(ada.get("/session").await.status(), 401, "with Redis the session ends at once");
     assert_eq!(trail(&deploy).await.iter().filter(|action| *action == "sessions_ended").count(), 3);
     eventually("no session", async || rows(&deploy, &["session", "list", &ada.email]).await.is_empty().then_some(())).await;
 }
 
 #[tokio::test]
-async fn export_holds_one_person_without_secrets() {
+async fn export_holds_one_account_without_secrets() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::known(&deploy, &web).await, Person::known(&deploy, &web).await);
@@ -207,7 +208,7 @@ async fn export_holds_one_person_without_secrets() {
 }
 
 #[tokio::test]
-async fn export_names_each_features_part() {
+async fn export_parts_are_named_after_features() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;

@@ -1,4 +1,4 @@
-//! A backup with Postgres's own programs, as `docs/operations.md` describes it, is a whole deploy again.
+//! A backup with Postgres's own programs, as `docs/operations.md` describes it, restores a complete deploy.
 
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -8,7 +8,7 @@ use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
 use crate::{count, done, rows, sql};
 
-/// The folder of Postgres's programs, as `bin/setup` has found it; none where Postgres runs in Docker.
+/// The folder of Postgres's programs that `bin/setup` has found, or `None` if Postgres runs in Docker.
 fn programs() -> Option<String> {
     let services = std::fs::read_to_string(".local/services").expect("bin/setup has run");
     let folder = services.lines().find_map(|line| line.strip_prefix("POSTGRES=")).filter(|folder| !["docker", "''"].contains(folder));
@@ -24,7 +24,7 @@ async fn run(program: &str, arguments: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_restored_backup_has_the_account_what_is_its_own_and_a_job_which_runs_once() {
+async fn restored_backup_keeps_accounts_and_jobs() {
     let Some(programs) = programs() else { return };
     let deploy = Deploy::new().await.after_a_clock().await;
     let web = deploy.web().await;
@@ -32,19 +32,19 @@ async fn a_restored_backup_has_the_account_what_is_its_own_and_a_job_which_runs_
     let token =
         async |name: &str| ada.post("/tokens", json!({ "name": name, "scopes": ["tokens:read"], "expires_in_days": 1 })).await.status();
     assert_eq!(token("before").await, 201);
-    assert_eq!(ada.forget().await.status(), 202);
-    // Later, so that no worker has run it by then.
+    assert_eq!(ada.request_reset().await.status(), 202);
+    // Delay the job, so that the backup contains it.
     sql(&mut deploy.database().await, "UPDATE jobs SET run_at = now() + interval '1 hour' WHERE kind = 'send_password_reset'").await;
 
     let file = std::env::temp_dir().join(format!("{}.dump", uuid::Uuid::new_v4()));
     let file = file.to_str().unwrap();
     let dump = ["--format=custom", "--no-owner", "--no-privileges", "--file", file, &deploy.environment["DATABASE_URL"]];
     run(&format!("{programs}/pg_dump"), &dump).await;
-    // What comes after it is not in it.
+    // Later changes are not in the backup.
     assert_eq!(token("after").await, 201);
     drop(web);
 
-    // Another server's Postgres, Redis and mail; a session is in no backup.
+    // Restore to another database, with another Redis and mail server. A backup contains no sessions.
     let restored = format!("restored_{}", uuid::Uuid::new_v4().simple());
     sql(&mut connect("postgres").await, &format!("CREATE DATABASE {restored}")).await;
     let mut url = url::Url::parse(&deploy.environment["DATABASE_URL"]).unwrap();
@@ -57,7 +57,7 @@ async fn a_restored_backup_has_the_account_what_is_its_own_and_a_job_which_runs_
     done(&deploy, &["doctor"]).await;
     let web = deploy.web().await;
     let ada = Person { email: ada.email, ..Person::stranger(&web) };
-    assert_eq!(ada.log_in().await.status(), 200, "with the password from before");
+    assert_eq!(ada.log_in().await.status(), 200, "the restored password works");
     let tokens: Value = ada.get("/tokens").await.json().await.unwrap();
     assert_eq!(tokens["items"].as_array().map(Vec::len), Some(1), "{tokens}");
     assert_eq!(tokens["items"][0]["name"], "before");

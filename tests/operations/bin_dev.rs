@@ -1,4 +1,4 @@
-//! `bin/dev`, treated roughly.
+//! `bin/dev`: signals, crashes, and wrong arguments.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use crate::support::dev::{Dev, bin_dev};
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn ctrl_c_drains_every_process_before_its_services_stop() {
+async fn ctrl_c_drains_processes_before_services_stop() {
     let mut dev = Dev::start(&["web=2"]).await;
-    // A request whose body is still on its way at Ctrl-C, and which then needs the database, is answered.
+    // At Ctrl-C the request's body is incomplete, and the request still needs the database. It must be answered.
     let mut request = TcpStream::connect(("127.0.0.1", dev.port)).await.unwrap();
     let body = r#"{"email": "nobody@example.com", "password": "none"}"#;
     let head =
@@ -36,8 +36,9 @@ async fn ctrl_c_drains_every_process_before_its_services_stop() {
     assert_eq!(dev.processes(), Vec::<String>::new());
 }
 
+/// It cleans up even if it is killed itself.
 #[tokio::test]
-async fn a_killed_process_is_started_again_and_a_killed_bin_dev_leaves_nothing_behind() {
+async fn bin_dev_restarts_processes_and_cleans_up() {
     let mut dev = Dev::start(&["clock=0"]).await;
     let worker = dev.process.line("the worker", |line| line.starts_with("worker.1 | {")).await;
     let worker: serde_json::Value = serde_json::from_str(worker.split_once(" | ").unwrap().1).unwrap();
@@ -52,8 +53,9 @@ async fn a_killed_process_is_started_again_and_a_killed_bin_dev_leaves_nothing_b
     assert!(!std::path::Path::new(&dev.folder).exists());
 }
 
+/// Variables that end in `_FILE` are part of it.
 #[tokio::test]
-async fn what_it_is_told_by_a_file_it_uses_and_another_terminal_knows_all_of_it() {
+async fn bin_dev_shares_its_config_with_terminals() {
     let deploy = Deploy::new().await;
     let file = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
     std::fs::write(&file, &deploy.environment["DATABASE_URL"]).unwrap();
@@ -63,23 +65,23 @@ async fn what_it_is_told_by_a_file_it_uses_and_another_terminal_knows_all_of_it(
     let mut other = tokio::process::Command::new("bash");
     other.args(["-c", &format!(". {}/env && admin config", dev.folder)]).env_remove("DATABASE_URL").env_remove("SESSION_TTL");
     let config = other.output().await.unwrap();
-    let told = String::from_utf8_lossy(&config.stdout);
-    let line = |name: &str| told.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let printed = String::from_utf8_lossy(&config.stdout);
+    let line = |name: &str| printed.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
     assert!(config.status.success() && line("SESSION_TTL ").contains(" 3d ") && line("DATABASE_URL ").contains("(file)"), "{config:?}");
     std::fs::remove_file(file).unwrap();
 }
 
 #[tokio::test]
-async fn a_wrong_formation_and_a_taken_port_are_told_before_anything_starts() {
+async fn bin_dev_checks_formation_and_port_first() {
     let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    for (arguments, port, told) in [
+    for (arguments, port, expected) in [
         (["web=two"].as_slice(), "0", "usage: bin/dev [TYPE=COUNT …]"),
         (&["release=1"], "0", "usage: bin/dev [TYPE=COUNT …]"),
         (&[], port.as_str(), "is taken: stop what listens there"),
     ] {
         let output = bin_dev(arguments).env("PORT", port).output().await.unwrap();
         assert_eq!(output.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
     }
 }

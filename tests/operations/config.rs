@@ -1,18 +1,18 @@
-//! What a deploy is configured to be, what its schema lacks, what happens by itself.
+//! The `admin` commands for config, migrations, access rules and the schedule.
 
 use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::process::programs;
-use crate::support::{Deploy, PATIENCE, Process, eventually};
+use crate::support::{Deploy, EVENT_TIMEOUT, Process, eventually};
 use crate::{count, done, rows, sql, stderr, stdout};
 
 #[tokio::test]
-async fn the_example_in_the_repository_is_what_the_code_prints() {
+async fn env_example_matches_admin_env() {
     let output = Command::new(programs().join("admin")).arg("env").env_clear().output().await.unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     assert_eq!(stdout(&output), std::fs::read_to_string(".env.example").unwrap(), "run `cargo run --bin admin env >.env.example`");
-    // Each line that sets something works as it stands.
+    // Every value in the file is valid.
     let lines = stdout(&output);
     let lines = lines.lines().filter_map(|line| line.strip_prefix('#')?.split_once('=')).filter(|(_, value)| !value.is_empty());
     let lines: Vec<_> = lines.filter(|(name, _)| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')).collect();
@@ -22,7 +22,7 @@ async fn the_example_in_the_repository_is_what_the_code_prints() {
 }
 
 #[tokio::test]
-async fn config_is_checked_and_printed_for_programs_without_a_secret() {
+async fn config_check_and_json_hide_secrets() {
     let deploy = Deploy::new().await;
     assert_eq!(done(&deploy, &["config", "--check"]).await, "");
     let rows = rows(&deploy, &["config"]).await;
@@ -32,27 +32,27 @@ async fn config_is_checked_and_printed_for_programs_without_a_secret() {
 
     let wrong = deploy.with("PORT", "sekret").without("MAIL_FROM").admin(&["config", "--check"]).await;
     assert_eq!(wrong.status.code(), Some(78));
-    assert_eq!(stderr(&wrong).lines().count(), 3, "the problems only: {wrong:?}");
+    assert_eq!(stderr(&wrong).lines().count(), 3, "only the problems are printed: {wrong:?}");
     assert!(stderr(&wrong).contains("PORT must be") && stderr(&wrong).contains("MAIL_FROM is missing"), "{wrong:?}");
     assert!(!stderr(&wrong).contains("sekret"));
 }
 
 #[tokio::test]
-async fn lease_shorter_than_ten_seconds_is_refused() {
+async fn lease_under_ten_seconds_is_rejected() {
     let deploy = Deploy::new().await;
-    for (lease, told) in
+    for (lease, expected) in
         [("9s", "JOB_LEASE must be 10s or longer"), ("9999ms", "JOB_LEASE must be 10s or longer"), ("soon", "JOB_LEASE must")]
     {
         let mut worker = deploy.clone_with("JOB_LEASE", lease).start("worker");
         assert_eq!(worker.exit().await.code(), Some(78), "{lease}");
-        assert!(worker.errors().iter().any(|line| line.contains(told)), "{:?}", worker.errors());
+        assert!(worker.errors().iter().any(|line| line.contains(expected)), "{:?}", worker.errors());
         assert_eq!(deploy.clone_with("JOB_LEASE", lease).admin(&["config", "--check"]).await.status.code(), Some(78));
     }
     deploy.clone_with("JOB_LEASE", "10s").start("worker").says("ready").await;
 }
 
 #[tokio::test]
-async fn a_plan_is_the_sql_that_migrate_would_run_and_changes_nothing() {
+async fn migration_plan_prints_sql_and_changes_nothing() {
     let deploy = Deploy::unmigrated().await;
     let plan = done(&deploy, &["migrate", "--plan"]).await;
     let mut files: Vec<_> = std::fs::read_dir("migrations").unwrap().map(|file| file.unwrap().path()).collect();
@@ -61,22 +61,22 @@ async fn a_plan_is_the_sql_that_migrate_would_run_and_changes_nothing() {
     let mut rest = plan.as_str();
     for file in &files {
         let head = format!("-- {}\n{}", file.file_name().unwrap().to_str().unwrap(), std::fs::read_to_string(file).unwrap());
-        rest = rest.split_once(&head).unwrap_or_else(|| panic!("{head} is not in order in {plan}")).1;
+        rest = rest.split_once(&head).unwrap_or_else(|| panic!("{head} is missing or out of order in {plan}")).1;
     }
     assert_eq!(deploy.admin(&["migrate", "--check"]).await.status.code(), Some(1), "nothing was applied");
     assert_eq!(deploy.admin(&["migrate", "--check", "--plan"]).await.status.code(), Some(2));
 
-    // By hand, as it may have to be where another program owns the schema's changes, it makes the same schema.
+    // The plan's SQL also works when it is run by hand.
     crate::sql(&mut deploy.database().await, &plan).await;
     done(&Deploy::new().await, &["migrate", "--plan"]).await;
     assert_eq!(done(&Deploy::new().await, &["migrate", "--plan"]).await, "");
 }
 
 #[tokio::test]
-async fn access_prints_every_rule_of_the_features() {
+async fn admin_access_prints_every_rule() {
     let deploy = Deploy::new().await;
     let rules = rows(&deploy, &["access"]).await;
-    // The same as a table, line by line. A cell may hold spaces, so its columns are where the head's are.
+    // The table has the same rules, line by line. Cells may contain spaces, so the head's positions define the columns.
     let table = done(&deploy, &["access"]).await;
     let (head, lines) = table.split_once('\n').unwrap();
     let columns = ["method", "path", "who", "limit", "feature"];
@@ -108,7 +108,7 @@ async fn access_prints_every_rule_of_the_features() {
 }
 
 #[tokio::test]
-async fn the_schedule_is_printed_with_its_ticks() {
+async fn admin_schedule_prints_ticks() {
     let deploy = Deploy::new().await;
     let before = rows(&deploy, &["schedule"]).await;
     assert!(before.iter().all(|row| row["last_tick"].is_null()), "no clock has run: {before:?}");
@@ -124,7 +124,7 @@ async fn the_schedule_is_printed_with_its_ticks() {
 }
 
 #[tokio::test]
-async fn the_handbook_has_a_line_for_every_command() {
+async fn operations_handbook_lists_every_command() {
     let deploy = Deploy::new().await;
     let handbook = std::fs::read_to_string("docs/operations.md").unwrap();
     let help = done(&deploy, &["--help"]).await;
@@ -137,10 +137,10 @@ async fn the_handbook_has_a_line_for_every_command() {
 }
 
 #[tokio::test]
-async fn a_migration_that_waits_for_another_holds_up_no_index() {
+async fn waiting_migration_blocks_no_index_build() {
     let deploy = Deploy::unmigrated().await;
     let (mut other, mut index) = (deploy.database().await, deploy.database().await);
-    // As another `admin migrate` does.
+    // The lock that another `admin migrate` holds.
     sql(&mut other, &format!("BEGIN; SELECT pg_advisory_xact_lock({})", 0x6d69_6772_6174_6531_i64)).await;
     let mut command = Command::new(programs().join("admin"));
     command.arg("migrate").env_clear().envs(&deploy.environment);
@@ -151,7 +151,7 @@ async fn a_migration_that_waits_for_another_holds_up_no_index() {
     })
     .await;
     sql(&mut index, "CREATE TABLE large (id int)").await;
-    tokio::time::timeout(PATIENCE, sql(&mut index, "CREATE INDEX CONCURRENTLY ON large (id)")).await.expect("the index is built");
+    tokio::time::timeout(EVENT_TIMEOUT, sql(&mut index, "CREATE INDEX CONCURRENTLY ON large (id)")).await.expect("the index is built");
     assert!(waiting.ended().is_none());
     sql(&mut other, "COMMIT").await;
     assert_eq!(waiting.exit().await.code(), Some(0), "{:?}", waiting.errors());

@@ -1,4 +1,4 @@
-//! SQL by hand: through a pipe here, on a terminal for people.
+//! `admin console`, which runs SQL by hand. The tests use a pipe, people a terminal.
 
 use std::process::{Output, Stdio};
 
@@ -7,20 +7,20 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::support::process::programs;
-use crate::support::{Deploy, PATIENCE};
+use crate::support::{Deploy, EVENT_TIMEOUT};
 use crate::{count, done, stderr, stdout, trail};
 
-/// Runs `admin console` with something to read.
+/// Runs `admin console` with this input.
 async fn ask(deploy: &Deploy, arguments: &[&str], input: &str) -> Output {
     let mut command = Command::new(programs().join("admin"));
     command.arg("console").args(arguments).env_clear().envs(&deploy.environment).kill_on_drop(true);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
-    tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap()
+    tokio::time::timeout(EVENT_TIMEOUT, child.wait_with_output()).await.unwrap().unwrap()
 }
 
 #[tokio::test]
-async fn a_statement_is_answered_with_a_table_or_with_json() {
+async fn console_prints_a_table_or_json() {
     let deploy = Deploy::new().await;
     let answer = ask(&deploy, &[], "SELECT 1 AS one, NULL AS nothing, '{a,b}'::text[] AS list").await;
     assert_eq!((stdout(&answer).as_str(), answer.status.code()), ("one  nothing  list\n1             {a,b}\n", Some(0)), "{answer:?}");
@@ -28,12 +28,12 @@ async fn a_statement_is_answered_with_a_table_or_with_json() {
     let rows: Vec<Value> = stdout(&answer).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows, [json!({ "one": "1", "nothing": null }), json!({ "statement_timeout": "30s" })]);
     let many = ask(&deploy, &[], "SELECT generate_series(1, 100000) AS n;\nSELECT 'and on' AS next;").await;
-    assert_eq!(stdout(&many).lines().count(), 1001 + 2, "as many rows as fit, and the next statement");
+    assert_eq!(stdout(&many).lines().count(), 1001 + 2, "the output is limited, and the next statement runs");
     assert!(stderr(&many).contains("only the first 1000 rows"), "{}", stderr(&many));
 }
 
 #[tokio::test]
-async fn nothing_can_be_changed_unless_it_was_asked_for_and_then_it_is_in_the_trail() {
+async fn console_writes_need_flag_and_are_audited() {
     let deploy = Deploy::new().await;
     done(&deploy, &["account", "invite", "ada@example.com"]).await;
     for attempt in [
@@ -55,19 +55,20 @@ async fn nothing_can_be_changed_unless_it_was_asked_for_and_then_it_is_in_the_tr
     assert_eq!(trail(&deploy).await, ["account_invited", "console_opened"]);
 }
 
+/// Its exit status is 1 in the end.
 #[tokio::test]
-async fn an_error_does_not_end_it_and_is_told_in_the_end() {
+async fn console_continues_after_an_error() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "debug");
     let answer = ask(&deploy, &[], "SELEC;\nSELECT 'ada@example.com' AS address;\n").await;
     assert_eq!(answer.status.code(), Some(1));
     assert_eq!(stdout(&answer), "address\nada@example.com\n");
-    let told = stderr(&answer);
-    assert!(told.contains("error: ") && told.contains("syntax error"), "{told}");
-    assert!(!told.contains("ada@"), "what is typed and what is found stays out of the log: {told}");
+    let printed = stderr(&answer);
+    assert!(printed.contains("error: ") && printed.contains("syntax error"), "{printed}");
+    assert!(!printed.contains("ada@"), "neither statements nor results are logged: {printed}");
 }
 
 #[tokio::test]
-async fn superuser_reads_in_a_role_that_runs_no_program() {
+async fn superuser_console_reads_with_limited_role() {
     let deploy = Deploy::new().await;
     let run = "COPY (SELECT 1) TO PROGRAM 'true';\n";
     let reading = ask(&deploy, &[], run).await;
@@ -75,17 +76,17 @@ async fn superuser_reads_in_a_role_that_runs_no_program() {
     assert!(stderr(&reading).contains("to COPY to or from an external program"), "{reading:?}");
     let who = ask(&deploy, &[], "SELECT current_user AS who;\nSELECT count(*) FROM accounts;\n").await;
     assert_eq!((stdout(&who).as_str(), stderr(&who).as_str()), ("who\npg_read_all_data\ncount\n0\n", ""));
-    // A role that one statement takes is not the next one's.
+    // A role that one statement sets does not apply to the next.
     let taken = ask(&deploy, &[], &format!("SET ROLE postgres;\n{run}")).await;
     assert!(stderr(&taken).contains("to COPY to or from an external program"), "{taken:?}");
-    // To write it needs the user's own, and says what that may do.
+    // A writing console keeps the user's own role, and warns that it is a superuser.
     let writing = ask(&deploy, &["--write"], "SELECT current_user AS who;\n").await;
     assert_eq!(stdout(&writing), "who\npostgres\n");
     assert_eq!(stderr(&writing).lines().filter(|line| line.contains("is a superuser")).count(), 1, "{writing:?}");
 }
 
 #[tokio::test]
-async fn user_without_that_role_reads_as_itself() {
+async fn ordinary_user_console_keeps_its_role() {
     let deploy = Deploy::new().await;
     let user = format!("reader_{}", uuid::Uuid::new_v4().simple());
     let grants = format!("CREATE ROLE {user} LOGIN PASSWORD 'x'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user}");
@@ -95,6 +96,6 @@ async fn user_without_that_role_reads_as_itself() {
     url.set_password(Some("x")).unwrap();
     let answer = ask(&deploy.clone_with("DATABASE_URL", url.as_str()), &[], "SELECT current_user AS who, count(*) FROM accounts").await;
     assert!(stdout(&answer).contains(&user) && answer.status.success(), "{answer:?}");
-    assert_eq!(stderr(&answer), "", "it is no superuser");
+    assert_eq!(stderr(&answer), "", "an ordinary user causes no warning");
     crate::sql(&mut deploy.database().await, &format!("DROP OWNED BY {user}; DROP ROLE {user}")).await;
 }

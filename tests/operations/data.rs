@@ -1,4 +1,4 @@
-//! Old data and dead jobs.
+//! Purging old data, auditing job commands, and commands without Postgres.
 
 use nix::sys::signal::Signal;
 use tokio::process::Command;
@@ -8,7 +8,7 @@ use crate::support::process::programs;
 use crate::support::{Deploy, Process, eventually};
 use crate::{count, done, on_a_terminal, sql, stderr, trail};
 
-/// A person with something old and something new of each kind of the core's rows.
+/// Inserts old and new rows into each table of the core.
 async fn plant(deploy: &Deploy) {
     let web = deploy.web().await;
     Person::known(deploy, &web).await;
@@ -31,10 +31,10 @@ async fn plant(deploy: &Deploy) {
     }
 }
 
-/// What grows old in the core: its table, how many rows `plant` makes old enough, and what it is called. A feature's own is in
-/// its tests.
-const OLD: &[(&str, i64, &str)] = &[
-    // Those younger than a year stay.
+/// The purged tables of the core: the table, how many old rows `plant` inserts, and the name in the output. Each feature
+/// tests its own tables.
+const PURGED_TABLES: &[(&str, i64, &str)] = &[
+    // Events younger than a year are kept.
     ("audit_events", 2500, "audit events"),
     ("mailed_tokens", 1, "expired mailed tokens"),
     ("api_tokens", 1, "expired API tokens"),
@@ -45,30 +45,33 @@ const OLD: &[(&str, i64, &str)] = &[
 async fn counts(deploy: &Deploy) -> Vec<i64> {
     let mut database = deploy.database().await;
     let mut counts = Vec::new();
-    for (table, ..) in OLD {
+    for (table, ..) in PURGED_TABLES {
         counts.push(count(&mut database, table).await);
     }
     counts
 }
 
 #[tokio::test]
-async fn purge_deletes_old_rows_and_may_run_again() {
+async fn purge_deletes_old_rows_repeatably() {
     let deploy = Deploy::new().await;
     plant(&deploy).await;
     let before = counts(&deploy).await;
-    let told = done(&deploy, &["purge", "--before", "90d", "--dry-run"]).await;
-    assert_eq!(counts(&deploy).await, before, "a dry run changes nothing, nor leaves a line in the trail");
-    for (_, number, what) in OLD {
-        assert!(told.contains(&format!("{number} {what} would be deleted")), "{told}");
+    let printed = done(&deploy, &["purge", "--before", "90d", "--dry-run"]).await;
+    assert_eq!(counts(&deploy).await, before, "a dry run changes nothing and leaves no audit event");
+    for (_, number, what) in PURGED_TABLES {
+        assert!(printed.contains(&format!("{number} {what} would be deleted")), "{printed}");
     }
-    assert_eq!(done(&deploy, &["purge", "--before", "90d"]).await, told.replace("would be deleted", "deleted"));
-    // The trail has a line more: the purge itself.
-    let left = before.iter().zip(OLD).map(|(count, (table, gone, _))| count - gone + i64::from(*table == "audit_events"));
+    assert_eq!(done(&deploy, &["purge", "--before", "90d"]).await, printed.replace("would be deleted", "deleted"));
+    // The purge itself adds one audit event.
+    let left = before.iter().zip(PURGED_TABLES).map(|(count, (table, gone, _))| count - gone + i64::from(*table == "audit_events"));
     assert_eq!(counts(&deploy).await, left.collect::<Vec<_>>());
-    assert!(done(&deploy, &["purge", "--before", "90d"]).await.lines().all(|line| line.starts_with("0 ")), "a second time");
+    assert!(
+        done(&deploy, &["purge", "--before", "90d"]).await.lines().all(|line| line.starts_with("0 ")),
+        "a second purge deletes nothing"
+    );
     assert_eq!(trail(&deploy).await.iter().filter(|action| *action == "data_purged").count(), 2);
     let young = "audit_events WHERE at BETWEEN now() - interval '365 days' AND now() - interval '99 days'";
-    assert_eq!(count(&mut deploy.database().await, young).await, 2, "an event is kept for a year, whatever the flag says");
+    assert_eq!(count(&mut deploy.database().await, young).await, 2, "audit events are kept for a year in any case");
     for wrong in ["1h", "ninety", "0s"] {
         assert_ne!(deploy.admin(&["purge", "--before", wrong]).await.status.code(), Some(0), "{wrong}");
     }
@@ -76,20 +79,20 @@ async fn purge_deletes_old_rows_and_may_run_again() {
 }
 
 #[tokio::test]
-async fn purge_shows_its_progress_on_a_terminal() {
+async fn purge_shows_progress_on_a_terminal() {
     let deploy = Deploy::new().await;
     plant(&deploy).await;
-    let Some(told) = on_a_terminal(&deploy, "purge --before 90d", "").await else { return };
-    assert!(told.contains("1000 of 2500 audit events") && told.contains("2500 audit events deleted"), "{told:?}");
+    let Some(printed) = on_a_terminal(&deploy, "purge --before 90d", "").await else { return };
+    assert!(printed.contains("1000 of 2500 audit events") && printed.contains("2500 audit events deleted"), "{printed:?}");
 }
 
 #[tokio::test]
-async fn stopped_purge_has_deleted_whole_batches() {
+async fn interrupted_purge_deletes_whole_batches() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     sql(&mut database, "INSERT INTO audit_events (action, at) SELECT 'log_in', now() - interval '400 days' FROM generate_series(1, 3500)")
         .await;
-    // The last row of all is held, so the purge stands before its last batch.
+    // The last row is locked, so the purge blocks at its last batch.
     let mut holder = deploy.database().await;
     sql(&mut holder, "BEGIN; SELECT FROM audit_events WHERE id = (SELECT max(id) FROM audit_events) FOR UPDATE").await;
     let mut command = Command::new(programs().join("admin"));
@@ -97,10 +100,10 @@ async fn stopped_purge_has_deleted_whole_batches() {
     let mut purge = Process::spawn(command);
     eventually("three batches", async || (count(&mut deploy.database().await, "audit_events").await <= 501).then_some(())).await;
     purge.signal(Signal::SIGINT);
-    assert_eq!(purge.exit().await.code(), None, "by the signal");
+    assert_eq!(purge.exit().await.code(), None, "the signal ended it");
     assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '365 days'").await, 500);
     sql(&mut holder, "ROLLBACK").await;
-    assert_eq!(trail(&deploy).await.last().map(String::as_str), Some("data_purged"), "it has left its line");
+    assert_eq!(trail(&deploy).await.last().map(String::as_str), Some("data_purged"), "the purge was audited");
     done(&deploy, &["purge", "--before", "90d"]).await;
     assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '365 days'").await, 0);
 }
@@ -119,35 +122,35 @@ async fn hourly_job_deletes_expired_rows_in_batches() {
     ] {
         sql(&mut database, statement).await;
     }
-    // The last expired row is held, so the job stands before its last batch.
+    // The last expired row is locked, so the job blocks at its last batch.
     let mut holder = deploy.database().await;
     sql(&mut holder, "BEGIN; SELECT FROM mailed_tokens WHERE token_hash = '3500' FOR UPDATE").await;
     let worker = deploy.start("worker");
     done(&deploy, &["jobs", "enqueue", "purge_expired", "{}"]).await;
     let expired = "mailed_tokens WHERE expires_at < now()";
     eventually("three batches", async || (count(&mut deploy.database().await, expired).await <= 500).then_some(())).await;
-    assert_eq!(count(&mut database, expired).await, 500, "each batch is a transaction of its own");
+    assert_eq!(count(&mut database, expired).await, 500, "each batch has its own transaction");
     sql(&mut holder, "ROLLBACK").await;
     let line = worker.logged("its end", |line| line["job_kind"] == "purge_expired" && line["outcome"] == "done").await;
     assert_eq!(line["attempt"], 1);
     assert_eq!(count(&mut database, expired).await, 0);
-    assert_eq!(count(&mut database, "mailed_tokens").await, 1, "the good one stays");
-    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '363 days'").await, 1, "an event is kept for a year");
-    assert_eq!(count(&mut database, "jobs WHERE dead_at IS NOT NULL").await, 1, "an operator looks at dead jobs first");
+    assert_eq!(count(&mut database, "mailed_tokens").await, 1, "the valid token is kept");
+    assert_eq!(count(&mut database, "audit_events WHERE at < now() - interval '363 days'").await, 1, "audit events are kept for a year");
+    assert_eq!(count(&mut database, "jobs WHERE dead_at IS NOT NULL").await, 1, "dead jobs are kept for an operator");
     assert_eq!(worker.says("purged ").await["rows"], 3501);
 }
 
 #[tokio::test]
-async fn what_an_operator_does_to_jobs_is_in_the_trail_if_it_was_done() {
+async fn job_commands_are_audited_when_they_succeed() {
     let deploy = Deploy::new().await;
     let mut database = deploy.database().await;
     sql(&mut database, "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now()), ('x', '1', 1, now())").await;
     let id: i64 = sqlx::query_scalar("SELECT min(id) FROM jobs").fetch_one(&mut database).await.unwrap();
     sql(&mut database, "UPDATE jobs SET last_error = E'\\x1b[2Jgone'").await;
     let listed = done(&deploy, &["jobs", "list"]).await;
-    assert!(listed.contains("[2Jgone") && !listed.contains('\x1b'), "what was written commands no terminal: {listed:?}");
+    assert!(listed.contains("[2Jgone") && !listed.contains('\x1b'), "escape sequences are removed: {listed:?}");
     done(&deploy, &["jobs", "retry", &id.to_string()]).await;
-    assert_eq!(deploy.admin(&["jobs", "retry", &id.to_string()]).await.status.code(), Some(1), "it is dead no more");
+    assert_eq!(deploy.admin(&["jobs", "retry", &id.to_string()]).await.status.code(), Some(1), "the job is no longer dead");
     done(&deploy, &["jobs", "discard", "--dead"]).await;
     done(&deploy, &["jobs", "enqueue", "purge_expired", "{}"]).await;
     assert_eq!(trail(&deploy).await, ["job_retried", "job_discarded", "job_enqueued"]);
@@ -155,7 +158,7 @@ async fn what_an_operator_does_to_jobs_is_in_the_trail_if_it_was_done() {
 }
 
 #[tokio::test]
-async fn without_postgres_every_command_fails_in_good_time_and_says_so_on_stderr() {
+async fn commands_fail_on_stderr_without_postgres() {
     let deploy = Deploy::new().await.with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d");
     for arguments in [["schedule"].as_slice(), &["account", "list"], &["purge", "--before", "90d"], &["export", "a@example.com"], &["jobs"]]
     {

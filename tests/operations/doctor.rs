@@ -1,4 +1,4 @@
-//! The doctor, and the faults that it must name: each is put into a deploy on purpose.
+//! `admin doctor`: each test gives a deploy a fault that the doctor must report.
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use crate::support::Deploy;
 use crate::{objects, sql, stdout};
 
-/// A Redis that answers what a test tells it to: its clock and its policy cannot be set otherwise without disturbing others.
+/// A fake Redis with this clock and this policy. On the real one, both would affect other tests.
 async fn redis(seconds_behind: i64, policy: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -15,7 +15,7 @@ async fn redis(seconds_behind: i64, policy: &'static str) -> String {
             tokio::spawn(async move {
                 let (read, mut write) = stream.split();
                 let mut lines = BufReader::new(read).lines();
-                // A command is an array of strings, each behind a line with its length.
+                // A command is an array of strings. A line with its length precedes each string.
                 while let Ok(Some(line)) = lines.next_line().await {
                     let length: usize = line.trim_start_matches('*').parse().unwrap();
                     let mut words = Vec::new();
@@ -46,14 +46,15 @@ async fn redis(seconds_behind: i64, policy: &'static str) -> String {
     format!("redis://{address}")
 }
 
-/// What the doctor says of a check; the whole if it says nothing of it.
+/// The doctor's line about a check, or its whole output if there is none.
 async fn line(deploy: &Deploy, check: &str) -> String {
     let output = stdout(&deploy.admin(&["doctor"]).await);
     output.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(&format!("{check} ")))).unwrap_or(&output).to_owned()
 }
 
+/// A fault fails its own check and no other.
 #[tokio::test]
-async fn each_fault_is_named_alone_with_what_to_do() {
+async fn doctor_reports_each_fault_with_remedy() {
     let late = "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('unheard_of', '1', 1, now() - interval '100 minutes')";
     let dead = "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now())";
     let missed = "UPDATE schedules SET last_tick = now() - interval '2 days' WHERE name = 'purge-expired'";
@@ -67,7 +68,7 @@ async fn each_fault_is_named_alone_with_what_to_do() {
     let well = Deploy::new().await.after_a_clock().await;
     let wrong_password = well.clone();
     let url = wrong_password.environment["DATABASE_URL"].replacen("postgres://postgres:", "postgres://postgres:sekret", 1);
-    for (deploy, check, told, remedy) in [
+    for (deploy, check, expected, remedy) in [
         (well.clone().without("MAIL_FROM"), "config", "MAIL_FROM is missing", "set them in this deploy's environment"),
         (well.clone_with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d"), "postgres", "refused", "check DATABASE_URL"),
         (wrong_password.with("DATABASE_URL", url), "postgres", "password authentication failed", "check DATABASE_URL"),
@@ -89,17 +90,17 @@ async fn each_fault_is_named_alone_with_what_to_do() {
         let failures: Vec<_> = printed.split("\nok ").filter_map(|part| part.split_once("FAIL  ")).map(|(_, failure)| failure).collect();
         assert_eq!(failures.len(), 1, "{check}: {printed}");
         let (what, to_do) = failures[0].split_once("\n                 do: ").unwrap_or_else(|| panic!("no remedy: {printed}"));
-        assert!(what.starts_with(check) && what.contains(told), "{check} {told}: {printed}");
+        assert!(what.starts_with(check) && what.contains(expected), "{check} {expected}: {printed}");
         assert!(to_do.contains(remedy) || what.contains(remedy), "{remedy}: {printed}");
         assert!(!printed.contains("sekret"), "{printed}");
     }
 }
 
 #[tokio::test]
-async fn a_deploy_that_is_well_is_measured() {
+async fn doctor_measures_a_healthy_deploy() {
     let deploy = Deploy::new().await.with("REDIS_URL", redis(0, "noeviction").await);
     let deploy = deploy.after_a_clock().await;
-    for (check, told) in [
+    for (check, expected) in [
         ("config", ["every variable", ""]),
         ("postgres", ["answers in ", ", no TLS, "]),
         ("schema", ["current", ""]),
@@ -111,12 +112,12 @@ async fn a_deploy_that_is_well_is_measured() {
         ("smtp", ["answers in ", ", no TLS"]),
     ] {
         let line = line(&deploy, check).await;
-        assert!(line.starts_with("ok ") && told.iter().all(|told| line.contains(told)), "{line}");
+        assert!(line.starts_with("ok ") && expected.iter().all(|expected| line.contains(expected)), "{line}");
     }
 }
 
 #[tokio::test]
-async fn the_doctor_compares_with_the_versions_that_are_pinned() {
+async fn doctor_compares_server_versions_with_pins() {
     let deploy = Deploy::new().await;
     let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
     for name in ["postgres", "redis"] {
@@ -128,7 +129,7 @@ async fn the_doctor_compares_with_the_versions_that_are_pinned() {
 }
 
 #[tokio::test]
-async fn for_programs_each_check_is_an_object() {
+async fn doctor_json_prints_one_object_per_check() {
     let deploy = Deploy::new().await;
     sql(&mut deploy.database().await, "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now())").await;
     let checks = objects(&stdout(&deploy.admin(&["doctor", "--json"]).await));

@@ -1,4 +1,4 @@
-//! What an operator does, without a shell on a server: every `admin` command through the built program, a restore; and `bin/dev`.
+//! An operator's tasks, tested with the built programs: the `admin` commands, backups, releases, and `bin/dev`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../support/mod.rs"]
@@ -22,7 +22,7 @@ use tokio::process::Command;
 
 use crate::support::balancer::has;
 use crate::support::process::programs;
-use crate::support::{Deploy, PATIENCE};
+use crate::support::{Deploy, EVENT_TIMEOUT};
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -32,14 +32,14 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs `admin`, which must succeed, and gives what it printed.
+/// Runs `admin`, which must succeed, and returns its output.
 async fn done(deploy: &Deploy, arguments: &[&str]) -> String {
     let output = deploy.admin(arguments).await;
     assert!(output.status.success(), "admin {arguments:?}: {output:?}");
     stdout(&output)
 }
 
-/// Runs `admin … --json`, which must succeed, and gives the rows.
+/// Runs `admin … --json`, which must succeed, and returns the rows.
 async fn rows(deploy: &Deploy, arguments: &[&str]) -> Vec<Value> {
     objects(&done(deploy, &[arguments, &["--json"]].concat()).await)
 }
@@ -48,7 +48,7 @@ fn objects(printed: &str) -> Vec<Value> {
     printed.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
 }
 
-/// Runs `admin` on a terminal of its own, where a person types a line; none where util-linux is not there to make one.
+/// Runs `admin` on a terminal and types a line. Returns `None` if util-linux is missing.
 async fn on_a_terminal(deploy: &Deploy, arguments: &str, typed: &str) -> Option<String> {
     if !has("script") {
         return None;
@@ -56,13 +56,13 @@ async fn on_a_terminal(deploy: &Deploy, arguments: &str, typed: &str) -> Option<
     let line = format!("{} {arguments}", programs().join("admin").display());
     let mut command = Command::new("sh");
     command.args(["-c", "(sleep 1; echo \"$TYPED\"; sleep 1) | script --quiet --return --command \"$LINE\" /dev/null"]);
-    // What kind of terminal it is, which where tests run without one nobody says.
+    // TERM may be unset where the tests run.
     command.envs(&deploy.environment).env("LINE", line).env("TYPED", typed).env("TERM", "xterm");
-    let output = tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+    let output = tokio::time::timeout(EVENT_TIMEOUT, command.output()).await.unwrap().unwrap();
     Some(stdout(&output))
 }
 
-/// Runs a statement of the test's own.
+/// Runs any SQL statements.
 async fn sql(database: &mut PgConnection, statement: &str) {
     sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(database).await.unwrap();
 }
@@ -71,7 +71,7 @@ async fn count(database: &mut PgConnection, from: &str) -> i64 {
     sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {from}"))).fetch_one(database).await.unwrap()
 }
 
-/// The actions of the audit trail, the oldest first.
+/// The actions of the audit trail, oldest first.
 async fn trail(deploy: &Deploy) -> Vec<String> {
     sqlx::query_scalar("SELECT action FROM audit_events ORDER BY id").fetch_all(&mut deploy.database().await).await.unwrap()
 }

@@ -1,4 +1,4 @@
-//! Two releases, one schema: what `migrations/README.md` promises the last release, whose programs `tests/operations/previous` builds.
+//! Two releases share one schema, as `migrations/README.md` promises. `tests/operations/previous` builds the last release.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::support::deploy::Web;
 use crate::support::person::Person;
 use crate::support::{Deploy, Process, eventually};
 
-/// One process of each type, of one release.
+/// One process of each type, all of one release.
 struct Running {
     deploy: Deploy,
     web: Web,
@@ -33,21 +33,21 @@ impl Running {
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
     }
 
-    /// A new person signs up, verifies the address and asks for a reset. A person of another release goes on with what that
-    /// release stored: the session, the password, and the mailed link, which ends both.
+    /// A new person signs up, verifies the address and requests a reset. A person of another release uses what that release
+    /// stored: the session, the password, and the mailed link, which ends both.
     async fn serves(&self, before: Option<&Person>) -> Person {
         self.is_ready().await;
         let new = Person::unverified(&self.web).await;
         self.verifies(&new).await;
-        assert_eq!(new.forget().await.status(), 202);
+        assert_eq!(new.request_reset().await.status(), 202);
         self.mailed(&new, "/reset").await;
         if let Some(before) = before {
             let before = before.at(&self.web);
             let me: Value = before.get("/session").await.json().await.unwrap();
-            assert_eq!((&me["email"], &me["verified"]), (&json!(before.email), &json!(true)), "the session of before");
-            assert_eq!(before.elsewhere().log_in().await.status(), 200, "the password of before");
+            assert_eq!((&me["email"], &me["verified"]), (&json!(before.email), &json!(true)), "the other release's session works");
+            assert_eq!(before.elsewhere().log_in().await.status(), 200, "the other release's password works");
             let reset = json!({ "token": self.mailed(&before, "/reset").await, "password": "another password altogether" });
-            assert_eq!(before.post("/password-resets/redeem", reset).await.status(), 204, "the link of before");
+            assert_eq!(before.post("/password-resets/redeem", reset).await.status(), 204, "the other release's link works");
             assert_eq!(before.get("/session").await.status(), 401, "the session has ended");
             assert_eq!(before.elsewhere().log_in().await.status(), 401, "the password has changed");
         }
@@ -56,7 +56,7 @@ impl Running {
 
     /// Opens the link that verifies the address. Either release may have sent it.
     async fn verifies(&self, person: &Person) {
-        // The last release takes the token alone, and this one the password too.
+        // The last release takes only the token. This one needs the password, too.
         let token = self.mailed(person, "/verify").await;
         let redeemed = person.at(&self.web).redeem(&token).await;
         let redeemed = if redeemed.status() == 422 {
@@ -67,7 +67,7 @@ impl Running {
         assert_eq!(redeemed.status(), 204);
     }
 
-    /// Waits for a mail with a link to a page, and gives its token.
+    /// Waits for a mail with a link to a page, and returns its token.
     async fn mailed(&self, person: &Person, page: &str) -> String {
         let link = format!("{page}?token=");
         let mail = async || {
@@ -77,7 +77,7 @@ impl Running {
         eventually(&format!("a mail with a link to {page}"), mail).await.token()
     }
 
-    /// Ends the processes, and leaves the job of a new sign-up to the next release.
+    /// Stops the processes, and leaves the job of a new sign-up to the next release.
     async fn leaves_a_job(mut self) -> Person {
         assert_eq!(self.worker.terminate().await, Some(0));
         let person = Person::unverified(&self.web).await;
@@ -88,8 +88,9 @@ impl Running {
     }
 }
 
+/// It runs before this release, beside it, and after a rollback.
 #[tokio::test]
-async fn the_last_release_runs_on_the_schema_of_this_one_before_it_beside_it_and_after_it() {
+async fn previous_release_runs_on_the_new_schema() {
     let Some(programs) = std::env::var_os("PREVIOUS_PROGRAMS") else {
         println!("skipped: needs the programs of the last release: bin/test previous");
         return;
@@ -97,25 +98,25 @@ async fn the_last_release_runs_on_the_schema_of_this_one_before_it_beside_it_and
     let new = Deploy::unmigrated().await;
     let old = new.run_by(PathBuf::from(programs));
     let version = done(&old, &["--version"]).await;
-    assert_ne!(version, done(&new, &["--version"]).await, "two commits");
+    assert_ne!(version, done(&new, &["--version"]).await, "the two releases must differ");
 
-    // As a deploy goes: migrations first, under the running processes.
+    // A deploy migrates first, while the old processes run.
     done(&old, &["migrate"]).await;
     let mut before = Running::start(&old).await;
     let ada = before.serves(None).await;
     done(&new, &["migrate"]).await;
     let bob = before.serves(Some(&ada)).await;
-    // What restarts meanwhile starts on the new schema.
+    // An old process can also start on the new schema.
     done(&old, &["migrate", "--check"]).await;
     let again = Running::start(&old).await;
     let carol = again.serves(Some(&bob)).await;
-    // No old worker is left, so the next release's worker must run the job.
+    // No old worker runs any more, so the new release's worker must run the job.
     assert_eq!(before.worker.terminate().await, Some(0));
     let left = again.leaves_a_job().await;
 
     let after = Running::start(&new).await;
     after.verifies(&left).await;
-    // The old processes go on beside the new ones.
+    // The old processes continue beside the new ones.
     before.worker = old.start("worker");
     before.worker.says("ready").await;
     let dave = after.serves(Some(&carol)).await;
@@ -125,7 +126,7 @@ async fn the_last_release_runs_on_the_schema_of_this_one_before_it_beside_it_and
     let fay = after.serves(Some(&erin)).await;
     let left = after.leaves_a_job().await;
 
-    // And back.
+    // A rollback to the old release.
     let back = Running::start(&old).await;
     back.verifies(&left).await;
     back.serves(Some(&fay)).await;

@@ -1,4 +1,4 @@
-//! Build, release, run in miniature: `bin/release` and `bin/run`, with a build that holds the programs of this test.
+//! Build, release, run: `bin/release` and `bin/run`, with a build of the programs under test.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::support::process::programs;
 use crate::support::{Deploy, Process, free_port};
 use crate::{stderr, stdout};
 
-/// A folder for releases and what they are made of, which is gone with the test.
+/// A folder for builds, configs and releases. It is deleted after the test.
 struct Platform(PathBuf);
 
 impl Platform {
@@ -19,7 +19,7 @@ impl Platform {
         let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
         std::fs::create_dir_all(folder.join("stage/bin")).unwrap();
         let platform = Self(folder);
-        // Two programs are enough, and without what a debugger needs they are quick to pack.
+        // Two programs are enough, and without debug information they are quick to pack.
         platform.sh("strip --strip-debug -o stage/bin/admin $PROGRAMS/admin; strip --strip-debug -o stage/bin/clock $PROGRAMS/clock; chmod 755 stage/bin/*").await;
         platform
             .sh("printf 'release: admin migrate\\nclock: clock\\n' >stage/Procfile; tar -cf - -C stage . | gzip -1 >build.tar.gz")
@@ -69,15 +69,15 @@ impl Drop for Platform {
 }
 
 #[tokio::test]
-async fn a_release_is_a_build_and_a_config_that_is_right_for_it_numbered_and_never_changed() {
+async fn releases_are_validated_numbered_and_immutable() {
     let platform = Platform::new().await;
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "10s");
     let build = platform.build();
 
     let wrong = platform.release(&[&build, &platform.config(&deploy.clone_with("DRAIN_TIMEOUT", "soon").without("MAIL_FROM"))]).await;
     assert!(!wrong.status.success());
-    for told in ["DRAIN_TIMEOUT must be", "MAIL_FROM is missing", "nothing was released"] {
-        assert!(stderr(&wrong).contains(told), "{wrong:?}");
+    for expected in ["DRAIN_TIMEOUT must be", "MAIL_FROM is missing", "nothing was released"] {
+        assert!(stderr(&wrong).contains(expected), "{wrong:?}");
     }
     assert!(!platform.of("v1", "").exists());
 
@@ -89,7 +89,7 @@ async fn a_release_is_a_build_and_a_config_that_is_right_for_it_numbered_and_nev
         let mode = platform.of("v1", file).metadata().unwrap().mode();
         assert_eq!(mode & 0o222, 0, "{file} can be changed");
     }
-    assert_eq!(platform.of("v1", "config").metadata().unwrap().mode() & 0o077, 0, "the config is nobody else's to read");
+    assert_eq!(platform.of("v1", "config").metadata().unwrap().mode() & 0o077, 0, "only the owner can read the config");
 
     let back = platform.release(&[Path::new("rollback")]).await;
     assert_eq!(stdout(&back), "v3\n", "{back:?}");
@@ -103,7 +103,7 @@ async fn a_release_is_a_build_and_a_config_that_is_right_for_it_numbered_and_nev
     assert_eq!((lines[1][4], lines[1][5]), ("release", "~DRAIN_TIMEOUT +LOG_LEVEL "));
     assert!(build.to_string_lossy().contains(lines[2][3]) && lines[2][5].contains("+DATABASE_URL"), "{log}");
     for value in deploy.environment.values().filter(|value| value.len() > 5) {
-        assert!(!log.contains(value), "the log holds no values: {log}");
+        assert!(!log.contains(value), "the log contains no values: {log}");
     }
 }
 
@@ -112,7 +112,7 @@ async fn rollback_goes_back_further_each_time() {
     let platform = Platform::new().await;
     let deploy = Deploy::new().await;
     let mut published = 0;
-    // Each release says in its config which it is.
+    // Each release has its number in its config.
     let mut release = async || {
         published += 1;
         let config = platform.config(&deploy.clone_with("RELEASE_NOTE", published));
@@ -131,20 +131,20 @@ async fn rollback_goes_back_further_each_time() {
     }
     let went_to = |(version, note, _): &(String, Option<String>, String)| format!("{version} {}", note.clone().unwrap_or_default());
     assert_eq!(went_to(&rollback().await), "v4 2");
-    assert_eq!(went_to(&rollback().await), "v5 1", "and not to the bad release, which came before it");
-    assert_eq!(rollback().await.0, "", "there is none before the first");
-    // The next is bad, too, and so goes back to the one that ran.
+    assert_eq!(went_to(&rollback().await), "v5 1", "the rollback skips the bad release before it");
+    assert_eq!(rollback().await.0, "", "the first release has no predecessor");
+    // The next release is bad, too. Its rollback returns to the one that ran before.
     assert_eq!(release().await, "v6");
     assert_eq!(went_to(&rollback().await), "v7 1");
-    let (none, _, told) = rollback().await;
-    assert!(none.is_empty() && told.contains("no release"), "{told}");
-    // Who names one gets it.
+    let (none, _, printed) = rollback().await;
+    assert!(none.is_empty() && printed.contains("no release"), "{printed}");
+    // A rollback to a named release.
     let named = platform.release(&[Path::new("rollback"), Path::new("v3")]).await;
     assert_eq!(stdout(&named), "v8\n", "{named:?}");
 }
 
 #[tokio::test]
-async fn what_was_changed_after_it_was_made_neither_runs_nor_comes_back() {
+async fn modified_release_cannot_run_or_return() {
     let platform = Platform::new().await;
     let config = platform.config(&Deploy::new().await);
     for _ in 0..2 {
@@ -164,7 +164,7 @@ async fn what_was_changed_after_it_was_made_neither_runs_nor_comes_back() {
 }
 
 #[tokio::test]
-async fn what_runs_is_the_release_and_knows_nothing_else() {
+async fn release_runs_without_the_callers_environment() {
     let platform = Platform::new().await;
     let deploy = Deploy::new().await.with("PORT", free_port());
     let released = platform.release(&[&platform.build(), &platform.config(&deploy)]).await;
@@ -172,7 +172,7 @@ async fn what_runs_is_the_release_and_knows_nothing_else() {
     let one_off = platform.script("run").args(["v1", "admin", "migrate", "--check"]).output().await.unwrap();
     assert!(one_off.status.success(), "{one_off:?}");
 
-    // A shell cannot trap what is ignored when it starts, as SIGINT is where these tests run in the background.
+    // A shell cannot trap a signal that is ignored when it starts, as SIGINT is in background jobs.
     let mut command = Command::new("env");
     command.args(["--default-signal=INT", "bin/run", "v1", "clock=2"]).env("RELEASES", platform.0.join("releases"));
     command.env("MARKER", "of-who-started-it").env("LOG_LEVEL", "error");
@@ -180,7 +180,7 @@ async fn what_runs_is_the_release_and_knows_nothing_else() {
     for name in ["clock.1 | ", "clock.2 | "] {
         let line = running.line("a start", |line| line.starts_with(name) && line.contains("clock is starting")).await;
         let line: serde_json::Value = serde_json::from_str(line.split_once(" | ").unwrap().1).unwrap();
-        assert_eq!(line["release"], "v1", "and LOG_LEVEL is not the starter's");
+        assert_eq!(line["release"], "v1", "the line is logged despite the caller's LOG_LEVEL");
         let pid = line["instance"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
         assert!(!String::from_utf8_lossy(&environment).contains("of-who-started-it"));

@@ -1,4 +1,4 @@
-//! TLS to the attached resources, with a private authority.
+//! TLS to the attached resources, with certificates of a private authority.
 
 use sqlx::{Connection, PgConnection};
 
@@ -9,10 +9,10 @@ use crate::support::postgres::Postgres;
 use crate::support::tls::Authority;
 use crate::support::{Deploy, Process, eventually};
 
-/// What no log line may hold.
+/// A text that no log line may contain.
 const SECRET: &str = "sekret";
 
-/// A Postgres and a Redis with certificates, and a deploy that wants to see them.
+/// A Postgres and a Redis with certificates, and a deploy that verifies them.
 struct Encrypted {
     deploy: Deploy,
     postgres: Postgres,
@@ -21,7 +21,7 @@ struct Encrypted {
 }
 
 impl Encrypted {
-    /// None where this machine has no programs of theirs.
+    /// Returns `None` if this machine lacks their programs.
     async fn start() -> Option<Self> {
         if !has("redis-server") {
             return None;
@@ -38,7 +38,7 @@ impl Encrypted {
 }
 
 #[tokio::test]
-async fn with_the_certificates_of_a_private_authority_all_three_are_spoken_to_over_tls() {
+async fn private_authority_secures_all_three_resources() {
     let Some(servers) = Encrypted::start().await else { return };
     let Encrypted { deploy, postgres, authority, .. } = &servers;
     let web = deploy.web().await;
@@ -47,7 +47,7 @@ async fn with_the_certificates_of_a_private_authority_all_three_are_spoken_to_ov
     let upgraded = format!("smtp://localhost:{}?tls=required", authority.mail(&deploy.mail, true).await);
     for url in [wrapped, upgraded] {
         let mut worker = deploy.clone_with("SMTP_URL", url).start("worker");
-        // Signs up and logs in.
+        // A sign-up and a log-in use Postgres and Redis.
         let ada = Person::unverified(&web).await;
         deploy.mail.to(&ada.email, "Did you sign up?").await;
         let mut connection = PgConnection::connect(&format!("{}/postgres", postgres.url)).await.unwrap();
@@ -59,8 +59,9 @@ async fn with_the_certificates_of_a_private_authority_all_three_are_spoken_to_ov
     }
 }
 
+/// It logs the reason once.
 #[tokio::test]
-async fn a_web_attaches_to_no_server_that_it_cannot_verify_and_says_once_why() {
+async fn web_refuses_servers_it_cannot_verify() {
     let Some(servers) = Encrypted::start().await else { return };
     let deploy = &servers.deploy;
     let number = |variable: &str| deploy.environment[variable].replace("localhost", "127.0.0.1");
@@ -75,14 +76,14 @@ async fn a_web_attaches_to_no_server_that_it_cannot_verify_and_says_once_why() {
         (deploy.clone().without("SSL_CERT_FILE"), "UnknownIssuer", "UnknownIssuer"),
         (by_number, "not valid for name", "not valid for name"),
     ] {
-        let web = eventually("a first look that is in time, even on a starved machine", async || {
+        let web = eventually("a first check that does not time out", async || {
             let web = deploy.web_unready().await;
             let (first, second) = (web.process.says("not ready: postgres").await, web.process.says("not ready: redis").await);
-            let told = format!("{} {}", first["message"], second["message"]);
-            if told.contains("no answer in time") {
+            let messages = format!("{} {}", first["message"], second["message"]);
+            if messages.contains("no answer in time") {
                 return None;
             }
-            assert!(first["message"].as_str()?.contains(postgres) && second["message"].as_str()?.contains(redis), "{told}");
+            assert!(first["message"].as_str()?.contains(postgres) && second["message"].as_str()?.contains(redis), "{messages}");
             Some(web)
         });
         refused.push(web.await);
@@ -92,13 +93,13 @@ async fn a_web_attaches_to_no_server_that_it_cannot_verify_and_says_once_why() {
         assert_eq!(web.get("/readyz").await.status(), 503);
         assert_eq!(web.process.terminate().await, Some(0));
         let lines = web.process.lines();
-        assert_eq!(lines.iter().filter(|line| line.contains("not ready")).count(), 2, "one for each: {lines:#?}");
+        assert_eq!(lines.iter().filter(|line| line.contains("not ready")).count(), 2, "one line for each resource: {lines:#?}");
         assert!(!lines.iter().any(|line| line.contains(SECRET) || line.contains(password)), "{lines:#?}");
     }
 }
 
 #[tokio::test]
-async fn a_mail_is_given_to_no_server_that_cannot_be_verified_and_is_tried_again() {
+async fn mail_waits_for_a_verified_server() {
     let (authority, other) = (Authority::new(), Authority::new());
     let deploy = Deploy::new().await;
     let ada = Person::unverified(&deploy.web().await).await;
@@ -113,7 +114,7 @@ async fn a_mail_is_given_to_no_server_that_cannot_be_verified_and_is_tried_again
         (&authority, format!("smtps://user:{SECRET}@{without_tls}"), "corrupt message"),
         (&authority, format!("smtp://user:{SECRET}@{without_tls}?tls=required"), "STARTTLS is not supported"),
     ];
-    // At once, and not after a backoff that doubles.
+    // Retry at once instead of after the backoff.
     let again = async || sqlx::query("UPDATE jobs SET run_at = now()").execute(&mut deploy.database().await).await.unwrap();
     for (number, (file, url, reason)) in (0..).zip(cases) {
         again().await;
@@ -131,15 +132,15 @@ async fn a_mail_is_given_to_no_server_that_cannot_be_verified_and_is_tried_again
 }
 
 #[tokio::test]
-async fn traces_go_to_a_collector_over_tls_that_a_private_authority_has_vouched_for_and_to_no_other() {
+async fn traces_go_only_to_verified_collectors() {
     let (authority, collector) = (Authority::new(), Collector::start().await);
     let port = authority.before(collector.url.replace("http://", ""), false).await;
     let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", format!("https://localhost:{port}"));
     let deploy = deploy.with("OTEL_BSP_SCHEDULE_DELAY", 100);
     let mut stranger = deploy.web().await;
     stranger.get("/verify").await;
-    assert_eq!(stranger.process.terminate().await, Some(0), "what is not taken holds up nothing");
-    assert!(collector.spans().is_empty(), "nobody has vouched for it");
+    assert_eq!(stranger.process.terminate().await, Some(0), "rejected traces do not delay the exit");
+    assert!(collector.spans().is_empty(), "the authority is not trusted");
 
     let web = deploy.with("SSL_CERT_FILE", authority.file()).web().await;
     web.get("/verify").await;

@@ -1,4 +1,4 @@
-//! Many connections and half-sent requests at a time, most of them from one address.
+//! Many concurrent connections and half-sent requests, most of them from one address.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -9,18 +9,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::person::{Person, problem};
-use crate::support::{Deploy, PATIENCE, eventually, free_port};
+use crate::support::{Deploy, EVENT_TIMEOUT, eventually, free_port};
 
 const HALF_A_BODY: &str = "POST /api/v1/session HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
 
-/// A connection that comes from another address of this machine.
+/// Connects from another address of this machine.
 async fn connect_from(last: u8, port: u16) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
     socket.connect(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap()
 }
 
-/// Whether `/livez` answers an address within a second.
+/// Whether `/livez` answers a client at this address within a second.
 async fn is_live(last: u8, port: u16) -> bool {
     let asking = async {
         let mut client = connect_from(last, port).await;
@@ -32,7 +32,7 @@ async fn is_live(last: u8, port: u16) -> bool {
     tokio::time::timeout(Duration::from_secs(1), asking).await.is_ok_and(|answer| answer.unwrap_or(false))
 }
 
-/// All that comes until the connection ends, or the end of a problem.
+/// Reads until the connection ends or a problem is complete.
 async fn answer(client: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let reading = async {
@@ -44,7 +44,7 @@ async fn answer(client: &mut TcpStream) -> String {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, reading).await.expect("an answer");
+    tokio::time::timeout(EVENT_TIMEOUT, reading).await.expect("an answer");
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -56,12 +56,12 @@ fn slug(answer: &str) -> String {
 }
 
 #[tokio::test]
-async fn half_sent_bodies_take_no_place_from_others() {
+async fn half_sent_bodies_block_no_other_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
     let mut slow = Vec::new();
-    // More than there are places for work. Those of one address have a limit of their own.
+    // More than the limit of concurrent requests. They come from several addresses, because each has its own limit.
     for number in 0..560 {
         let mut client = connect_from(u8::try_from(2 + number % 20).unwrap(), web.port()).await;
         client.write_all(HALF_A_BODY.as_bytes()).await.unwrap();
@@ -70,15 +70,15 @@ async fn half_sent_bodies_take_no_place_from_others() {
     let sent = Instant::now();
     for _ in 0..20 {
         assert_eq!(ada.get("/session").await.status(), 200);
-        assert_eq!(ada.forget().await.status(), 202);
+        assert_eq!(ada.request_reset().await.status(), 202);
     }
-    assert!(sent.elapsed() < Duration::from_secs(3), "the bodies are all still waited for: {:?}", sent.elapsed());
+    assert!(sent.elapsed() < Duration::from_secs(3), "the bodies must still be pending: {:?}", sent.elapsed());
     let answers = join_all(slow.iter_mut().map(answer)).await;
     assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 408") && slug(answer) == "slow-body"), "{:#?}", answers[0]);
 }
 
 #[tokio::test]
-async fn body_that_stalls_is_408_after_three_seconds() {
+async fn stalled_body_is_408_after_three_seconds() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let mut stalled = TcpStream::connect(("127.0.0.1", web.port())).await.unwrap();
@@ -91,7 +91,7 @@ async fn body_that_stalls_is_408_after_three_seconds() {
 }
 
 #[tokio::test]
-async fn one_address_sends_sixty_four_bodies_at_a_time() {
+async fn address_may_send_sixty_four_concurrent_bodies() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let mut slow = Vec::new();
@@ -108,32 +108,32 @@ async fn one_address_sends_sixty_four_bodies_at_a_time() {
     problem(other.log_in().await, 401, "wrong-credentials").await;
 }
 
-/// Opens so many idle connections from one address, and looks whether that and another are still answered.
+/// Opens this many idle connections from one address, and checks that this and another address are still answered.
 async fn crowd(port: u16, connections: u32) {
     let mut idle = Vec::new();
     for _ in 0..connections {
         idle.push(connect_from(2, port).await);
     }
-    // The last of them may still wait to be accepted.
+    // The last connections may not be accepted yet.
     eventually("an answer", async || (is_live(2, port).await && is_live(3, port).await).then_some(())).await;
     for _ in 0..5 {
-        assert!(is_live(2, port).await && is_live(3, port).await, "{connections} idle connections, and no answer");
+        assert!(is_live(2, port).await && is_live(3, port).await, "no response with {connections} idle connections");
     }
 }
 
 #[tokio::test]
-async fn idle_connections_make_room_for_others() {
+async fn new_clients_replace_idle_connections() {
     let deploy = Deploy::new().await.with("TRUSTED_PROXIES", 1);
     let web = deploy.web().await;
     crowd(web.port(), 4_120).await;
 }
 
 #[tokio::test]
-async fn idle_connections_of_one_address_make_room_for_its_own() {
+async fn crowded_address_loses_only_its_own_connections() {
     let metrics = free_port();
     let web = Deploy::new().await.with("METRICS_PORT", metrics).web().await;
     crowd(metrics, 1_100).await;
-    // Another address is not asked to make room. It has sent a request before, so that its connection may rest.
+    // A connection of another address stays open. It has sent a request before, so it may be idle.
     let mut other = connect_from(200, web.port()).await;
     for pressure in [true, false] {
         other.write_all(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
@@ -145,8 +145,8 @@ async fn idle_connections_of_one_address_make_room_for_its_own() {
 }
 
 #[tokio::test]
-async fn passwords_are_hashed_no_more_at_a_time_than_configured() {
-    // In KiB, a first log-in and twenty-four more at once.
+async fn hash_concurrency_limits_parallel_hashing() {
+    // Peak memory in KiB after one log-in, and after twenty-four concurrent ones.
     let peaks = async |at_a_time: u32| {
         let web = Deploy::new().await.with("HASH_CONCURRENCY", at_a_time).web().await;
         let peak = || {
@@ -161,16 +161,16 @@ async fn passwords_are_hashed_no_more_at_a_time_than_configured() {
         (before, peak())
     };
     let ((one_before, one), (_, eight)) = (peaks(1).await, peaks(8).await);
-    // Each works on 19 MiB.
+    // Each hash needs 19 MiB.
     assert!(one < one_before + 19 * 1024, "{one_before} KiB before, {one} KiB after");
     assert!(eight > one + 3 * 19 * 1024, "one at a time takes {one} KiB, eight take {eight} KiB");
 }
 
 #[tokio::test]
-async fn stream_is_not_idle_under_pressure() {
+async fn sending_client_does_not_count_as_idle() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
-    // Its body is still coming when the address has more connections than it may.
+    // Its body is still incomplete when the address exceeds its limit of connections.
     let mut sending = connect_from(2, web.port()).await;
     let body = r#"{"email":"ada@example.com","password":"a guess at a password"}"#;
     let head =
@@ -185,7 +185,7 @@ async fn stream_is_not_idle_under_pressure() {
     };
     let mut crowding = std::pin::pin!(crowding);
     let mut sent = 0;
-    // A byte a second is no stall, however long the crowd takes.
+    // A byte a second does not count as a stall.
     let _idle = loop {
         sending.write_all(&body.as_bytes()[sent..=sent]).await.unwrap();
         sent += 1;

@@ -1,4 +1,4 @@
-//! Failovers: another server takes over, and the old one is still there and answers.
+//! Failovers: another server takes over, while the old one still answers.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use crate::support::person::{Person, problem};
 use crate::support::redis::Redis;
 use crate::support::{Deploy, Process, Proxy, eventually, free_port};
 
-/// How soon all must be well when there is a primary again.
-const HEALED: Duration = Duration::from_secs(2);
+/// How soon every process must recover once there is a primary again.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(2);
 
-/// A `web`, and the two others with the addresses of their probes.
+/// A `web`, and a worker and a clock with the addresses of their probes.
 async fn formation(deploy: &Deploy) -> (Web, Vec<(String, Process)>) {
     let web = deploy.web().await;
     let mut others = Vec::new();
@@ -29,28 +29,29 @@ async fn formation(deploy: &Deploy) -> (Web, Vec<(String, Process)>) {
     (web, others)
 }
 
-/// Waits until a process says that it is ready, or not.
+/// Waits until `/readyz` of a process has this status.
 async fn until_ready(url: &str, status: u16) {
     let ready = async || reqwest::get(format!("{url}/readyz")).await.ok().filter(|answer| answer.status() == status).map(drop);
     eventually(&format!("{status} of {url}/readyz"), ready).await;
 }
 
-/// What a process complained of itself, and how often. The driver complains of each connection.
-fn complaints(process: &Process) -> BTreeMap<String, usize> {
-    let mut complaints = BTreeMap::new();
+/// The warnings and errors of a process, with their counts. Those of the driver are left out, because it logs one for each
+/// connection.
+fn warnings(process: &Process) -> BTreeMap<String, usize> {
+    let mut warnings = BTreeMap::new();
     let ours = |line: &Value| line["target"].as_str().is_some_and(|target| target.starts_with("app"));
     for line in process.log().iter().filter(|line| ours(line) && (line["level"] == "WARN" || line["level"] == "ERROR")) {
-        *complaints.entry(line["message"].to_string()).or_default() += 1;
+        *warnings.entry(line["message"].to_string()).or_default() += 1;
     }
-    complaints
+    warnings
 }
 
 #[tokio::test]
-async fn postgres_turns_read_only_and_back() {
+async fn processes_recover_from_read_only_postgres() {
     let deploy = Deploy::new().await;
     let (web, others) = formation(&deploy).await;
     let ada = Person::unverified(&web).await;
-    // What a failover looks like whose old primary stays reachable as a standby.
+    // As in a failover whose old primary stays reachable as a standby.
     let mut server = PgConnection::connect(&deploy.environment["DATABASE_URL"]).await.unwrap();
     server.execute("SET default_transaction_read_only = off").await.unwrap();
     let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&mut server).await.unwrap();
@@ -72,7 +73,7 @@ async fn postgres_turns_read_only_and_back() {
         problem(Person::stranger(&web).sign_up().await, 503, "unavailable").await;
         problem(ada.log_in().await, 503, "unavailable").await;
     }
-    tokio::time::sleep(HEALED).await;
+    tokio::time::sleep(RECOVERY_LIMIT).await;
     set("RESET").await;
     let back = Instant::now();
     for url in [&web.url, &others[0].0, &others[1].0] {
@@ -81,22 +82,22 @@ async fn postgres_turns_read_only_and_back() {
     let grace = Person::stranger(&web);
     assert_eq!(grace.sign_up().await.status(), 202, "{:#?}", web.process.lines());
     assert_eq!(ada.log_in().await.status(), 200, "{:#?}", web.process.lines());
-    assert!(back.elapsed() < HEALED, "all is well only after {:?}", back.elapsed());
+    assert!(back.elapsed() < RECOVERY_LIMIT, "recovery took {:?}", back.elapsed());
     deploy.mail.to(&grace.email, "Did you sign up?").await;
     for (_, process) in &others {
-        let again: Vec<_> = complaints(process).into_iter().filter(|(_, count)| *count > 1).collect();
-        assert!(again.is_empty(), "each fact is logged once: {again:#?}");
+        let again: Vec<_> = warnings(process).into_iter().filter(|(_, count)| *count > 1).collect();
+        assert!(again.is_empty(), "each warning is logged once: {again:#?}");
     }
 }
 
 #[tokio::test]
-async fn redis_fails_over_and_its_old_master_lives_on() {
+async fn web_follows_redis_failover_despite_old_master() {
     let (Some(first), Some(second)) = (Redis::start().await, Redis::start().await) else { return };
     let proxy = Proxy::to(first.address.clone()).await;
     let deploy = Deploy::new().await.with("REDIS_URL", format!("redis://{}/0", proxy.address)).with("REDIS_POOL_SIZE", 4);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
-    // Every shared connection is warm.
+    // Open every connection of the pool.
     for _ in 0..8 {
         assert_eq!(ada.get("/session").await.status(), 200);
     }
@@ -108,12 +109,12 @@ async fn redis_fails_over_and_its_old_master_lives_on() {
     assert!(answers.iter().all(|answer| answer.status() == 200), "{answers:#?}");
     assert_eq!(ada.log_in().await.status(), 200);
     until_ready(&web.url, 200).await;
-    assert!(turned.elapsed() < HEALED, "all is well only after {:?}", turned.elapsed());
-    assert!(first.ask::<String>(&["INFO", "replication"]).await.contains("role:slave"), "the old master lives on");
+    assert!(turned.elapsed() < RECOVERY_LIMIT, "recovery took {:?}", turned.elapsed());
+    assert!(first.ask::<String>(&["INFO", "replication"]).await.contains("role:slave"), "the old master still runs");
 }
 
 #[tokio::test]
-async fn redis_that_takes_no_writes_is_not_ready() {
+async fn web_is_unready_while_redis_rejects_writes() {
     let cluster = Redis::start_with(&["--cluster-enabled", "yes"]).await;
     let (Some(redis), Some(slotless)) = (Redis::start().await, cluster) else { return };
     let deploy = Deploy::new().await.with("REDIS_URL", redis.url());
@@ -131,31 +132,31 @@ async fn redis_that_takes_no_writes_is_not_ready() {
 }
 
 #[tokio::test]
-async fn redis_may_forbid_what_the_service_does_not_need() {
+async fn redis_may_forbid_unneeded_commands() {
     let Some(redis) = Redis::start().await else { return };
     redis.ask::<()>(&["ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-info", "-config", "-client"]).await;
     let deploy = Deploy::new().await.with("REDIS_URL", format!("redis://app:secret@{}/0", redis.address));
     let web = deploy.web().await;
     Person::unverified(&web).await;
     let doctor = deploy.admin(&["doctor", "--json"]).await;
-    let told = String::from_utf8(doctor.stdout).unwrap();
-    assert!(told.lines().any(|line| line.contains("\"check\":\"redis\"") && line.contains("\"ok\":true")), "{told}");
+    let printed = String::from_utf8(doctor.stdout).unwrap();
+    assert!(printed.lines().any(|line| line.contains("\"check\":\"redis\"") && line.contains("\"ok\":true")), "{printed}");
 }
 
 #[tokio::test]
-async fn idle_web_is_ready_a_second_after_redis_returns() {
+async fn idle_web_recovers_right_after_redis() {
     let Some(mut redis) = Redis::start().await else { return };
     let deploy = Deploy::new().await.with("REDIS_URL", redis.url()).with("REDIS_POOL_SIZE", 16);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
-    // Sixteen connections that the kill breaks all at once.
+    // Open sixteen connections, which the kill breaks all at once.
     join_all((0..64).map(|_| ada.get("/session"))).await;
     for _ in 0..3 {
         redis.kill().await;
         redis.start_again().await;
         let back = Instant::now();
         until_ready(&web.url, 200).await;
-        // A look that began before may have said yes: two more must, too.
+        // A check that began before the kill may have succeeded, so two more must succeed, too.
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(50)).await;
             let ready = web.get("/readyz").await.status() == 200;

@@ -1,4 +1,4 @@
-//! A table that somebody keeps locked: what needs it fails in good time, and all the rest goes on.
+//! A locked table: requests that need it time out, and all others are answered.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
 
-/// The requests' time, which the limits of single statements follow: `admin migrate` sets them.
+/// The requests' timeout. `admin migrate` derives the limits of statements from it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[tokio::test]
-async fn locked_table_gives_its_connections_back() {
+async fn locked_table_exhausts_no_connection_pool() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", format!("{}s", REQUEST_TIMEOUT.as_secs()));
     assert!(deploy.admin(&["migrate"]).await.status.success());
     let web = deploy.web().await;
@@ -22,16 +22,16 @@ async fn locked_table_gives_its_connections_back() {
     let mut lock = database.begin().await.unwrap();
     lock.execute("SET LOCAL idle_in_transaction_session_timeout = 0; LOCK TABLE audit_events").await.unwrap();
     let started = Instant::now();
-    // More than there are connections.
+    // More requests than connections.
     let guesses = join_all((0..12).map(|_| async {
         let guess = json!({ "email": ada.email, "password": "a guess at a password" });
-        // The last ones have waited for a connection, and have no time left to wait for the lock.
+        // The last requests have waited for a connection, and have no time left to wait for the lock.
         assert_eq!(Person::stranger(&web).post("/session", guess).await.status(), 503);
     }));
     let others = async {
         deploy.waits_for_a_lock().await;
-        web.process.logged("the first that was given up", |line| line["status"] == 503).await;
-        // The lock is still there, and what needs no locked table is answered.
+        web.process.logged("the first timeout", |line| line["status"] == 503).await;
+        // The lock is still held, and requests that do not need the table are answered.
         eventually("an answer", async || (ada.get("/session").await.status() == 200).then_some(())).await;
     };
     tokio::join!(guesses, others);
@@ -45,9 +45,9 @@ async fn locked_table_gives_its_connections_back() {
 }
 
 #[tokio::test]
-async fn transaction_limits_itself_without_the_roles_defaults() {
+async fn transactions_set_their_own_time_limits() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", format!("{}s", REQUEST_TIMEOUT.as_secs()));
-    // As behind a pooler that hands out sessions of its own.
+    // As behind a pooler, whose sessions lack the role's settings.
     let mut database = deploy.database().await;
     let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&mut database).await.unwrap();
     database.execute(AssertSqlSafe(format!("ALTER ROLE CURRENT_USER IN DATABASE {name} RESET ALL"))).await.unwrap();
@@ -55,7 +55,7 @@ async fn transaction_limits_itself_without_the_roles_defaults() {
     let mut database = deploy.database().await;
     let mut lock = database.begin().await.unwrap();
     lock.execute("LOCK TABLE accounts IN SHARE MODE").await.unwrap();
-    // A sign-up writes two tables, so it is a transaction. What it reads before is not locked.
+    // A sign-up writes two tables, so it is a transaction. Its reads do not conflict with the lock.
     let signing_up = Person::stranger(&web);
     let (answer, ()) = tokio::join!(signing_up.sign_up(), deploy.waits_for_a_lock());
     assert_eq!(answer.status(), 503);
@@ -65,11 +65,11 @@ async fn transaction_limits_itself_without_the_roles_defaults() {
 }
 
 #[tokio::test]
-async fn migration_gives_up_on_a_table_in_use() {
+async fn migration_times_out_on_a_locked_table() {
     let deploy = Deploy::unmigrated().await;
     assert!(deploy.admin(&["migrate"]).await.status.success());
     let mut database = deploy.database().await;
-    // As if the last migration were new, and a client held a table that it changes.
+    // As if the last migration were new, and a client locked a table that it changes.
     let last = "SELECT max(version) FROM _sqlx_migrations";
     let last: i64 = sqlx::query_scalar(last).fetch_one(&mut database).await.unwrap();
     sqlx::query("DELETE FROM _sqlx_migrations WHERE version = $1").bind(last).execute(&mut database).await.unwrap();
@@ -78,7 +78,7 @@ async fn migration_gives_up_on_a_table_in_use() {
     let started = Instant::now();
     let output = deploy.admin(&["migrate"]).await;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("lock timeout") && told.contains("run it again"), "{told}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(printed.contains("lock timeout") && printed.contains("run it again"), "{printed}");
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
 }

@@ -1,4 +1,4 @@
-//! Outages: processes that are restarted and killed under load, clients that are slow, resources that fail.
+//! Outages: processes that are restarted or killed under load, slow clients, and failing resources.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 #[path = "../support/mod.rs"]

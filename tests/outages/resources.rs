@@ -1,4 +1,4 @@
-//! Resources that hang, move and come back, and machines that can be written to nowhere.
+//! Resources that stop, hang or move, and machines with a read-only disk.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use sqlx::Connection;
 
 use crate::support::deploy::{Web, without_disk};
 use crate::support::person::{Person, problem};
-use crate::support::{Deploy, PATIENCE, Proxy, eventually, free_port};
+use crate::support::{Deploy, EVENT_TIMEOUT, Proxy, eventually, free_port};
 
 /// The deploy with a resource behind a proxy.
 async fn behind(deploy: Deploy, variable: &str) -> (Deploy, Proxy) {
@@ -16,13 +16,13 @@ async fn behind(deploy: Deploy, variable: &str) -> (Deploy, Proxy) {
     (deploy.with(variable, url), proxy)
 }
 
-/// Whether a process says at this address that it is ready.
+/// Whether the process at this address is ready.
 async fn is_ready(address: &str) -> bool {
     reqwest::get(format!("{address}/readyz")).await.is_ok_and(|answer| answer.status() == 200)
 }
 
-/// Takes a resource away from a deploy, for ten seconds if it must be brought back, and looks at what each process makes of it.
-async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
+/// Breaks the connections to a resource, for ten seconds if `heal` is given, and checks that every process recovers.
+async fn break_resource(variable: &str, fault: fn(&Proxy), heal: Option<fn(&Proxy)>) {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "4s").with("JOB_LEASE", "10s");
     let (deploy, proxy) = behind(deploy, variable).await;
     let web = deploy.web().await;
@@ -31,7 +31,7 @@ async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
     for program in ["worker", "clock"] {
         let port = free_port();
         others.push(deploy.clone_with("METRICS_PORT", port).start(program));
-        // The clock has no use for Redis.
+        // The clock does not use Redis.
         if program == "worker" || variable == "DATABASE_URL" {
             addresses.push(format!("http://127.0.0.1:{port}"));
         }
@@ -41,19 +41,19 @@ async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
     }
     let ada = Person::unverified(&web).await;
 
-    strike(&proxy);
-    let struck = Instant::now();
+    fault(&proxy);
+    let broken_at = Instant::now();
     if let Some(heal) = heal {
         problem(ada.get("/session").await, 503, "unavailable").await;
-        assert!(struck.elapsed() < Duration::from_secs(6), "{variable}: 503 only after {:?}", struck.elapsed());
+        assert!(broken_at.elapsed() < Duration::from_secs(6), "{variable}: 503 only after {:?}", broken_at.elapsed());
         assert_eq!(web.get("/livez").await.status(), 200);
         for address in &addresses {
             eventually("no readiness", async || (!is_ready(address).await).then_some(())).await;
         }
-        tokio::time::sleep(Duration::from_secs(10).saturating_sub(struck.elapsed())).await;
+        tokio::time::sleep(Duration::from_secs(10).saturating_sub(broken_at.elapsed())).await;
         heal(&proxy);
     } else {
-        // So that every process has looked.
+        // Every process checks its resources within a second.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let healed = Instant::now();
@@ -63,7 +63,7 @@ async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+        if tokio::time::timeout(EVENT_TIMEOUT, ready).await.is_err() {
             let log = if number == 0 { web.process.lines() } else { others[number - 1].lines() };
             panic!("{variable}: {address} is not ready: {log:#?}");
         }
@@ -72,8 +72,8 @@ async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
         assert!(took < Duration::from_secs(2), "{variable}: {address} is ready only after {took:?}: {:#?}", log());
     }
     for process in &others {
-        let told = process.lines().iter().filter(|line| line.contains("nothing for more than")).count();
-        assert!(told <= 1, "a stall is told once: {:#?}", process.lines());
+        let count = process.lines().iter().filter(|line| line.contains("nothing for more than")).count();
+        assert!(count <= 1, "a stall is logged once: {:#?}", process.lines());
     }
     eventually("the session", async || (ada.get("/session").await.status() == 200).then_some(())).await;
     let grace = Person::stranger(&web);
@@ -83,52 +83,52 @@ async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
 
 #[tokio::test]
 async fn postgres_stops_for_ten_seconds() {
-    strike("DATABASE_URL", Proxy::cut, Some(Proxy::heal)).await;
+    break_resource("DATABASE_URL", Proxy::cut, Some(Proxy::heal)).await;
 }
 
 #[tokio::test]
 async fn postgres_hangs_for_ten_seconds() {
-    strike("DATABASE_URL", Proxy::stall, Some(Proxy::heal)).await;
+    break_resource("DATABASE_URL", Proxy::stall, Some(Proxy::heal)).await;
 }
 
 #[tokio::test]
-async fn postgres_moves_to_another_machine_while_it_hangs() {
-    strike("DATABASE_URL", Proxy::stall, Some(Proxy::fail_over)).await;
+async fn hanging_postgres_moves_to_another_machine() {
+    break_resource("DATABASE_URL", Proxy::stall, Some(Proxy::fail_over)).await;
 }
 
 #[tokio::test]
 async fn postgres_moves_to_another_machine() {
-    strike("DATABASE_URL", Proxy::fail_over, None).await;
+    break_resource("DATABASE_URL", Proxy::fail_over, None).await;
 }
 
 #[tokio::test]
 async fn redis_stops_for_ten_seconds() {
-    strike("REDIS_URL", Proxy::cut, Some(Proxy::heal)).await;
+    break_resource("REDIS_URL", Proxy::cut, Some(Proxy::heal)).await;
 }
 
 #[tokio::test]
 async fn redis_hangs_for_ten_seconds() {
-    strike("REDIS_URL", Proxy::stall, Some(Proxy::heal)).await;
+    break_resource("REDIS_URL", Proxy::stall, Some(Proxy::heal)).await;
 }
 
 #[tokio::test]
-async fn redis_moves_to_another_machine_while_it_hangs() {
-    strike("REDIS_URL", Proxy::stall, Some(Proxy::fail_over)).await;
+async fn hanging_redis_moves_to_another_machine() {
+    break_resource("REDIS_URL", Proxy::stall, Some(Proxy::fail_over)).await;
 }
 
 #[tokio::test]
 async fn redis_moves_to_another_machine() {
-    strike("REDIS_URL", Proxy::fail_over, None).await;
+    break_resource("REDIS_URL", Proxy::fail_over, None).await;
 }
 
 #[tokio::test]
-async fn a_connection_that_is_cut_in_mid_reply_poisons_no_pool() {
+async fn broken_connections_never_return_to_the_pool() {
     for variable in ["DATABASE_URL", "REDIS_URL"] {
         let (deploy, proxy) = behind(Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000), variable).await;
         let web = deploy.web().await;
         let ada = Person::unverified(&web).await;
         for _ in 0..10 {
-            // Requests are under way when the connections break.
+            // Requests are running when the connections break.
             let asking = futures_util::future::join_all((0..20).map(|_| ada.get("/session")));
             let breaking = async {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -149,7 +149,7 @@ async fn a_connection_that_is_cut_in_mid_reply_poisons_no_pool() {
 }
 
 #[tokio::test]
-async fn a_web_without_its_database_listens_lives_and_says_once_why_it_is_not_ready() {
+async fn web_without_postgres_is_live_but_unready() {
     let deploy = Deploy::new().await.with("DATABASE_URL", "postgres://nobody:secret@127.0.0.1:1/none");
     let web = deploy.web_unready().await;
     assert_eq!(web.get("/livez").await.status(), 200);
@@ -163,8 +163,9 @@ async fn a_web_without_its_database_listens_lives_and_says_once_why_it_is_not_re
     assert_eq!(web.process.lines().iter().filter(|line| line.contains("not ready")).count(), 1, "{:#?}", web.process.lines());
 }
 
+/// They have neither `TMPDIR` nor `HOME`.
 #[tokio::test]
-async fn on_a_disk_that_cannot_be_written_without_tmp_and_home_all_four_programs_work() {
+async fn programs_work_on_a_read_only_disk() {
     if !without_disk() {
         return;
     }

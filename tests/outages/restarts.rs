@@ -1,4 +1,4 @@
-//! Processes come and go under load, and clients do not notice.
+//! Processes restart under load, and no request fails.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::support::load::Load;
 use crate::support::person::Person;
 use crate::support::{Deploy, Process, free_port};
 
-/// Three processes at ports of their own, and somebody's cookie.
-async fn three(deploy: Deploy) -> (Vec<Deploy>, Vec<Process>, Vec<u16>, String) {
+/// Three web processes with their ports, and the cookie of a session.
+async fn three_webs(deploy: Deploy) -> (Vec<Deploy>, Vec<Process>, Vec<u16>, String) {
     let first = deploy.web().await;
     let cookie = Person::stranger(&first).cookie().await;
     let ports: Vec<_> = (0..3).map(|_| free_port()).collect();
@@ -29,12 +29,12 @@ async fn up(deploy: &Deploy) -> Process {
 }
 
 #[tokio::test]
-async fn ten_rolling_restarts_under_load_fail_no_request() {
+async fn rolling_restarts_fail_no_request() {
     if !has("haproxy") {
         return;
     }
     let deploy = Deploy::new().await.with("DRAIN_DELAY", "1s").with("RATE_LIMIT_REQUESTS", 10_000_000);
-    let (deploys, mut webs, ports, cookie) = three(deploy).await;
+    let (deploys, mut webs, ports, cookie) = three_webs(deploy).await;
     let balancer = Balancer::before(&ports).await;
     let load = Load::start(200, &balancer.url, &cookie);
     let mut unready = Vec::new();
@@ -47,17 +47,17 @@ async fn ten_rolling_restarts_under_load_fail_no_request() {
         }
     }
     let (answered, failures) = load.stop().await;
-    assert!(answered > 1_000, "too little load to tell: {answered}");
+    assert!(answered > 1_000, "too little load: {answered}");
     let some = &failures[..failures.len().min(5)];
-    assert!(failures.is_empty(), "{} of {answered} failed: {some:#?}; the webs said {unready:#?}", failures.len());
+    assert!(failures.is_empty(), "{} of {answered} failed: {some:#?}, with the webs' errors {unready:#?}", failures.len());
 }
 
 #[tokio::test]
-async fn a_process_that_is_killed_takes_only_its_requests_in_flight_with_it() {
+async fn killed_web_loses_only_requests_in_flight() {
     if !has("haproxy") {
         return;
     }
-    let (deploys, mut webs, ports, cookie) = three(Deploy::new().await.with("RATE_LIMIT_REQUESTS", 10_000_000)).await;
+    let (deploys, mut webs, ports, cookie) = three_webs(Deploy::new().await.with("RATE_LIMIT_REQUESTS", 10_000_000)).await;
     let balancer = Balancer::before(&ports).await;
     let load = Load::start(50, &balancer.url, &cookie);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -65,18 +65,18 @@ async fn a_process_that_is_killed_takes_only_its_requests_in_flight_with_it() {
     webs[1].exit().await;
     balancer.until(1, "DOWN").await;
     let (_, failures) = load.stop().await;
-    // What was on its way, and what the balancer sent there before it looked again.
+    // The requests in flight, and those that the balancer sent before its next check.
     assert!(failures.len() <= 50, "{}: {:#?}", failures.len(), &failures[..3]);
     let load = Load::start(50, &balancer.url, &cookie);
     tokio::time::sleep(Duration::from_secs(1)).await;
     webs[1] = up(&deploys[1]).await;
     balancer.until(1, "UP").await;
     let (answered, failures) = load.stop().await;
-    assert!(failures.is_empty() && answered > 50, "the session lives, at two processes and at three: {answered} {failures:#?}");
+    assert!(failures.is_empty() && answered > 50, "requests failed while the process restarted: {answered} {failures:#?}");
 }
 
 #[tokio::test]
-async fn five_sigterms_are_one_drain() {
+async fn five_sigterms_start_one_drain() {
     let deploy = Deploy::new().await.with("DRAIN_DELAY", "1s");
     let web = deploy.web().await.process;
     let (worker, clock) = (deploy.start("worker"), deploy.start("clock"));
@@ -84,7 +84,7 @@ async fn five_sigterms_are_one_drain() {
     clock.says("is new").await;
     for mut process in [web, worker, clock] {
         for _ in 0..5 {
-            // The later ones may find it gone.
+            // The process may have exited before the later signals.
             let _ = nix::sys::signal::kill(process.pid(), Signal::SIGTERM);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -1,4 +1,4 @@
-//! A migration changes a column's type while the release before it serves.
+//! A migration changes a column's type while the previous release serves.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::support::person::Person;
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn column_changes_its_type_and_no_request_fails() {
+async fn column_type_change_fails_no_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let cookie = Person::stranger(&web).cookie().await;
@@ -18,7 +18,7 @@ async fn column_changes_its_type_and_no_request_fails() {
     let mut database = deploy.database().await;
     let mut signed_up = Vec::new();
     for kind in ["varchar(300)", "text", "varchar(300)", "text"] {
-        // Every connection has its statements prepared.
+        // Every connection prepares its statements.
         for _ in 0..8 {
             let grace = Person::stranger(&web);
             assert_eq!(grace.sign_up().await.status(), 202);
@@ -34,9 +34,9 @@ async fn column_changes_its_type_and_no_request_fails() {
     assert_eq!(last.sign_up().await.status(), 202);
     assert_eq!(last.log_in().await.status(), 200);
     let (answered, failures) = load.stop().await;
-    assert!(answered > 50, "too little load to tell: {answered}");
+    assert!(answered > 50, "too little load: {answered}");
     assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?} {:#?}", failures.len(), web.process.lines());
-    // What a worker had prepared costs an attempt at most.
+    // A worker's outdated statement costs a job at most one attempt.
     for email in &signed_up {
         deploy.mail.to(email, "Did you sign up?").await;
     }

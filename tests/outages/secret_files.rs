@@ -1,4 +1,4 @@
-//! Secrets that stand in files and change while the processes run.
+//! Secrets in files that change while the processes run.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::support::mail::Sink;
 use crate::support::person::Person;
 use crate::support::{Deploy, Proxy, eventually};
 
-/// A file that holds a secret, as Docker and Kubernetes mount one.
+/// A file with a secret, as Docker and Kubernetes mount it.
 struct Secret(PathBuf);
 
 impl Secret {
@@ -40,7 +40,7 @@ fn with_password(url: &str, user: &str, password: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_password_of_postgres_changes_under_load_and_no_request_fails() {
+async fn postgres_password_change_fails_no_request() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let role = format!("role_{}", Uuid::new_v4().simple());
     let mut database = deploy.database().await;
@@ -54,16 +54,16 @@ async fn a_password_of_postgres_changes_under_load_and_no_request_fails() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     set(format!("ALTER ROLE {role} PASSWORD 'two'")).await;
     let changed: String = sqlx::query_scalar("SELECT now()::text").fetch_one(&mut deploy.database().await).await.unwrap();
-    // Many more, for whom there are no connections yet.
+    // More clients than there are open connections.
     let load = Load::start(40, &web.url, &cookie);
     tokio::time::sleep(Duration::from_millis(500)).await;
-    // First half of it, as a careless program writes.
+    // An incomplete URL first, as from a program that does not write atomically.
     file.write("postgres://");
     tokio::time::sleep(Duration::from_millis(500)).await;
     file.write(&with_password(&url, &role, "two"));
     web.process.says("DATABASE_URL has changed, and new connections use it").await;
     let old = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}' AND backend_start < '{changed}'");
-    eventually("the old connections are let go", async || {
+    eventually("the old connections are closed", async || {
         let count = sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(old.clone())).fetch_one(&mut deploy.database().await).await.unwrap();
         (count == 0).then_some(())
     })
@@ -72,7 +72,7 @@ async fn a_password_of_postgres_changes_under_load_and_no_request_fails() {
     assert!(failures.is_empty() && answered > 40, "{answered} {failures:#?}");
     assert!(first.stop().await.1.is_empty());
 
-    // Every connection must be made anew, and can be.
+    // Every connection is replaced.
     set(format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")).await;
     let client = reqwest::Client::new();
     eventually("an answer", async || {
@@ -86,7 +86,7 @@ async fn a_password_of_postgres_changes_under_load_and_no_request_fails() {
 }
 
 #[tokio::test]
-async fn a_file_that_runs_ahead_of_the_resource_changes_nothing_until_it_works() {
+async fn bad_secret_file_keeps_old_connections() {
     let deploy = Deploy::new().await;
     let role = format!("role_{}", Uuid::new_v4().simple());
     let mut database = deploy.database().await;
@@ -108,7 +108,7 @@ async fn a_file_that_runs_ahead_of_the_resource_changes_nothing_until_it_works()
 }
 
 #[tokio::test]
-async fn another_redis_and_another_mail_server_are_used_without_a_restart() {
+async fn redis_and_smtp_change_without_a_restart() {
     let deploy = Deploy::new().await;
     let (redis, smtp) = (Secret::new(&deploy.environment["REDIS_URL"]), Secret::new(&deploy.environment["SMTP_URL"]));
     let deploy = deploy.without("REDIS_URL").without("SMTP_URL");
@@ -118,7 +118,7 @@ async fn another_redis_and_another_mail_server_are_used_without_a_restart() {
     let other = Deploy::new().await;
     redis.write(&other.environment["REDIS_URL"]);
     web.process.says("REDIS_URL has changed").await;
-    assert_eq!(ada.get("/session").await.status(), 401, "the other Redis knows no such session");
+    assert_eq!(ada.get("/session").await.status(), 401, "the other Redis does not have the session");
     assert_eq!(ada.log_in().await.status(), 200);
     let sink = Sink::start().await;
     smtp.write(&sink.smtp_url);
@@ -128,7 +128,7 @@ async fn another_redis_and_another_mail_server_are_used_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_new_address_where_nobody_answers_keeps_nobody_from_the_next_one_nor_a_drain() {
+async fn silent_server_blocks_no_change_or_drain() {
     let deploy = Deploy::new().await;
     let url = deploy.environment["DATABASE_URL"].clone();
     let nobody = Proxy::to(deploy.address_of("DATABASE_URL")).await;
@@ -143,8 +143,12 @@ async fn a_new_address_where_nobody_answers_keeps_nobody_from_the_next_one_nor_a
     web.process.says("DATABASE_URL has changed, and new connections use it").await;
     let before = nobody.connections();
     file.write(&silent);
-    eventually("the look at it", async || (nobody.connections() > before).then_some(())).await;
+    eventually("an attempt to connect", async || (nobody.connections() > before).then_some(())).await;
     let started = Instant::now();
     assert_eq!(web.process.terminate().await, Some(0), "{:#?}", web.process.lines());
-    assert!(started.elapsed() < Duration::from_secs(3), "it gives up the look, which takes five: {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "the exit must not wait for the attempt, which takes five seconds: {:?}",
+        started.elapsed()
+    );
 }

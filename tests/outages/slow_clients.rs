@@ -1,4 +1,4 @@
-//! Clients that are slow, many, or gone.
+//! Clients that are slow, and drains, connections and file descriptors with them.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::support::deploy::Web;
 use crate::support::person::Person;
 use crate::support::process::programs;
-use crate::support::{Deploy, PATIENCE, Process, eventually, free_port};
+use crate::support::{Deploy, EVENT_TIMEOUT, Process, eventually, free_port};
 
 async fn connect(web: &Web) -> TcpStream {
     TcpStream::connect(("127.0.0.1", web.port())).await.unwrap()
@@ -21,8 +21,8 @@ fn resident_kb(web: &Web) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Asks for a list of four megabytes and reads nothing of it.
-async fn a_client_that_does_not_read(deploy: &Deploy, web: &Web) -> TcpStream {
+/// Requests a list of four megabytes and reads nothing of it.
+async fn client_that_does_not_read(deploy: &Deploy, web: &Web) -> TcpStream {
     let cookie = Person::stranger(web).cookie().await;
     let fill = "INSERT INTO api_tokens (id, token_hash, account_id, name, scopes, expires_at)
         SELECT gen_random_uuid(), n::text::bytea, id, repeat('\u{1f514}', 10000), '{}', now() + interval '1 day' FROM accounts, generate_series(1, 100) AS n";
@@ -37,55 +37,55 @@ async fn a_client_that_does_not_read(deploy: &Deploy, web: &Web) -> TcpStream {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_read_is_cut_off_at_the_end_of_the_drain_and_counted() {
+async fn unread_response_is_aborted_by_drain_timeout() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut web = deploy.web().await;
-    let _client = a_client_that_does_not_read(&deploy, &web).await;
+    let _client = client_that_does_not_read(&deploy, &web).await;
     let started = Instant::now();
     assert_eq!(web.process.terminate().await, Some(1), "{:#?}", web.process.lines());
-    assert!(started.elapsed() >= Duration::from_secs(1), "it must have had its time");
+    assert!(started.elapsed() >= Duration::from_secs(1), "the drain must last until its timeout");
     assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
 }
 
 #[tokio::test]
-async fn an_answer_that_is_read_slowly_is_finished_in_the_drain() {
+async fn slowly_read_response_finishes_during_drain() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
-    let mut client = a_client_that_does_not_read(&deploy, &web).await;
+    let mut client = client_that_does_not_read(&deploy, &web).await;
     web.process.signal(Signal::SIGTERM);
     web.process.says("draining").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut answer = Vec::new();
-    tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer)).await.unwrap().unwrap();
+    tokio::time::timeout(EVENT_TIMEOUT, client.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert!(answer.len() > 4_000_000 && answer.ends_with(b"}"), "{}", answer.len());
     assert_eq!(web.process.exit().await.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_its_answer_is_let_go_after_a_minute() {
+async fn client_that_never_reads_is_disconnected() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "info,app=debug");
     let web = deploy.web().await;
-    let _client = a_client_that_does_not_read(&deploy, &web).await;
-    // One whose answers are many and small, and lie in the process as it asks for more.
+    let _client = client_that_does_not_read(&deploy, &web).await;
+    // A client that sends many requests and reads none of the small responses.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut many = socket.connect(format!("127.0.0.1:{}", web.port()).parse().unwrap()).await.unwrap();
     while let Ok(sent) = tokio::time::timeout(Duration::from_secs(1), many.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")).await {
         sent.unwrap();
     }
-    let let_go = || web.process.lines().iter().filter(|line| line.contains("its client takes too long")).count();
+    let disconnected = || web.process.lines().iter().filter(|line| line.contains("its client takes too long")).count();
     tokio::time::sleep(Duration::from_secs(45)).await;
-    assert_eq!(let_go(), 0, "they must have had their time");
-    eventually("both are let go", async || (let_go() >= 2).then_some(())).await;
+    assert_eq!(disconnected(), 0, "the clients were disconnected too early");
+    eventually("both are disconnected", async || (disconnected() >= 2).then_some(())).await;
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_kept_longer_than_the_head_of_a_request_may_take() {
+async fn idle_connection_outlives_the_head_timeout() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (mut asked, mut refused) = (connect(&web).await, connect(&web).await);
     assert!(answer(&mut asked, "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.starts_with("HTTP/1.1 200"));
-    // The body of a request that is refused comes behind the answer.
+    // The client sends the body of a rejected request after the response.
     let head = "POST /api/v1/tokens HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1048577\r\n\r\n";
     assert!(answer(&mut refused, head).await.starts_with("HTTP/1.1 413"));
     refused.write_all(&vec![b' '; 1_048_577]).await.unwrap();
@@ -95,7 +95,7 @@ async fn an_idle_connection_is_kept_longer_than_the_head_of_a_request_may_take()
     }
 }
 
-/// What comes back first, which of a small answer is all.
+/// Sends a request, and returns the first part of the response. A small response has only one part.
 async fn answer(client: &mut TcpStream, request: &str) -> String {
     client.write_all(request.as_bytes()).await.unwrap();
     let mut answer = vec![0; 8192];
@@ -104,10 +104,10 @@ async fn answer(client: &mut TcpStream, request: &str) -> String {
 }
 
 #[tokio::test]
-async fn who_has_asked_before_the_listener_closes_is_answered() {
+async fn drain_answers_requests_already_sent() {
     let deploy = Deploy::new().await;
     let mut web = deploy.web().await;
-    // While it sleeps, they connect and ask; as it wakes, it finds them and the signal.
+    // The clients connect and send requests while the process is stopped. When it continues, it has a pending SIGTERM, too.
     web.process.signal(Signal::SIGSTOP);
     let mut clients = Vec::new();
     for _ in 0..100 {
@@ -125,8 +125,9 @@ async fn who_has_asked_before_the_listener_closes_is_answered() {
     assert_eq!(web.process.exit().await.code(), Some(0));
 }
 
+/// It is not counted as aborted, so the exit status is 0.
 #[tokio::test]
-async fn a_request_that_is_not_all_there_holds_a_drain_no_longer_than_its_limit_and_does_not_count() {
+async fn incomplete_request_does_not_extend_the_drain() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut web = deploy.web().await;
     let mut body = connect(&web).await;
@@ -135,7 +136,7 @@ async fn a_request_that_is_not_all_there_holds_a_drain_no_longer_than_its_limit_
         .unwrap();
     let mut head = connect(&web).await;
     head.write_all(b"GET /livez HTTP/1.1\r\nho").await.unwrap();
-    // Both have been read by the time that a third has its answer.
+    // Both have been read by the time a third client has its response.
     assert_eq!(web.get("/livez").await.status(), 200);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let started = Instant::now();
@@ -144,7 +145,7 @@ async fn a_request_that_is_not_all_there_holds_a_drain_no_longer_than_its_limit_
 }
 
 #[tokio::test]
-async fn a_request_in_chunks_that_is_worked_on_at_the_end_of_the_drain_counts() {
+async fn chunked_request_counts_at_drain_timeout() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut web = deploy.web().await;
     let cookie = Person::known(&deploy, &web).await.cookie().await;
@@ -165,7 +166,7 @@ async fn a_request_in_chunks_that_is_worked_on_at_the_end_of_the_drain_counts() 
 }
 
 #[tokio::test]
-async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() {
+async fn unfinished_requests_do_not_delay_others() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 1_000_000);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -181,7 +182,7 @@ async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() 
         client.write_all(part.as_bytes()).await.unwrap();
         slow.push(client);
     }
-    // A byte a second: half of them would do so for ever.
+    // A byte a second keeps such requests incomplete.
     let trickle = tokio::spawn(async move {
         loop {
             for client in &mut slow {
@@ -191,13 +192,13 @@ async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() 
         }
     });
     for _ in 0..50 {
-        let answer = tokio::time::timeout(Duration::from_secs(5), ada.get("/session")).await.expect("others are served");
+        let answer = tokio::time::timeout(Duration::from_secs(5), ada.get("/session")).await.expect("other clients are served");
         assert_eq!(answer.status(), 200);
     }
     let after = resident_kb(&web);
     assert!(after < before + 64 * 1024, "{before} kB before, {after} kB with 500 slow clients");
-    // A header may take ten seconds, a request too; then they are gone.
-    eventually("the slow ones are let go", async || {
+    // A head may take ten seconds, and so may a request. Then web closes the connections.
+    eventually("the slow clients are disconnected", async || {
         let files = std::fs::read_dir(format!("/proc/{}/fd", web.process.pid())).unwrap().count();
         (files < 100).then_some(())
     })
@@ -205,7 +206,7 @@ async fn five_hundred_clients_that_never_finish_their_requests_disturb_nobody() 
     trickle.abort();
 }
 
-async fn without_file_descriptors(program: &str) {
+async fn exhaust_file_descriptors(program: &str) {
     let port = free_port();
     let deploy = Deploy::new().await.with("DATABASE_POOL_SIZE", 2).with("RATE_LIMIT_REQUESTS", 1_000_000);
     let deploy = deploy.with(if program == "web" { "PORT" } else { "METRICS_PORT" }, port);
@@ -221,12 +222,12 @@ async fn without_file_descriptors(program: &str) {
     let cpu = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
         let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split_whitespace().filter_map(|field| field.parse().ok()).collect();
-        // After the name and the state: utime and stime are the eleventh and twelfth numbers.
+        // After the name and the state, utime and stime are the eleventh and twelfth numbers.
         fields[10] + fields[11]
     };
     let before = cpu();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(cpu() - before < 100, "it spins: {} ticks of 10 ms in two seconds", cpu() - before);
+    assert!(cpu() - before < 100, "a busy loop: {} ticks of 10 ms in two seconds", cpu() - before);
     drop(held);
     eventually("an answer", async || {
         let asking = reqwest::get(format!("http://127.0.0.1:{port}/readyz"));
@@ -238,17 +239,17 @@ async fn without_file_descriptors(program: &str) {
 }
 
 #[tokio::test]
-async fn without_file_descriptors_web_waits_says_so_once_and_recovers() {
-    without_file_descriptors("web").await;
+async fn web_recovers_from_exhausted_file_descriptors() {
+    exhaust_file_descriptors("web").await;
 }
 
 #[tokio::test]
-async fn without_file_descriptors_worker_and_clock_do_the_same() {
-    tokio::join!(without_file_descriptors("worker"), without_file_descriptors("clock"));
+async fn worker_and_clock_recover_from_exhausted_descriptors() {
+    tokio::join!(exhaust_file_descriptors("worker"), exhaust_file_descriptors("clock"));
 }
 
 #[tokio::test]
-async fn forty_log_ins_leave_no_memory_behind() {
+async fn log_ins_do_not_leak_memory() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -256,7 +257,7 @@ async fn forty_log_ins_leave_no_memory_behind() {
     for _ in 0..40 {
         assert_eq!(ada.log_in().await.status(), 200);
     }
-    // Each works on 19 MiB.
+    // Each hash needs 19 MiB.
     let after = resident_kb(&web);
     assert!(after < before + 32 * 1024, "{before} kB before, {after} kB after 40 log-ins");
 }

@@ -1,4 +1,4 @@
-//! What clients see while a resource is away: 503 in good time, never a false 401, and no restart afterwards.
+//! Responses while a resource is unavailable: 503 in time, never a false 401. No restart is needed afterwards.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::support::person::{Person, problem};
 use crate::support::{Deploy, Proxy, eventually};
 
 #[tokio::test]
-async fn redis_down_is_503_and_its_return_brings_the_sessions_back() {
+async fn redis_outage_is_503_and_keeps_sessions() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -20,7 +20,7 @@ async fn redis_down_is_503_and_its_return_brings_the_sessions_back() {
     problem(ada.log_in().await, 503, "unavailable").await;
     problem(Person::stranger(&web).get("/session").await, 401, "unauthenticated").await;
     problem(Person::stranger(&web).sign_up().await, 503, "unavailable").await;
-    assert_eq!(web.get("/version").await.status(), 200, "what needs no Redis still works");
+    assert_eq!(web.get("/version").await.status(), 200, "requests without Redis still work");
     let not_ready = eventually("not ready", async || Some(web.get("/readyz").await).filter(|answer| answer.status() == 503)).await;
     assert_eq!(not_ready.json::<Value>().await.unwrap()["failed"], serde_json::json!({ "redis": "unavailable" }));
     assert_eq!(web.get("/livez").await.status(), 200);
@@ -31,7 +31,7 @@ async fn redis_down_is_503_and_its_return_brings_the_sessions_back() {
 }
 
 #[tokio::test]
-async fn while_redis_says_nothing_many_who_need_no_session_are_answered() {
+async fn hanging_redis_delays_no_anonymous_request() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -39,11 +39,11 @@ async fn while_redis_says_nothing_many_who_need_no_session_are_answered() {
     proxy.stall();
     let strangers =
         futures_util::future::join_all((0..400).map(|_| async { Person::stranger(&web).get("/session").await.status().as_u16() }));
-    assert!(strangers.await.iter().all(|status| *status == 401), "their limit cannot be counted, and nobody waits for another's turn");
+    assert!(strangers.await.iter().all(|status| *status == 401), "anonymous requests pass without a limit");
 }
 
 #[tokio::test]
-async fn postgres_down_is_503_within_the_request_timeout_and_its_return_needs_no_restart() {
+async fn postgres_outage_is_503_within_request_timeout() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let url = deploy.through("DATABASE_URL", &proxy);
@@ -54,7 +54,7 @@ async fn postgres_down_is_503_within_the_request_timeout_and_its_return_needs_no
     let started = Instant::now();
     problem(ada.get("/session").await, 503, "unavailable").await;
     problem(Person::stranger(&web).sign_up().await, 503, "unavailable").await;
-    assert!(started.elapsed() < Duration::from_secs(20), "two requests, 10 s each at most");
+    assert!(started.elapsed() < Duration::from_secs(20), "two requests take at most 10 s each");
     let not_ready = eventually("not ready", async || Some(web.get("/readyz").await).filter(|answer| answer.status() == 503)).await;
     assert_eq!(not_ready.json::<Value>().await.unwrap()["failed"]["postgres"], "unavailable");
 
@@ -64,7 +64,7 @@ async fn postgres_down_is_503_within_the_request_timeout_and_its_return_needs_no
 }
 
 #[tokio::test]
-async fn a_request_that_takes_too_long_is_503() {
+async fn slow_request_times_out_with_503() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "2s");
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -77,16 +77,16 @@ async fn a_request_that_takes_too_long_is_503() {
 }
 
 #[tokio::test]
-async fn change_that_took_too_long_is_not_to_be_repeated() {
+async fn timed_out_change_suggests_no_retry() {
     let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "1s");
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let url = deploy.through("DATABASE_URL", &proxy);
     let web = deploy.with("DATABASE_URL", url).web().await;
     let ada = Person::unverified(&web).await;
-    // Longer than a request has for one round trip.
+    // One round trip takes longer than the request's timeout.
     proxy.delay(Duration::from_millis(600));
     let change = Person::stranger(&web).sign_up().await;
-    assert!(!change.headers().contains_key("retry-after"), "nobody knows whether it was done: {change:?}");
+    assert!(!change.headers().contains_key("retry-after"), "the change may have been made: {change:?}");
     problem(change, 503, "timed-out").await;
     let read = ada.get("/session").await;
     assert_eq!(read.headers()["retry-after"], "1");
@@ -94,7 +94,7 @@ async fn change_that_took_too_long_is_not_to_be_repeated() {
 }
 
 #[tokio::test]
-async fn mail_waits_for_a_mail_server_that_is_away() {
+async fn mail_waits_for_an_unavailable_server() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("SMTP_URL")).await;
     let url = deploy.through("SMTP_URL", &proxy);
@@ -109,21 +109,21 @@ async fn mail_waits_for_a_mail_server_that_is_away() {
 }
 
 #[tokio::test]
-async fn a_signed_in_read_costs_one_round_trip_to_redis_and_one_query() {
+async fn session_read_costs_one_roundtrip_and_query() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "info,sqlx::query=debug");
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
     let deploy = deploy.with("REDIS_URL", url);
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
-    // What the account may do is asked of Postgres each five seconds.
+    // web reads the account's status from Postgres every five seconds.
     assert_eq!(ada.get("/tokens").await.status(), 200);
     let before = proxy.sent().len();
     let read = ada.request(reqwest::Method::GET, "/tokens").header("x-request-id", "counted-read").send();
     assert_eq!(read.await.unwrap().status(), 200);
-    // The probes go on meanwhile.
+    // Probes also use Redis meanwhile.
     let pieces: Vec<_> = proxy.sent()[before..].iter().filter(|piece| !piece.contains("limit:probe")).cloned().collect();
-    assert_eq!(pieces.len(), 1, "session and limit are asked for together: {pieces:#?}");
+    assert_eq!(pieces.len(), 1, "session and limit share one round trip: {pieces:#?}");
     assert!(pieces[0].contains("GETEX") && pieces[0].contains("EVAL"), "{pieces:#?}");
 
     web.process.logged("the access line", |line| line["caller_request_id"] == "counted-read" && line["status"] == 200).await;

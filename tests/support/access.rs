@@ -1,8 +1,8 @@
-//! Who may do what: the rules that the built `admin` prints, and the engine that holds hand-written tables against a running `web`.
+//! Access rules: reads the rules that the built `admin` prints, and checks hand-written tables against a running `web`.
 //!
-//! A table has a line for each operation: its method, its path, and who may. The letters stand for the callers: n is nobody,
-//! t a token without the scope, s a token with every scope, u a user with a session, a an admin with one. A `-` is a refusal.
-//! A feature proves its own table; the accounts' is proved in `tests/factors/f15_authorization.rs`.
+//! A table has a line for each operation: its method, its path, and its callers. The letters stand for the callers: n is
+//! anonymous, t a token without the scope, s a token with every scope, u a user with a session, a an admin with one. A `-`
+//! means that the caller is rejected. Each feature tests its own table. `tests/factors/f15_authorization.rs` has the accounts'.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,7 +49,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// None for a text that is no line of a table.
+    /// Returns `None` for a text that is not a line of a table.
     pub fn parse(text: &str) -> Option<Self> {
         let words: Vec<_> = text.split_whitespace().collect();
         let [method, path, who @ ..] = words.as_slice() else { return None };
@@ -73,13 +73,13 @@ fn rows(table: &str) -> Vec<Row> {
 
 /// Things that belong to the owner.
 pub struct Things {
-    /// The id behind `{id}`, by the beginning of the path.
+    /// The id for `{id}`, by the beginning of the path.
     pub ids: Vec<(&'static str, String)>,
     /// Other texts that only the owner may read.
     pub texts: Vec<String>,
 }
 
-/// The people of a proof: Ada owns the things, the others ask for them.
+/// The people of a test: Ada owns the things, the others request them.
 struct Cast {
     ada: Person,
     eve: Person,
@@ -120,18 +120,18 @@ impl Cast {
             return row.path.clone();
         }
         let id = self.things.ids.iter().find(|(start, _)| row.path.starts_with(start));
-        row.path.replace("{id}", &id.unwrap_or_else(|| panic!("there is no thing for {}", row.path)).1)
+        row.path.replace("{id}", &id.unwrap_or_else(|| panic!("Ada has no thing for {}", row.path)).1)
     }
 }
 
-/// Makes a token, and gives its secret.
+/// Creates a token, and returns its secret.
 async fn token(person: &Person, scopes: &[&str]) -> String {
     let answer = person.post("/tokens", json!({ "name": "test", "scopes": scopes, "expires_in_days": 1 })).await;
     let made: Value = answer.json().await.expect("JSON");
     made["secret"].as_str().unwrap_or_else(|| panic!("no token with {scopes:?}: {made}")).to_owned()
 }
 
-/// Sends a request whose body changes nothing, since it is not valid. Gives the status and the name of the problem.
+/// Sends a request whose body is invalid, so that it changes nothing. Returns the status and the name of the problem.
 async fn ask(client: &Client, web: &Web, method: &Method, path: &str, token: Option<&str>) -> (u16, String) {
     let mut request = client.request(method.clone(), format!("{}{path}", web.url)).header("sec-fetch-site", "same-origin");
     if let Some(token) = token {
@@ -146,8 +146,8 @@ async fn ask(client: &Client, web: &Web, method: &Method, path: &str, token: Opt
     (status, slug.unwrap_or_default())
 }
 
-/// Proves a table: every caller asks for every operation, and may do what the table says and nothing else.
-/// `make` makes Ada's things, and is called again after each operation that may have deleted them.
+/// Checks a table: every caller requests every operation, and may do exactly what the table says.
+/// `make` creates Ada's things, and is called again after each operation that may have deleted them.
 pub async fn prove_table(table: &str, make: impl AsyncFn(&Deploy, &Person) -> Things) {
     let deploy = Deploy::new().await;
     let (web, rules) = (deploy.web().await, rules(&deploy).await);
@@ -160,12 +160,12 @@ pub async fn prove_table(table: &str, make: impl AsyncFn(&Deploy, &Person) -> Th
         let scope = rule.and_then(Rule::scope);
         if let Some((resource, kind)) = scope.and_then(|scope| scope.split_once(':')) {
             let expected = if method == Method::GET { "read" } else { "write" };
-            assert!(template.split('/').any(|part| part == resource) && kind == expected, "{method} {template} asks for {scope:?}");
+            assert!(template.split('/').any(|part| part == resource) && kind == expected, "{method} {template} needs {scope:?}");
         }
         let all_but = scope.map_or(other_kind, |scope| &cast.all_but[scope]);
         // The owner and the admin come last, because their requests take effect.
         let askers = [
-            ("n", "nobody", &nobody, None, (401, "unauthenticated")),
+            ("n", "an anonymous caller", &nobody, None, (401, "unauthenticated")),
             ("n", "a forged token", &nobody, Some("pat_forged"), (401, "unauthenticated")),
             ("t", "a token without the scope", &nobody, Some(&**other_kind), (403, "insufficient-scope")),
             ("t", "a token with every other scope", &nobody, Some(&**all_but), (403, "insufficient-scope")),
@@ -179,7 +179,7 @@ pub async fn prove_table(table: &str, make: impl AsyncFn(&Deploy, &Person) -> Th
             if who.iter().any(|may| may == letter) {
                 assert!(!matches!(answer.0, 401 | 403 | 405) && answer.0 < 500, "{name} may {method} {template}: {answer:?}");
                 let others = template.contains("{id}") && !template.contains("admin") && matches!(name, "another user" | "an admin");
-                assert!(!others || answer.0 == 404, "the thing of another must be 404: {name} asks {method} {template}: {answer:?}");
+                assert!(!others || answer.0 == 404, "another user's thing must be 404: {name} sends {method} {template}: {answer:?}");
             } else {
                 assert_eq!((answer.0, &*answer.1), refusal, "{name} may not {method} {template}");
             }
@@ -190,8 +190,8 @@ pub async fn prove_table(table: &str, make: impl AsyncFn(&Deploy, &Person) -> Th
     }
 }
 
-/// Proves that nobody else reads or changes Ada's things: not by their ids at the table's operations, and in no list of any
-/// feature.
+/// Checks that other users can neither read nor change Ada's things, by their ids at the table's operations or in any
+/// feature's lists.
 pub async fn prove_privacy(table: &str, make: impl AsyncFn(&Deploy, &Person) -> Things) {
     let deploy = Deploy::new().await;
     let (web, rules) = (deploy.web().await, rules(&deploy).await);
@@ -219,10 +219,10 @@ pub async fn prove_privacy(table: &str, make: impl AsyncFn(&Deploy, &Person) -> 
             let request = client.get(format!("{}{path}", web.url));
             let read = token.into_iter().fold(request, RequestBuilder::bearer_auth).send().await.expect("web answers");
             let read = read.text().await.expect("a body");
-            assert!(!things.iter().any(|thing| read.contains(*thing)), "GET {path} shows a thing of another: {read}");
+            assert!(!things.iter().any(|thing| read.contains(*thing)), "GET {path} shows another user's thing: {read}");
         }
     }
-    assert_eq!(as_owner().await, before, "the things have changed");
+    assert_eq!(as_owner().await, before, "Ada's things have changed");
     assert_eq!(cast.ada.get("/session").await.status(), 200);
     assert_eq!(ask(&by_token, &web, &Method::GET, "/api/v1/tokens", Some(&cast.read)).await.0, 200, "Ada's tokens still work");
 }

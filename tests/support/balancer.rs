@@ -1,4 +1,4 @@
-//! A balancer as platforms have one: haproxy, which follows `/readyz` and never asks twice.
+//! A load balancer: haproxy, which follows `/readyz` and never retries a request.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -8,13 +8,13 @@ use tokio::process::{Child, Command};
 
 use super::{eventually, free_port};
 
-/// Whether a tool is there; a test without it is skipped, but where every check must run it fails.
+/// Whether a tool is installed. A test without it is skipped, except in CI, where it fails.
 pub fn has(tool: &str) -> bool {
     let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).exists()));
     found_or_skipped(found || PathBuf::from("/usr/sbin").join(tool).exists(), tool)
 }
 
-/// The same for what is looked for elsewhere.
+/// The same for a prerequisite that is not a tool in PATH.
 pub fn found_or_skipped(found: bool, what: &str) -> bool {
     assert!(found || std::env::var("CI").as_deref() != Ok("true"), "{what} is missing");
     if !found {
@@ -30,12 +30,12 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Starts it before the servers at these ports, and waits until all of them are in.
+    /// Starts haproxy before the servers at these ports, and waits until all of them are up.
     pub async fn before(ports: &[u16]) -> Self {
         let port = free_port();
         let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
         std::fs::create_dir(&folder).expect("a folder");
-        // A check may take longer than its interval: a slow server on a busy machine is not a server that is gone.
+        // A check may take longer than its interval, because a server on a busy machine may be slow.
         let mut config = format!(
             "global\n  maxconn 2000\n  stats socket {}/stats level admin\n\
              defaults\n  mode http\n  retries 0\n  timeout connect 2s\n  timeout client 30s\n  timeout server 30s\n  timeout http-keep-alive 30s\n  timeout check 2s\n\
@@ -58,7 +58,7 @@ impl Balancer {
         balancer
     }
 
-    /// Waits until a server is `UP` or `DOWN` in its eyes.
+    /// Waits until haproxy considers a server `UP` or `DOWN`.
     pub async fn until(&self, number: usize, state: &str) {
         eventually(&format!("web{number} is {state}"), async || {
             let statistics = self.ask("show stat\n").await?;

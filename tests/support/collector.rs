@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector that decodes what it is sent.
+//! An OpenTelemetry collector that decodes the spans it receives.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

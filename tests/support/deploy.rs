@@ -16,20 +16,20 @@ use uuid::Uuid;
 use super::balancer::{found_or_skipped, has};
 use super::mail::Sink;
 use super::process::programs;
-use super::{PATIENCE, Process};
+use super::{EVENT_TIMEOUT, Process};
 
-/// The database that every test's own is copied from.
+/// The database that every test's database is copied from.
 const TEMPLATE: &str = "migrated";
 
 #[derive(Clone)]
 pub struct Deploy {
     pub environment: BTreeMap<String, String>,
     pub mail: Arc<Sink>,
-    /// The folder of the programs that run in it.
+    /// The folder of its programs.
     pub programs: PathBuf,
 }
 
-/// An address without the database's name or number; `bin/test` starts the servers.
+/// A server's address without the name or number of a database. `bin/test` starts the servers.
 fn server(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is unset: run the tests with bin/test"))
 }
@@ -46,7 +46,7 @@ impl Deploy {
         Self::on(&format!("TEMPLATE {TEMPLATE}")).await
     }
 
-    /// A deploy with a database that no migration has seen.
+    /// A deploy with an empty database without any migration.
     pub async fn unmigrated() -> Self {
         Self::on("").await
     }
@@ -56,14 +56,14 @@ impl Deploy {
         let database = format!("test_{}", Uuid::new_v4().simple());
         let create = sqlx::AssertSqlSafe(format!("CREATE DATABASE {database} {template}"));
         let mut server_connection = connect("postgres").await;
-        server_connection.execute(create).await.expect("a database of the test's own");
+        server_connection.execute(create).await.expect("the test's database");
         if template.contains(TEMPLATE) {
             copy_settings(&mut server_connection, &database).await;
         }
         let mail = Arc::new(Sink::start().await);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let redis_url = format!("{}/{number}", server("TEST_REDIS_URL"));
-        // An earlier run of the tests may have left something at this number, and a limit counts for a minute.
+        // An earlier run may have left rate limits in this database of Redis.
         let redis = redis::Client::open(redis_url.as_str()).expect("a URL");
         let mut redis = redis.get_multiplexed_async_connection().await.expect("the tests' Redis answers");
         redis::cmd("FLUSHDB").query_async::<()>(&mut redis).await.expect("an empty Redis");
@@ -76,7 +76,7 @@ impl Deploy {
             ("MAIL_FROM", "Example <hello@example.com>".to_owned()),
             ("PUBLIC_URL", "http://localhost:8080".to_owned()),
             ("PORT", "0".to_owned()),
-            // All tests come from one address.
+            // All tests use one client address.
             ("RATE_LIMIT_LOGIN", "1000000".to_owned()),
         ];
         Self { environment: environment.map(|(name, value)| (name.to_owned(), value)).into(), mail, programs: programs() }
@@ -99,7 +99,7 @@ impl Deploy {
         self.clone().with(name, value)
     }
 
-    /// The same deploy, run by the programs of another release.
+    /// The same deploy with the programs of another release.
     pub fn run_by(&self, programs: PathBuf) -> Self {
         Self { programs, ..self.clone() }
     }
@@ -109,15 +109,15 @@ impl Deploy {
         Process::start(name, &self.programs, &self.environment)
     }
 
-    /// Starts a process type, or an `admin` command, where nothing can be written to: a mount namespace of its own in which
-    /// every file system is read-only, /tmp too. Needs root.
+    /// Starts a process type, or an `admin` command, in a mount namespace where every file system is read-only, even /tmp.
+    /// Needs root.
     pub fn start_without_disk(&self, command_line: &str) -> Process {
-        // Everything that is mounted goes along, since the programs may lie on a disk of their own.
+        // All mounts are copied, because the programs may be on another file system.
         let script = "set -e; mount --make-rprivate /; mount --rbind / /mnt; \
                       for at in $(findmnt --raw --noheadings --output TARGET --submounts /mnt); do mount -o remount,bind,ro \"$at\"; done; \
                       if touch /mnt/tmp/x 2>/dev/null; then echo 'the disk takes files' >&2; exit 99; fi; \
                       exec chroot /mnt /usr/bin/env --ignore-environment $VARIABLES $PROGRAM";
-        // A shell splits the variables at spaces, so the sender is one word.
+        // The shell splits the variables at spaces, so the sender must not contain one.
         let deploy = self.clone_with("MAIL_FROM", "hello@example.com");
         let variables: Vec<_> = deploy.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let mut command = Command::new("unshare");
@@ -126,7 +126,7 @@ impl Deploy {
         Process::spawn(command)
     }
 
-    /// The same deploy, after a clock has seen each schedule.
+    /// The same deploy, after a clock has registered each schedule.
     pub async fn after_a_clock(self) -> Self {
         let mut clock = self.start("clock");
         clock.says("schedule purge-expired is new").await;
@@ -134,7 +134,7 @@ impl Deploy {
         self
     }
 
-    /// Starts the worker whose jobs misbehave.
+    /// Starts `examples/rough_worker.rs`, a worker whose jobs misbehave.
     pub fn rough_worker(&self) -> Process {
         let mut command = Command::new(programs().join("examples/rough_worker"));
         command.env_clear().envs(&self.environment);
@@ -153,7 +153,7 @@ impl Deploy {
         Web::of(self.start("web")).await
     }
 
-    /// Waits until somebody's query waits for a lock.
+    /// Waits until a query waits for a lock.
     pub async fn waits_for_a_lock(&self) {
         super::eventually("a query that waits", async || {
             let mut database = self.database().await;
@@ -168,15 +168,15 @@ impl Deploy {
     pub async fn admin(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(self.programs.join("admin"));
         command.args(arguments).env_clear().envs(&self.environment).kill_on_drop(true);
-        tokio::time::timeout(PATIENCE, command.output()).await.expect("admin ends").expect("admin runs")
+        tokio::time::timeout(EVENT_TIMEOUT, command.output()).await.expect("admin ends").expect("admin runs")
     }
 
-    /// A connection to the deploy's database, for what cannot be seen through the programs.
+    /// A connection to the deploy's database, for data that the programs do not show.
     pub async fn database(&self) -> PgConnection {
         PgConnection::connect(&self.environment["DATABASE_URL"]).await.expect("the deploy's database")
     }
 
-    /// A connection to the deploy's Redis, for the same.
+    /// A connection to the deploy's Redis, for the same purpose.
     pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.environment["REDIS_URL"].as_str()).expect("a URL");
         client.get_multiplexed_async_connection().await.expect("the deploy's Redis")
@@ -197,7 +197,7 @@ impl Deploy {
     }
 }
 
-/// Gives a database the settings that `admin migrate` has made for the user in the template: a copy has none of them.
+/// Copies the settings that `admin migrate` made for the role in the template. `CREATE DATABASE` does not copy them.
 async fn copy_settings(server_connection: &mut PgConnection, database: &str) {
     let copy = format!(
         "DO $$ DECLARE setting text; BEGIN
@@ -223,7 +223,7 @@ async fn migrate_template() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Whether this machine lets a test take the disk away from a program.
+/// Whether this machine allows a test to start programs with a read-only disk.
 pub fn without_disk() -> bool {
     has("unshare") && found_or_skipped(nix::unistd::Uid::effective().is_root(), "root")
 }
@@ -250,7 +250,7 @@ impl Web {
     }
 }
 
-/// A client with a cookie jar of its own, that gives up before a test does.
+/// A client with its own cookie jar. Its timeout is shorter than the tests'.
 pub fn client() -> reqwest::Client {
     let client = reqwest::Client::builder().cookie_store(true).redirect(reqwest::redirect::Policy::none());
     client.timeout(Duration::from_secs(20)).build().expect("a client")

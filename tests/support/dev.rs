@@ -1,15 +1,15 @@
-//! `bin/dev`, as a person types it.
+//! `bin/dev`, as a developer runs it.
 
 use tokio::process::Command;
 
 use super::{Process, free_port};
 
-/// `bin/dev` with services and ports of its own, so that it disturbs no other that runs here.
+/// `bin/dev` with its own services and ports, so that it does not disturb another one on this machine.
 pub struct Dev {
     pub process: Process,
     pub folder: String,
     pub port: u16,
-    /// Where its mail sink shows the mails.
+    /// The address of its mail sink's page.
     pub page: String,
 }
 
@@ -18,9 +18,9 @@ impl Dev {
         Self::start_with(arguments, &[]).await
     }
 
-    /// With variables of one's own.
+    /// The same with additional variables.
     pub async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        // Before anybody waits: on a busy machine it may take longer than what never takes this long.
+        // Build first, because on a busy machine this may exceed the timeout below.
         let built = typed("cargo").args(["build", "--locked", "--quiet", "--bins", "--example", "mail"]).status().await;
         assert!(built.expect("cargo runs").success());
         let folder = format!(".local/dev-{}.throwaway", uuid::Uuid::new_v4().simple());
@@ -36,7 +36,7 @@ impl Dev {
         Self { process, folder, port, page }
     }
 
-    /// The command line of every process that belongs to this run, by the folder in it or in its environment.
+    /// The command lines of this run's processes. They have the folder in their command line or environment.
     pub fn processes(&self) -> Vec<String> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("a system with /proc").filter_map(Result::ok) {
@@ -51,10 +51,10 @@ impl Dev {
 }
 
 pub fn bin_dev(arguments: &[&str]) -> Command {
-    // A shell cannot trap what is ignored when it starts, as SIGINT is where these tests run in the background.
+    // A shell cannot trap a signal that is ignored when it starts, as SIGINT is in background jobs.
     let mut command = typed("env");
     command.args(["--default-signal=INT", "bin/dev"]);
-    // A developer's own `.env` must decide nothing here.
+    // Ignore the developer's `.env`.
     command.args(arguments).env_remove("CI").env("ENV_FILE", "/dev/null");
     for name in ["DATABASE_URL_FILE", "REDIS_URL_FILE", "SMTP_URL_FILE"] {
         command.env_remove(name);
@@ -62,7 +62,7 @@ pub fn bin_dev(arguments: &[&str]) -> Command {
     command
 }
 
-/// A command as a person types it: what `cargo test` adds to the environment would make cargo build anew.
+/// A command without the variables that `cargo test` adds, which would make cargo rebuild.
 fn typed(program: &str) -> Command {
     let mut command = Command::new(program);
     for name in std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("CARGO_")) {

@@ -1,4 +1,4 @@
-//! A formation that is treated roughly: eight processes, each with its own way to each resource.
+//! A formation under fault injection: eight processes, each with its own proxy to each resource.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use super::{Deploy, Process, Proxy, eventually, free_port};
 /// The places of the processes, as platforms name them.
 pub const PLACES: [&str; 8] = ["web.1", "web.2", "web.3", "worker.1", "worker.2", "worker.3", "clock.1", "clock.2"];
 
-/// After this long a process has all its connections, and has answered each kind of question.
-const WARM: Duration = Duration::from_secs(10);
+/// After this time a process has opened its connections and served each kind of request.
+const WARM_UP: Duration = Duration::from_secs(10);
 
-/// Above `DRAIN_TIMEOUT` and the five seconds that a process takes for its last words.
-const DRAIN: Duration = Duration::from_secs(40);
+/// Longer than `DRAIN_TIMEOUT` and the five seconds in which cancelled tasks return their jobs.
+const DRAIN_LIMIT: Duration = Duration::from_secs(40);
 
-/// The ways to the resources, by the process's place and the resource's variable.
+/// The proxies to the resources, by the process's place and the resource's variable.
 pub type Links = BTreeMap<(&'static str, &'static str), Proxy>;
 
-/// The ways of all places; those to the mail server note in the journal who sends what.
+/// Starts the proxies of all places. Those to the mail server record in the journal which process sends which mail.
 pub async fn links(deploy: &Deploy, journal: &Journal) -> Arc<Links> {
     let mut links = Links::new();
     for place in PLACES {
@@ -49,10 +49,10 @@ fn resources(place: &'static str) -> &'static [&'static str] {
     }
 }
 
-/// A place of the formation, and the process that is there now.
+/// A place of the formation, and its current process.
 pub struct Place {
     pub name: &'static str,
-    /// Where its probes are, and for a `web` all the rest.
+    /// The address of its probes, and for a `web` of its API.
     pub url: String,
     pub peak_kib: usize,
     process: Process,
@@ -65,7 +65,7 @@ pub struct Place {
 
 impl Place {
     pub async fn fill(name: &'static str, deploy: &Deploy, links: &Arc<Links>, journal: &Journal) -> Self {
-        // At the same port all its life, so that clients find it again.
+        // The port stays the same when the process is replaced, so that clients find it again.
         let port = free_port();
         let variable = if program(name) == "web" { "PORT" } else { "METRICS_PORT" };
         let mut deploy = deploy.clone_with(variable, port);
@@ -78,12 +78,12 @@ impl Place {
         Self { name, url, peak_kib: 0, process, since: Instant::now(), warm_kib: None, deploy, links, journal }
     }
 
-    /// The first process of each type is never replaced: what it gathered over the whole time would show.
-    pub fn is_lasting(&self) -> bool {
+    /// The first process of each type is never replaced, so that a leak over the whole test shows.
+    pub fn is_permanent(&self) -> bool {
         self.name.ends_with(".1")
     }
 
-    /// Waits until the process says that it is ready.
+    /// Waits until the process is ready.
     pub async fn ready(&self) {
         eventually(&format!("{} is ready", self.name), async || {
             let answer = reqwest::get(format!("{}/readyz", self.url)).await.ok()?;
@@ -106,8 +106,8 @@ impl Place {
         let (name, journal) = (self.name, self.journal.clone());
         let replace = async {
             self.process.signal(Signal::SIGTERM);
-            let status = self.process.exit_within(DRAIN).await;
-            assert!(status.success(), "{} ended its drain with {status}: {:#?}", self.name, self.last_words());
+            let status = self.process.exit_within(DRAIN_LIMIT).await;
+            assert!(status.success(), "{} ended its drain with {status}: {:#?}", self.name, self.last_lines());
             self.replace().await;
         };
         journal.during(Kind::Terminate, &[name], "", replace).await;
@@ -127,32 +127,32 @@ impl Place {
         (self.process, self.since, self.warm_kib) = (start(self.name, &self.deploy).await, Instant::now(), None);
     }
 
-    /// Has the journal note what the process that is there now has done so far.
+    /// Adds the attempts of the current process to the journal.
     pub fn read_log(&self) {
         self.journal.read(self.name, &self.process);
     }
 
-    fn last_words(&self) -> Vec<String> {
+    fn last_lines(&self) -> Vec<String> {
         let lines = self.process.lines();
         lines[lines.len().saturating_sub(30)..].to_vec()
     }
 
-    /// Looks whether the process is still there, and at its memory.
-    pub fn look(&mut self) {
+    /// Checks that the process still runs, and samples its memory.
+    pub fn check(&mut self) {
         let ended = self.process.ended();
-        assert!(ended.is_none(), "{} ended by itself with {ended:?}: {:#?}", self.name, self.last_words());
+        assert!(ended.is_none(), "{} exited unexpectedly with {ended:?}: {:#?}", self.name, self.last_lines());
         self.peak_kib = self.peak_kib.max(self.memory_kib("VmHWM:"));
-        if self.since.elapsed() > WARM && self.warm_kib.is_none() {
+        if self.since.elapsed() > WARM_UP && self.warm_kib.is_none() {
             self.warm_kib = Some(self.memory_kib("VmRSS:"));
         }
     }
 
-    /// How much the process has grown since it was warm.
+    /// How much the process has grown since its warm-up.
     pub fn growth_kib(&self) -> usize {
         self.warm_kib.map_or(0, |warm| self.memory_kib("VmRSS:").saturating_sub(warm))
     }
 
-    /// Nothing where the system has no /proc.
+    /// Returns 0 if the system has no /proc.
     fn memory_kib(&self, name: &str) -> usize {
         let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())) else { return 0 };
         let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a process has memory");
@@ -179,7 +179,7 @@ async fn start(name: &'static str, deploy: &Deploy) -> Process {
 impl Drop for Place {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("{}'s last words: {:#?}", self.name, self.last_words());
+            println!("last lines of {}: {:#?}", self.name, self.last_lines());
         }
     }
 }

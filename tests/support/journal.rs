@@ -1,4 +1,5 @@
-//! The journal of a soak: what was done to whom and when, who sent which mail in which attempt, and what that explains.
+//! The journal of a chaos test: which fault hit which process and when, which process sent which mail, and which duplicate
+//! mails the faults explain.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,56 +9,56 @@ use sqlx::PgPool;
 
 use super::Process;
 
-/// A proxy reads, and a task notes, a moment after a process has sent.
-const BLUR: SignedDuration = SignedDuration::from_millis(500);
+/// Proxies and the journal record an event slightly later than it happens.
+const RECORDING_DELAY: SignedDuration = SignedDuration::from_millis(500);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// SIGKILL, until another process is in its place.
+    /// SIGKILL, until the process is replaced.
     Kill,
-    /// SIGTERM, until another process is in its place.
+    /// SIGTERM, until the process is replaced.
     Terminate,
     /// SIGSTOP until SIGCONT.
     Stop,
-    /// The way to a resource breaks.
+    /// Connections to a resource are closed and refused.
     Cut,
-    /// The way to a resource lets nothing through.
+    /// Connections to a resource transmit nothing.
     Stall,
-    /// Postgres is struck down, until it is back.
+    /// Postgres crashes, until it is back.
     Crash,
-    /// Postgres takes no writes, as a standby does, until it does again.
+    /// Postgres rejects writes, as a standby does, until it accepts them again.
     ReadOnly,
-    /// Another Redis takes over, and the old one lives on as its replica.
+    /// Another Redis takes over, and the old one becomes its replica.
     FailOver,
 }
 
-/// Something that was done on purpose.
+/// An injected fault.
 #[derive(Debug)]
 struct Fault {
     kind: Kind,
-    whom: Vec<&'static str>,
-    /// The variable of the resource that is out of reach.
+    places: Vec<&'static str>,
+    /// The variable of the affected resource.
     resource: &'static str,
     from: Timestamp,
     to: Timestamp,
 }
 
-/// A mail that a worker has handed to its mail server, whether it heard the answer or not.
+/// A mail that a worker sent to its mail server, with or without receiving the response.
 #[derive(Debug)]
 struct Sent {
-    who: &'static str,
+    place: &'static str,
     at: Timestamp,
     id: String,
 }
 
-/// One attempt at a job, as the worker's log tells it.
+/// One attempt at a job, from the worker's log.
 #[derive(Debug, Clone, PartialEq)]
 struct Attempt {
-    who: &'static str,
+    place: &'static str,
     job: i64,
     number: i64,
     from: Timestamp,
-    /// None if the worker was killed before it could tell.
+    /// `None` if the worker was killed before it logged the end.
     to: Option<Timestamp>,
 }
 
@@ -72,7 +73,7 @@ struct Entries {
 pub struct Journal(Arc<Mutex<Entries>>);
 
 pub fn now() -> Timestamp {
-    #[expect(clippy::disallowed_methods, reason = "the clock that the programs' logs tell too")]
+    #[expect(clippy::disallowed_methods, reason = "the same clock as in the programs' logs")]
     Timestamp::now()
 }
 
@@ -82,13 +83,13 @@ impl Journal {
     }
 
     /// Prints the faults if the test fails.
-    pub fn teller(&self) -> Teller {
-        Teller(self.clone())
+    pub fn report_on_failure(&self) -> FaultReport {
+        FaultReport(self.clone())
     }
 
-    /// Notes a fault for as long as it takes.
-    pub async fn during<T>(&self, kind: Kind, whom: &[&'static str], resource: &'static str, work: impl Future<Output = T>) -> T {
-        let fault = Fault { kind, whom: whom.to_vec(), resource, from: now(), to: Timestamp::MAX };
+    /// Records a fault that lasts as long as `work`.
+    pub async fn during<T>(&self, kind: Kind, places: &[&'static str], resource: &'static str, work: impl Future<Output = T>) -> T {
+        let fault = Fault { kind, places: places.to_vec(), resource, from: now(), to: Timestamp::MAX };
         let index = {
             let mut entries = self.entries();
             entries.faults.push(fault);
@@ -99,33 +100,33 @@ impl Journal {
         done
     }
 
-    /// Notes the mail whose head is in this piece of a conversation, if one is.
-    pub fn sent(&self, who: &'static str, piece: &[u8]) {
+    /// Records a mail if its head is in this piece of an SMTP conversation.
+    pub fn sent(&self, place: &'static str, piece: &[u8]) {
         let text = String::from_utf8_lossy(piece);
         if let Some((_, rest)) = text.split_once("Message-ID: <") {
             let id = rest.split('>').next().unwrap_or_default().to_owned();
-            self.entries().sent.push(Sent { who, at: now(), id });
+            self.entries().sent.push(Sent { place, at: now(), id });
         }
     }
 
-    /// Notes the attempts in the log of a worker that has ended or is at rest.
-    pub fn read(&self, who: &'static str, process: &Process) {
+    /// Records the attempts in the log of a worker that has exited or is idle.
+    pub fn read(&self, place: &'static str, process: &Process) {
         let mut attempts: Vec<Attempt> = Vec::new();
         // The last line of a killed process may be half a line.
         for line in process.lines().iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()) {
             let (Some(job), Some(number)) = (line["job_id"].as_i64(), line["attempt"].as_i64()) else { continue };
-            let at = line["timestamp"].as_str().and_then(|at| at.parse().ok()).expect("a line has its time");
+            let at = line["timestamp"].as_str().and_then(|at| at.parse().ok()).expect("a line has a timestamp");
             if line["wait_ms"].is_number() {
-                attempts.push(Attempt { who, job, number, from: at, to: None });
+                attempts.push(Attempt { place, job, number, from: at, to: None });
             } else if line["run_ms"].is_number() {
                 let started = attempts.iter_mut().rev().find(|attempt| attempt.job == job && attempt.number == number);
-                started.unwrap_or_else(|| panic!("{who} ends what it never started: {line}")).to = Some(at);
+                started.unwrap_or_else(|| panic!("{place} logs the end of an attempt without its start: {line}")).to = Some(at);
             }
         }
         self.entries().attempts.append(&mut attempts);
     }
 
-    /// Has the database note which job sends which mail, and for whom, since a job that is done leaves nothing behind.
+    /// Makes the database record which job sends which mail to which account, because finished jobs are deleted.
     pub async fn note_jobs(&self, database: &PgPool) {
         let statements = "CREATE TABLE noted (mail text PRIMARY KEY, job bigint NOT NULL, kind text NOT NULL, account_id uuid NOT NULL);
             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -137,19 +138,19 @@ impl Journal {
             END $$;
             CREATE TRIGGER note AFTER INSERT ON jobs FOR EACH ROW
                 WHEN (NEW.kind IN ('send_verification', 'send_password_reset', 'send_notice')) EXECUTE FUNCTION note();";
-        sqlx::raw_sql(statements).execute(database).await.expect("the database notes jobs");
+        sqlx::raw_sql(statements).execute(database).await.expect("the database records jobs");
     }
 
     pub fn count(&self, kind: Kind) -> usize {
         self.entries().faults.iter().filter(|fault| fault.kind == kind).count()
     }
 
-    /// Whether somebody was on its way down or up in this time, so that connections to it could not but break.
-    pub fn was_away(&self, who: &str, from: Timestamp, to: Timestamp) -> bool {
-        self.entries().during(who, from, to).any(|fault| matches!(fault.kind, Kind::Kill | Kind::Terminate))
+    /// Whether a process was being replaced at some point in this time, which breaks connections to it.
+    pub fn was_being_replaced(&self, place: &str, from: Timestamp, to: Timestamp) -> bool {
+        self.entries().during(place, from, to).any(|fault| matches!(fault.kind, Kind::Kill | Kind::Terminate))
     }
 
-    /// How often each mail was sent, by its Message-ID.
+    /// How many times each mail was sent, by its Message-ID.
     pub fn copies(&self) -> HashMap<String, usize> {
         let mut copies = HashMap::new();
         for sent in &self.entries().sent {
@@ -158,13 +159,13 @@ impl Journal {
         copies
     }
 
-    /// The mails of noted jobs that were sent again without a reason.
+    /// The mails of recorded jobs that were sent again without a reason.
     ///
-    /// A worker that sends a mail must also delete its job, so a mail is sent again only where the harness has come between.
-    /// Copies must be those of attempts of their own. The worker of an earlier attempt was killed, stopped, or cut off from
-    /// Postgres or its mail server after it had sent the mail, or so long before that another could take the job meanwhile.
+    /// A worker that has sent a mail deletes its job, so a mail is sent again only if a fault prevents that. Each copy must
+    /// belong to another attempt. The worker of the earlier attempt was killed, stopped, or disconnected from Postgres or its mail
+    /// server, either after it had sent the mail or so long before that another worker could take the job meanwhile.
     pub async fn unexplained(&self, database: &PgPool) -> Vec<String> {
-        let jobs: Vec<(String, i64)> = sqlx::query_as("SELECT mail, job FROM noted").fetch_all(database).await.expect("what was noted");
+        let jobs: Vec<(String, i64)> = sqlx::query_as("SELECT mail, job FROM noted").fetch_all(database).await.expect("the recorded jobs");
         let jobs: HashMap<_, _> = jobs.into_iter().collect();
         let entries = self.entries();
         let mut copies: BTreeMap<&str, Vec<&Sent>> = BTreeMap::new();
@@ -183,8 +184,8 @@ impl Journal {
             attempts.sort_by_key(|(attempt, _)| attempt.from);
             for pair in attempts.windows(2) {
                 let [(earlier, sent), (later, _)] = pair else { continue };
-                let (from, to) = (sent.at.min(later.from) - BLUR, entries.end(earlier) + BLUR);
-                let faults = entries.during(earlier.who, from, to).any(Fault::can_repeat_a_mail);
+                let (from, to) = (sent.at.min(later.from) - RECORDING_DELAY, entries.end(earlier) + RECORDING_DELAY);
+                let faults = entries.during(earlier.place, from, to).any(Fault::can_repeat_a_mail);
                 if earlier == later || !faults {
                     unexplained.push(format!("{id} was sent in {earlier:?} at {} and again in {later:?}", sent.at));
                 }
@@ -195,22 +196,22 @@ impl Journal {
 }
 
 impl Entries {
-    fn during(&self, who: &str, from: Timestamp, to: Timestamp) -> impl Iterator<Item = &Fault> {
-        self.faults.iter().filter(move |fault| fault.whom.contains(&who) && fault.from <= to && fault.to >= from)
+    fn during(&self, place: &str, from: Timestamp, to: Timestamp) -> impl Iterator<Item = &Fault> {
+        self.faults.iter().filter(move |fault| fault.places.contains(&place) && fault.from <= to && fault.to >= from)
     }
 
-    /// The attempt in which a mail was sent.
+    /// The attempt that sent a mail.
     fn attempt(&self, sent: &Sent, job: i64) -> Option<Attempt> {
-        let started = self.attempts.iter().filter(|attempt| attempt.who == sent.who && attempt.job == job);
-        let attempt = started.filter(|attempt| attempt.from <= sent.at + BLUR).max_by_key(|attempt| attempt.from).cloned();
-        // The log is written a moment later too, and a kill may come before it.
-        let killed = || self.during(sent.who, sent.at - BLUR, sent.at + BLUR).any(|fault| fault.kind == Kind::Kill);
-        attempt.or_else(|| killed().then_some(Attempt { who: sent.who, job, number: 0, from: sent.at, to: Some(sent.at) }))
+        let started = self.attempts.iter().filter(|attempt| attempt.place == sent.place && attempt.job == job);
+        let attempt = started.filter(|attempt| attempt.from <= sent.at + RECORDING_DELAY).max_by_key(|attempt| attempt.from).cloned();
+        // The worker may be killed before it logs the attempt.
+        let killed = || self.during(sent.place, sent.at - RECORDING_DELAY, sent.at + RECORDING_DELAY).any(|fault| fault.kind == Kind::Kill);
+        attempt.or_else(|| killed().then_some(Attempt { place: sent.place, job, number: 0, from: sent.at, to: Some(sent.at) }))
     }
 
-    /// When an attempt ended: by its own account, or when its worker was killed.
+    /// When an attempt ended: as logged, or when its worker was killed.
     fn end(&self, attempt: &Attempt) -> Timestamp {
-        let mut kills = self.during(attempt.who, attempt.from, Timestamp::MAX).filter(|fault| fault.kind == Kind::Kill);
+        let mut kills = self.during(attempt.place, attempt.from, Timestamp::MAX).filter(|fault| fault.kind == Kind::Kill);
         attempt.to.or_else(|| kills.next().map(|fault| fault.from)).unwrap_or(attempt.from)
     }
 }
@@ -221,14 +222,14 @@ impl Fault {
     }
 }
 
-pub struct Teller(Journal);
+pub struct FaultReport(Journal);
 
-impl Drop for Teller {
+impl Drop for FaultReport {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for Fault { kind, whom, resource, from, to } in &self.0.entries().faults {
+            for Fault { kind, places, resource, from, to } in &self.0.entries().faults {
                 let lasted = if *to == Timestamp::MAX { "still".to_owned() } else { format!("{:#}", to.duration_since(*from)) };
-                println!("{from:.3} {kind:?} {resource} {} ({lasted})", whom.join(" "));
+                println!("{from:.3} {kind:?} {resource} {} ({lasted})", places.join(" "));
             }
         }
     }

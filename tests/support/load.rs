@@ -1,4 +1,4 @@
-//! Load: clients that go on asking while a test is rough.
+//! Load: clients that keep sending requests while a test injects faults.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use super::deploy::client;
 use super::journal::now;
 use super::person::{PASSWORD, Person};
 
-/// Clients that ask one thing after the other until they are told to stop.
+/// Clients that send one request after the other until they are stopped.
 pub struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
@@ -21,13 +21,13 @@ pub struct Load {
 }
 
 impl Load {
-    /// Each client has a connection of its own; all ask who they are, which needs Redis and Postgres.
+    /// Starts clients with one connection each. They read their session, which needs Redis and Postgres.
     pub fn start(count: usize, url: &str, cookie: &str) -> Self {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let clients = (0..count).map(|_| {
             let (stop, answered, url, cookie) = (stop.clone(), answered.clone(), format!("{url}/api/v1/session"), cookie.to_owned());
             tokio::spawn(async move {
-                // No pool: a client that quietly asked again on another connection would hide what this looks for.
+                // No retries: a client that silently retries on another connection would hide failures.
                 let client = Client::builder().pool_max_idle_per_host(1).retry(reqwest::retry::never()).build().expect("a client");
                 let mut failures = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
@@ -40,7 +40,7 @@ impl Load {
                         Ok((status, body)) => failures.push(format!("{status}: {body}")),
                         Err(e) => failures.push(format!("{e:?}")),
                     }
-                    // Many connections, not much work: the machine is the tests' all together.
+                    // Many connections with little work, because all tests share the machine.
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
                 failures
@@ -50,7 +50,7 @@ impl Load {
         Self { stop, answered, clients }
     }
 
-    /// The number of answers, and every failure.
+    /// Stops the clients, and returns the number of responses and every failure.
     pub async fn stop(self) -> (usize, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         let mut failures = Vec::new();
@@ -61,7 +61,7 @@ impl Load {
     }
 }
 
-/// Somebody with a session who asks any of several webs, and goes on when one does not answer.
+/// A client with a session that uses any of several webs, and continues if one does not answer.
 #[derive(Clone)]
 pub struct Customer {
     email: String,
@@ -71,7 +71,7 @@ pub struct Customer {
     random: fastrand::Rng,
 }
 
-/// A connection that broke, and in which time.
+/// A broken connection, and the time of its request.
 #[derive(Debug)]
 pub struct Broken {
     pub web: &'static str,
@@ -84,14 +84,14 @@ pub struct Broken {
 #[derive(Default)]
 pub struct Seen {
     pub answered: usize,
-    /// Answered with 503.
+    /// The number of 503 responses.
     pub refused: usize,
     pub broken: Vec<Broken>,
     /// Addresses whose sign-up was accepted.
     pub signed_up: Vec<String>,
     /// Addresses for which a reset was accepted.
     pub reset: Vec<String>,
-    /// What no client should ever see.
+    /// Responses that no client should ever get.
     pub wrong: Vec<String>,
 }
 
@@ -107,14 +107,14 @@ impl Seen {
 }
 
 impl Customer {
-    /// Somebody new, whose address is still to be verified.
+    /// Signs up a new customer, whose address is not verified.
     pub async fn sign_up(webs: &[(&'static str, String)], random: fastrand::Rng) -> Self {
         let person = Person { client: client(), email: format!("{}@example.com", Uuid::new_v4().simple()), url: webs[0].1.clone() };
         let cookie = person.cookie().await;
         Self { email: person.email, cookie, webs: webs.to_vec(), random }
     }
 
-    /// Still signed in at every web.
+    /// Checks that the session is valid at every web.
     pub async fn is_known_everywhere(&self) {
         for (web, url) in &self.webs {
             let request = client().get(format!("{url}/api/v1/session")).header("cookie", &self.cookie);
@@ -122,15 +122,15 @@ impl Customer {
         }
     }
 
-    /// Asks who they are, again and again.
-    pub async fn look(mut self, stop: Arc<AtomicBool>) -> Seen {
+    /// Reads the session repeatedly.
+    pub async fn read_session(mut self, stop: Arc<AtomicBool>) -> Seen {
         let mut seen = Seen::default();
         let client = patient_client();
         while !stop.load(Ordering::Relaxed) {
             match self.ask(&mut seen, |web| client.get(format!("{web}/api/v1/session"))).await {
-                // Another's session would be worse than none.
+                // Another person's session would be worse than none.
                 Some((200, body)) if body["email"] == self.email => {}
-                Some(other) => seen.wrong.push(format!("{} who asks for the session: {other:?}", now())),
+                Some(other) => seen.wrong.push(format!("{} reading the session: {other:?}", now())),
                 None => {}
             }
             self.pause().await;
@@ -138,7 +138,7 @@ impl Customer {
         seen
     }
 
-    /// Signs up new addresses and asks for a reset for each. A request is retried until it is accepted.
+    /// Signs up new addresses and requests a reset for each. A request is retried until it is accepted.
     pub async fn sign_others_up(mut self, stop: Arc<AtomicBool>) -> Seen {
         let mut seen = Seen::default();
         let client = patient_client();
@@ -161,14 +161,14 @@ impl Customer {
         loop {
             match self.ask(seen, &request).await {
                 Some((202, _)) => return,
-                Some(other) => seen.wrong.push(format!("{} for what is always accepted: {other:?}", now())),
+                Some(other) => seen.wrong.push(format!("{} for a request that must be accepted: {other:?}", now())),
                 None => {}
             }
             self.pause().await;
         }
     }
 
-    /// The status and the body, or nothing if there is no use of it.
+    /// Sends a request. Returns the status and the body, or `None` after a 503 or a broken connection.
     async fn ask(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) -> Option<(u16, Value)> {
         let (web, url) = self.random.choice(&self.webs).expect("a web");
         let from = now();
@@ -195,8 +195,8 @@ impl Customer {
     }
 }
 
-/// A connection for each request, so that none can break for being old.
+/// A client with a new connection for each request, so that no idle connection can break.
 fn patient_client() -> Client {
     let client = Client::builder().pool_max_idle_per_host(0).retry(reqwest::retry::never());
-    client.timeout(super::PATIENCE).build().expect("a client")
+    client.timeout(super::EVENT_TIMEOUT).build().expect("a client")
 }

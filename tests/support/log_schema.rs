@@ -1,4 +1,4 @@
-//! Holds log lines against `docs/logs.md`.
+//! Checks log lines against `docs/logs.md`.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -10,7 +10,7 @@ struct Schema {
     somewhere: BTreeMap<String, String>,
 }
 
-/// Field and type of each row of the table under a heading.
+/// The field and type of each row of the table under a heading.
 fn table(text: &str, heading: &str) -> BTreeMap<String, String> {
     let (_, below) = text.split_once(&format!("## {heading}\n")).expect("the heading");
     let rows = below.lines().take_while(|line| !line.starts_with("## ")).filter_map(|line| line.strip_prefix("| `"));
@@ -26,11 +26,11 @@ fn is(value: &Value, kind: &str) -> bool {
         "number" => value.is_i64() || value.is_u64(),
         "level" => text.is_some_and(|level| ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&level)),
         "time" => text.is_some_and(|text| text.len() == "2026-01-01T00:00:00.000000Z".len() && text.parse::<jiff::Timestamp>().is_ok()),
-        kind => panic!("docs/logs.md has a type that nobody knows: {kind}"),
+        kind => panic!("docs/logs.md has an unknown type: {kind}"),
     }
 }
 
-/// What is wrong with a line, if anything is.
+/// Returns what is wrong with a line, if anything.
 pub fn fault(line: &Value) -> Option<String> {
     static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
         let text = std::fs::read_to_string("docs/logs.md").expect("docs/logs.md");

@@ -1,4 +1,4 @@
-//! The mail sink: the same program that development uses.
+//! The mail sink, the same program as in development.
 
 use serde::Deserialize;
 use tokio::process::Command;
@@ -33,7 +33,7 @@ pub struct Sink {
 impl Sink {
     pub async fn start() -> Self {
         let mut command = Command::new(programs().join("examples/mail"));
-        // As many as the longest soak sends.
+        // More mails than the longest chaos test sends.
         command.args(["127.0.0.1:0", "127.0.0.1:0", "1000000"]);
         let process = Process::spawn(command);
         let line = process.line("takes mail", |line| line.starts_with("takes mail at ")).await;

@@ -1,4 +1,4 @@
-//! A mail server with opinions, before the sink: it refuses what it is told to refuse, and passes all the rest on.
+//! A mail server before the sink. It refuses the commands that a test chooses, and forwards all others.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,18 +7,18 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::mail::Sink;
 
-/// What it says instead of the sink, to a command or as its greeting.
+/// The command that it refuses, or `greeting`, and its response.
 type Refusal = Option<(&'static str, &'static str)>;
 
 #[derive(Clone, Default)]
-struct Opinions {
+struct Behaviour {
     refusal: Arc<Mutex<Refusal>>,
-    heard: Arc<Mutex<Vec<String>>>,
+    received: Arc<Mutex<Vec<String>>>,
 }
 
 pub struct MailFront {
     pub port: u16,
-    opinions: Opinions,
+    behaviour: Behaviour,
 }
 
 impl MailFront {
@@ -26,35 +26,35 @@ impl MailFront {
     pub async fn before(sink: &Sink) -> Self {
         let listener = TcpListener::bind("0.0.0.0:0").await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
-        let (opinions, target) = (Opinions::default(), sink.smtp_url.replace("smtp://", ""));
-        let shared = opinions.clone();
+        let (behaviour, target) = (Behaviour::default(), sink.smtp_url.replace("smtp://", ""));
+        let shared = behaviour.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (opinions, target) = (shared.clone(), target.clone());
-                tokio::spawn(async move { converse(client, &opinions, &target).await });
+                let (behaviour, target) = (shared.clone(), target.clone());
+                tokio::spawn(async move { converse(client, &behaviour, &target).await });
             }
         });
-        Self { port, opinions }
+        Self { port, behaviour }
     }
 
-    /// Answers commands that begin so with a refusal; `greeting` is what comes first.
+    /// Refuses commands that begin with this text. `greeting` stands for the server's greeting.
     pub fn refuse(&self, command: &'static str, answer: &'static str) {
-        *self.opinions.refusal.lock().expect("no panic while locked") = Some((command, answer));
+        *self.behaviour.refusal.lock().expect("no panic while locked") = Some((command, answer));
     }
 
     pub fn refuse_nothing(&self) {
-        *self.opinions.refusal.lock().expect("no panic while locked") = None;
+        *self.behaviour.refusal.lock().expect("no panic while locked") = None;
     }
 
-    /// Every command that clients have sent.
-    pub fn heard(&self) -> Vec<String> {
-        self.opinions.heard.lock().expect("no panic while locked").clone()
+    /// Every command that it has received.
+    pub fn received(&self) -> Vec<String> {
+        self.behaviour.received.lock().expect("no panic while locked").clone()
     }
 }
 
-async fn converse(client: TcpStream, opinions: &Opinions, target: &str) -> std::io::Result<()> {
+async fn converse(client: TcpStream, behaviour: &Behaviour, target: &str) -> std::io::Result<()> {
     let refused = |command: &str| {
-        let refusal = *opinions.refusal.lock().expect("no panic while locked");
+        let refusal = *behaviour.refusal.lock().expect("no panic while locked");
         refusal.filter(|(begin, _)| command.to_ascii_uppercase().starts_with(&begin.to_ascii_uppercase())).map(|(_, answer)| answer)
     };
     let mut client = BufReader::new(client);
@@ -67,7 +67,7 @@ async fn converse(client: TcpStream, opinions: &Opinions, target: &str) -> std::
     let mut line = String::new();
     while client.read_line(&mut line).await? > 0 {
         let command = line.trim_end().to_owned();
-        opinions.heard.lock().expect("no panic while locked").push(command.clone());
+        behaviour.received.lock().expect("no panic while locked").push(command.clone());
         if let Some(answer) = refused(&command) {
             client.write_all(format!("{answer}\r\n").as_bytes()).await?;
         } else if command.starts_with("EHLO") {
@@ -90,7 +90,7 @@ async fn converse(client: TcpStream, opinions: &Opinions, target: &str) -> std::
     Ok(())
 }
 
-/// A line to the sink, and its answer of one line back.
+/// Forwards a line to the sink, and its response of one line to the client.
 async fn relay(line: &str, sink: &mut BufReader<TcpStream>, client: &mut BufReader<TcpStream>) -> std::io::Result<()> {
     sink.write_all(line.as_bytes()).await?;
     let mut answer = String::new();

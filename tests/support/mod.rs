@@ -1,7 +1,7 @@
-//! The harness: starts the built programs as a platform would, and looks at them from outside.
+//! The test harness: starts the built programs as a platform would, and observes them from outside.
 //!
-//! A `Deploy` has a database, a Redis number and a mail sink of its own, so tests run in parallel and in any order.
-//! Nothing here waits for time: it waits for a log line, an answer or an exit, and gives up after `PATIENCE`.
+//! A `Deploy` has its own database, Redis database and mail sink, so tests run in parallel and in any order.
+//! The harness waits for events, such as a log line, a response or an exit, and fails after `EVENT_TIMEOUT`.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod access;
@@ -33,17 +33,17 @@ pub use deploy::Deploy;
 pub use process::Process;
 pub use proxy::Proxy;
 
-/// What never takes this long has failed; on a busy machine much takes longer than it should.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a test waits for an event. It is generous, because a busy machine is slow.
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A port that nobody listens on just now, and that the system gives to no connection of its own.
+/// A port that is free now, outside the range from which the system chooses ports.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Below the ports that the scripts choose from.
+    // Below the ports that the scripts use.
     let first = 12_000 + u16::try_from(std::process::id() % 80).expect("a small number") * 100;
     loop {
         let port = first + NEXT.fetch_add(1, Ordering::Relaxed);
-        // Bound and never listened at: a process that is started meanwhile holds a copy of it for a moment, which is in nobody's way.
+        // The socket never listens, so a process that inherits it for a moment does no harm.
         let bound = TcpSocket::new_v4().and_then(|socket| {
             socket.set_reuseaddr(true)?;
             socket.bind(([127, 0, 0, 1], port).into())
@@ -54,7 +54,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// Asks again and again until there is an answer.
+/// Calls `ask` repeatedly until it returns a value.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl Fn() -> F) -> T {
     let asking = async {
         loop {
@@ -64,5 +64,5 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, ask: impl 
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("never happened: {what}"))
+    tokio::time::timeout(EVENT_TIMEOUT, asking).await.unwrap_or_else(|_| panic!("never happened: {what}"))
 }

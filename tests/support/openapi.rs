@@ -1,4 +1,4 @@
-//! Reads the committed `openapi.json`, and checks answers against it.
+//! Reads the committed `openapi.json`, and checks responses against it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::person::Person;
 
-/// What clients were promised.
+/// The API's document.
 pub struct Contract(pub Value);
 
 impl Contract {
@@ -16,7 +16,7 @@ impl Contract {
         Self(serde_json::from_str(&std::fs::read_to_string("openapi.json").expect("openapi.json")).expect("JSON"))
     }
 
-    /// What a reference refers to; anything else is itself.
+    /// Resolves a reference. Any other value is returned unchanged.
     pub fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
         match value["$ref"].as_str() {
             Some(reference) => self.resolve(self.0.pointer(reference.trim_start_matches('#')).unwrap_or_else(|| panic!("no {reference}"))),
@@ -36,7 +36,7 @@ impl Contract {
         self.resolve(&operation["responses"][status])
     }
 
-    /// What is wrong with a value, by its schema: a property that is missing, unknown, or of another type.
+    /// Returns what is wrong with a value: a property that is missing, unknown, or of another type.
     pub fn fault(&self, schema: &Value, value: &Value) -> Option<String> {
         let schema = self.whole(schema);
         let kind = match value {
@@ -49,7 +49,7 @@ impl Contract {
         };
         let kinds = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
         if !kinds.iter().any(|may| may == kind) {
-            return Some(format!("{value} is no {}", schema["type"]));
+            return Some(format!("{value} is not of type {}", schema["type"]));
         }
         if let Some(items) = value.as_array() {
             return items.iter().find_map(|item| self.fault(&schema["items"], item));
@@ -60,12 +60,12 @@ impl Contract {
         missing.map(|name| format!("it lacks {name}")).or_else(|| {
             properties.iter().find_map(|(name, value)| match schema["properties"].get(name) {
                 Some(schema) => self.fault(schema, value).map(|fault| format!("{name}: {fault}")),
-                None => Some(format!("the document knows no {name}")),
+                None => Some(format!("the document does not have {name}")),
             })
         })
     }
 
-    /// A schema with what it refers to, and with all that its `allOf` names.
+    /// A schema with its references resolved and its `allOf` merged.
     fn whole(&self, schema: &Value) -> Value {
         let mut whole = self.resolve(schema).clone();
         for part in whole["allOf"].take().as_array().into_iter().flatten().map(|part| self.whole(part)) {
@@ -79,7 +79,7 @@ impl Contract {
         whole
     }
 
-    /// Sends a request and checks the answer against the document. `{id}` in the path becomes `id`.
+    /// Sends a request and checks the response against the document. `{id}` in the path becomes `id`.
     pub async fn holds(&self, person: &Person, id: &str, (method, path, body, status): (Method, &str, Option<Value>, &str)) -> Value {
         let mut request = person.request(method.clone(), &path.replace("{id}", id));
         if let Some(body) = body {
@@ -90,8 +90,8 @@ impl Contract {
         assert_eq!(answer.status().as_str(), status, "{what}");
         let answer: Value = answer.json().await.expect("JSON");
         let schema = &self.response(&method, path, status)["content"]["application/json"]["schema"];
-        assert!(schema.is_object(), "{what}: the document describes no answer");
-        assert_eq!(self.fault(schema, &answer), None, "{what} answers otherwise than documented: {answer}");
+        assert!(schema.is_object(), "{what}: the document describes no response");
+        assert_eq!(self.fault(schema, &answer), None, "{what}: the response differs from the document: {answer}");
         answer
     }
 }

@@ -1,4 +1,4 @@
-//! A person at a browser: a cookie jar, an address, a password.
+//! A person with a browser: a cookie jar, an address, a password.
 
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -16,12 +16,12 @@ pub struct Person {
 }
 
 impl Person {
-    /// Somebody who has never been here.
+    /// A person who has not signed up.
     pub fn stranger(web: &Web) -> Self {
         Self { client: client(), email: format!("{}@example.com", Uuid::new_v4().simple()), url: web.url.clone() }
     }
 
-    /// Somebody who has signed up and logged in, and not yet opened the mail.
+    /// A person who has signed up and logged in, but not verified the address.
     pub async fn unverified(web: &Web) -> Self {
         let person = Self::stranger(web);
         assert_eq!(person.sign_up().await.status(), StatusCode::ACCEPTED);
@@ -29,7 +29,7 @@ impl Person {
         person
     }
 
-    /// Somebody whose address counts as verified, without a worker and a mail.
+    /// A person whose address is verified directly in the database, without a worker and a mail.
     pub async fn known(deploy: &Deploy, web: &Web) -> Self {
         let person = Self::unverified(web).await;
         let verify = sqlx::query("UPDATE accounts SET verified_at = now() WHERE email = $1").bind(&person.email);
@@ -37,7 +37,7 @@ impl Person {
         person
     }
 
-    /// Somebody who has done that too; needs a worker, which sends the mail.
+    /// A person who has verified the address by mail. Needs a worker, which sends the mail.
     pub async fn verified(deploy: &Deploy, web: &Web) -> Self {
         let person = Self::unverified(web).await;
         let mail = deploy.mail.to(&person.email, "Did you sign up?").await;
@@ -45,18 +45,18 @@ impl Person {
         person
     }
 
-    /// The same person at another browser.
+    /// The same person with another browser.
     pub fn elsewhere(&self) -> Self {
         Self { client: client(), email: self.email.clone(), url: self.url.clone() }
     }
 
-    /// The same person at another process.
+    /// The same person and browser at another process.
     pub fn at(&self, web: &Web) -> Self {
         Self { client: self.client.clone(), email: self.email.clone(), url: web.url.clone() }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        // As a browser says it on this deploy's own pages.
+        // As a browser sends it from this deploy's own pages.
         self.client.request(method, format!("{}/api/v1{path}", self.url)).header("sec-fetch-site", "same-origin")
     }
 
@@ -76,7 +76,7 @@ impl Person {
         self.request(Method::DELETE, path).send().await.expect("web answers")
     }
 
-    /// Presses the button of a page, as a browser does.
+    /// Submits the form of a page, as a browser does.
     pub async fn press(&self, web: &Web, path: &str, form: &[(&str, &str)]) -> Response {
         let post = self.client.post(format!("{}{path}", web.url)).header("sec-fetch-site", "same-origin").form(form);
         post.send().await.expect("web answers")
@@ -86,7 +86,7 @@ impl Person {
         self.post("/accounts", json!({ "email": self.email, "password": PASSWORD })).await
     }
 
-    /// Signs up and logs in, and gives the cookie that clients of another kind can take.
+    /// Signs up and logs in, and returns the cookie for use by other clients.
     pub async fn cookie(&self) -> String {
         self.sign_up().await;
         let answer = self.log_in().await;
@@ -98,18 +98,18 @@ impl Person {
         self.post("/session", json!({ "email": self.email, "password": PASSWORD })).await
     }
 
-    /// Shows the token of a mail that verifies an address, and the password.
+    /// Verifies the address with the mailed token and the password.
     pub async fn redeem(&self, token: &str) -> Response {
         self.post("/email-verifications/redeem", json!({ "token": token, "password": PASSWORD })).await
     }
 
-    /// Asks for a mail to set another password.
-    pub async fn forget(&self) -> Response {
+    /// Requests a mail with a link to reset the password.
+    pub async fn request_reset(&self) -> Response {
         self.post("/password-resets", json!({ "email": self.email })).await
     }
 }
 
-/// The problem in an answer, after a look at what every problem must have.
+/// Checks what every problem must have, and returns the problem.
 pub async fn problem(response: Response, status: u16, slug: &str) -> Value {
     let headers = response.headers().clone();
     assert_eq!(response.status(), status);

@@ -1,4 +1,4 @@
-//! A Postgres of one test's own, which can be struck down without disturbing the others.
+//! A Postgres server for one test, which can crash without disturbing other tests.
 
 use std::process::Stdio;
 
@@ -7,14 +7,14 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::balancer::found_or_skipped;
 
-/// Starts a server with the functions that the scripts use, prints its address, and restarts it for each line it reads.
+/// Starts a server with the scripts' functions, prints its address, and restarts it for each line it reads.
 /// SIGQUIT is Postgres's immediate shutdown: connections break, and the next start recovers as after a crash.
 const SCRIPT: &str = r#"
 set -euo pipefail
 . bin/services.sh
 . .local/services
 [ "$POSTGRES" != docker ] || { echo none; exit 0; }
-# Its key must be its own, and where this is root it runs as another user.
+# Postgres must own its key, and it runs as another user if the tests run as root.
 for option in "$@"; do
     case $option in ssl_key_file=*) chown -R "$(service_user)" "$(dirname "${option#*=}")" ;; esac
 done
@@ -31,7 +31,7 @@ done
 "#;
 
 pub struct Postgres {
-    /// Its address without the name of a database.
+    /// The server's address without a database name.
     pub url: String,
     commands: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
@@ -39,12 +39,12 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// None where there are no programs of Postgres on this machine.
+    /// Returns `None` if this machine has no Postgres programs.
     pub async fn start() -> Option<Self> {
         Self::start_with(&[]).await
     }
 
-    /// The same with options of the server's.
+    /// The same with options for the server.
     pub async fn start_with(options: &[&str]) -> Option<Self> {
         let mut command = Command::new("bash");
         let mut script =
@@ -56,7 +56,7 @@ impl Postgres {
         found.then_some(Self { url, commands, answers, _script: script })
     }
 
-    /// Strikes it down at once and starts it again.
+    /// Crashes the server and starts it again.
     pub async fn crash(&mut self) {
         self.commands.write_all(b"\n").await.expect("the script listens");
         assert_eq!(self.answers.next_line().await.expect("an answer").as_deref(), Some("restarted"));

@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::PATIENCE;
+use super::EVENT_TIMEOUT;
 
 /// The folder that holds the built programs.
 pub fn programs() -> PathBuf {
@@ -28,7 +28,7 @@ pub fn procfile(name: &str) -> String {
     line.unwrap_or_else(|| panic!("the Procfile names no {name}")).to_owned()
 }
 
-/// A program that was started, and is killed when the test lets go of it.
+/// A running program. It is killed when the value is dropped.
 pub struct Process {
     child: Child,
     stdout: Lines,
@@ -39,7 +39,7 @@ pub struct Process {
 struct Lines(Arc<Mutex<Vec<String>>>, watch::Receiver<usize>);
 
 impl Process {
-    /// Starts what the Procfile says for `name`, out of this folder and with exactly this environment.
+    /// Starts the Procfile's command for `name` from this folder, with exactly this environment.
     pub fn start(name: &str, programs: &Path, environment: &BTreeMap<String, String>) -> Self {
         let mut words = procfile(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>().into_iter();
         let program = programs.join(words.next().expect("a program"));
@@ -62,10 +62,10 @@ impl Process {
         Pid::from_raw(i32::try_from(pid).expect("a process id"))
     }
 
-    /// What it has computed so far, in the system's ticks (a hundredth of a second nearly everywhere).
+    /// Its CPU time so far, in the system's ticks. A tick is nearly always a hundredth of a second.
     pub fn cpu_ticks(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("a system with /proc");
-        // The name in parentheses may hold anything; user and system time are the 12th and 13th field after it.
+        // The name in parentheses may contain anything. User and system time are the 12th and 13th field after it.
         let (_, fields) = stat.rsplit_once(") ").expect("a name");
         fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
     }
@@ -74,27 +74,27 @@ impl Process {
         kill(self.pid(), signal).expect("the process is there");
     }
 
-    /// Its exit status, if it has ended.
+    /// Its exit status, if it has exited.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("its status")
     }
 
-    /// Waits for the exit; what was logged until then stays readable.
+    /// Waits for the exit. The log stays readable.
     pub async fn exit(&mut self) -> ExitStatus {
-        self.exit_within(PATIENCE).await
+        self.exit_within(EVENT_TIMEOUT).await
     }
 
     pub async fn exit_within(&mut self, limit: Duration) -> ExitStatus {
         let exit = timeout(limit, self.child.wait()).await;
-        let status = exit.unwrap_or_else(|_| panic!("no exit within {limit:?}; its log: {:#?}", self.lines())).expect("a status");
-        // Its last lines are read when both streams have ended.
+        let status = exit.unwrap_or_else(|_| panic!("no exit within {limit:?}, log: {:#?}", self.lines())).expect("a status");
+        // All lines have been read when both streams have ended.
         for stream in [&mut self.stdout, &mut self.stderr] {
-            let _ = timeout(PATIENCE, stream.1.wait_for(|count| *count == usize::MAX)).await;
+            let _ = timeout(EVENT_TIMEOUT, stream.1.wait_for(|count| *count == usize::MAX)).await;
         }
         status
     }
 
-    /// SIGTERM, and the exit status.
+    /// Sends SIGTERM, and returns the exit status.
     pub async fn terminate(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
         self.exit().await.code()
@@ -108,18 +108,18 @@ impl Process {
         self.stderr.all()
     }
 
-    /// Every line that was logged so far.
+    /// Every line of the log so far.
     pub fn log(&self) -> Vec<Value> {
         self.lines().iter().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("not JSON ({e}): {line}"))).collect()
     }
 
-    /// Waits for a log line, one that is there already or one to come.
+    /// Waits for a log line. A line that was logged earlier counts, too.
     pub async fn logged(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
         let line = self.line(what, |line| serde_json::from_str(line).is_ok_and(|value| matches(&value))).await;
         serde_json::from_str(&line).expect("it was just parsed")
     }
 
-    /// Waits for a log line whose message holds the text.
+    /// Waits for a log line whose message contains the text.
     pub async fn says(&self, text: &str) -> Value {
         self.logged(text, |line| line["message"].as_str().is_some_and(|message| message.contains(text))).await
     }
@@ -133,24 +133,24 @@ impl Process {
                 if let Some(line) = lines.all().iter().find(|line| matches(line)) {
                     return line.clone();
                 }
-                assert!(count != usize::MAX, "ended without `{what}`; stdout: {:#?} stderr: {:#?}", self.lines(), self.errors());
+                assert!(count != usize::MAX, "exited without `{what}`, stdout: {:#?} stderr: {:#?}", self.lines(), self.errors());
                 let _ = lines.1.changed().await;
             }
         };
-        timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never logged `{what}`: {:#?}", self.lines()))
+        timeout(EVENT_TIMEOUT, waiting).await.unwrap_or_else(|_| panic!("never logged `{what}`: {:#?}", self.lines()))
     }
 }
 
-/// Whatever a test made a program say, it must have said it in the form that was promised.
+/// Every log line of every test must follow `docs/logs.md`.
 impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
             return;
         }
         for line in self.lines().iter().filter(|line| line.starts_with("{\"timestamp\"")) {
-            // One that was killed may have been in the midst of a line.
+            // The last line of a killed process may be incomplete.
             let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
-            // Another release has promised another form.
+            // Another release may have another format.
             if line["commit"].as_str().is_some_and(|commit| commit != env!("BUILD_COMMIT")) {
                 continue;
             }
@@ -162,7 +162,7 @@ impl Drop for Process {
 }
 
 impl Lines {
-    /// Reads a stream to its end; the count is `MAX` then.
+    /// Reads a stream to its end. Then the count becomes `MAX`.
     fn of(stream: impl AsyncRead + Unpin + Send + 'static) -> Self {
         let (sender, receiver) = watch::channel(0);
         let kept = Arc::new(Mutex::new(Vec::new()));

@@ -1,4 +1,4 @@
-//! A real Prometheus that reads the processes' metrics and decides about the alerts.
+//! A real Prometheus that scrapes the processes' metrics and evaluates the alerts.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts one with the project's alerts, which need not hold for minutes here, that asks the processes at these ports.
+    /// Starts Prometheus with the project's alerts, shortened to fire at once. It scrapes the processes at these ports.
     pub async fn start(ports: &[u16]) -> Self {
         let rules = "deploy/prometheus/alerts.yml";
         let check = Command::new("promtool").args(["check", "rules", rules]).output().await.expect("promtool runs");
@@ -55,7 +55,7 @@ impl Prometheus {
         answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
     }
 
-    /// The alerts that fire.
+    /// The firing alerts.
     pub async fn firing(&self) -> BTreeSet<String> {
         let answer = self.ask("/alerts", &[]).await.unwrap_or_default();
         let alerts = answer["data"]["alerts"].as_array().cloned().unwrap_or_default();
@@ -63,7 +63,7 @@ impl Prometheus {
         firing.filter_map(|alert| Some(alert["labels"]["alertname"].as_str()?.to_owned())).collect()
     }
 
-    /// Waits longer than for other things: what is measured is asked for, and then thought about.
+    /// Waits longer than `eventually`, because a value must be scraped and then evaluated.
     pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         for _ in 0..600 {
             if holds().await {

@@ -1,4 +1,4 @@
-//! A network that breaks: a TCP proxy that can be slowed, cut, stalled and healed.
+//! A faulty network: a TCP proxy that can delay, cut, stall and heal its connections.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,25 +12,25 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// Everything arrives so much later.
+    /// Everything arrives this much later.
     Slow(Duration),
-    /// Connections are taken and kept, and nothing goes through.
+    /// Connections are accepted and stay open, but transmit nothing.
     Stalled,
-    /// Connections are broken and refused.
+    /// Connections are closed and refused.
     Cut,
 }
 
-/// How connections fare, and how often the resource has moved away from them.
-type Fate = (State, usize);
+/// The state of the network, and how many times the resource has moved to another machine.
+type NetworkState = (State, usize);
 
-/// Sees each piece that a client sends.
+/// Called with each piece that a client sends.
 type Watch = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
-/// Forwards to an address for as long as nobody interferes. It is reached at the same port all its life.
+/// Forwards connections to an address. Its own port never changes.
 pub struct Proxy {
     pub address: SocketAddr,
     target: Arc<Mutex<String>>,
-    state: Arc<watch::Sender<Fate>>,
+    state: Arc<watch::Sender<NetworkState>>,
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
     connections: Arc<AtomicUsize>,
 }
@@ -40,13 +40,13 @@ impl Proxy {
         Self::keeping(("127.0.0.1", super::free_port()), target).await
     }
 
-    /// As if the target were on another machine: at the same port of another address.
+    /// As if the target were on another machine: the same port of another address.
     pub async fn another_machine(target: String) -> Self {
         let port = target.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
         Self::keeping(("127.0.0.2", port), target).await
     }
 
-    /// At an address of IPv6, where this machine has any.
+    /// Listens on IPv6. Returns `None` if this machine has no IPv6.
     pub async fn on_ipv6(target: String) -> Option<Self> {
         let has_any = std::net::TcpListener::bind("[::1]:0").is_ok();
         if has_any { Some(Self::keeping(("::1", super::free_port()), target).await) } else { None }
@@ -59,12 +59,12 @@ impl Proxy {
         Self { sent, ..proxy }
     }
 
-    /// Keeps nothing of what clients send, and shows it instead.
+    /// Passes each piece that clients send to `watch` instead of storing it.
     pub async fn watched(target: String, watch: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
         Self::at(("127.0.0.1", super::free_port()), target, watch).await
     }
 
-    /// At a port that is free again after each cut.
+    /// Listens at this address, and again after each cut.
     async fn at(address: (&str, u16), target: String, watch: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
@@ -74,18 +74,18 @@ impl Proxy {
         Self { address, target, state: Arc::new(sender), sent: Arc::default(), connections }
     }
 
-    /// How many connections go through it now.
+    /// How many connections are open now.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// What clients have sent so far, as it came in: who waits for an answer before the next question sends two pieces.
+    /// The pieces that clients have sent so far. A client that waits for a response between two commands sends two pieces.
     pub fn sent(&self) -> Vec<String> {
         let sent = self.sent.lock().expect("no panic while locked");
         sent.iter().map(|piece| String::from_utf8_lossy(piece).into_owned()).collect()
     }
 
-    /// Lets everything through later, in both directions.
+    /// Delays everything in both directions.
     pub fn delay(&self, by: Duration) {
         self.set(State::Slow(by));
     }
@@ -95,7 +95,7 @@ impl Proxy {
         self.set(State::Cut);
     }
 
-    /// Lets nothing through any more, as a network does that drops packets.
+    /// Transmits nothing any more, as a network does that drops packets.
     pub fn stall(&self) {
         self.set(State::Stalled);
     }
@@ -104,13 +104,13 @@ impl Proxy {
         self.set(State::Open);
     }
 
-    /// As if the resource had moved to another machine and the old one were off: new connections work, and on those that
-    /// there are nothing passes ever again, nor are they told so.
+    /// As if the resource had moved to another machine and the old one were off: new connections work. Existing ones transmit
+    /// nothing any more, but are not closed.
     pub fn fail_over(&self) {
         self.state.send_modify(|(state, moves)| (*state, *moves) = (State::Open, *moves + 1));
     }
 
-    /// New connections lead to another target. Those that there are lead to the old one, which lives on.
+    /// Connects new clients to another target. Existing connections stay with the old one.
     pub fn turn_to(&self, target: String) {
         *self.target.lock().expect("no panic while locked") = target;
     }
@@ -124,7 +124,7 @@ async fn forward(
     listener: TcpListener,
     address: SocketAddr,
     target: Arc<Mutex<String>>,
-    mut state: watch::Receiver<Fate>,
+    mut state: watch::Receiver<NetworkState>,
     watch: Watch,
     connections: Arc<AtomicUsize>,
 ) {
@@ -161,7 +161,7 @@ fn bind(address: SocketAddr) -> TcpListener {
     socket.bind(address).and_then(|()| socket.listen(128)).expect("the port is still ours")
 }
 
-async fn pass(from: TcpStream, target: String, mut state: watch::Receiver<Fate>, watch: Watch) {
+async fn pass(from: TcpStream, target: String, mut state: watch::Receiver<NetworkState>, watch: Watch) {
     let Ok(to) = TcpStream::connect(&target).await else { return };
     let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
     tokio::select! {
@@ -171,7 +171,12 @@ async fn pass(from: TcpStream, target: String, mut state: watch::Receiver<Fate>,
     }
 }
 
-async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut state: watch::Receiver<Fate>, see: impl Fn(&[u8])) {
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut state: watch::Receiver<NetworkState>,
+    see: impl Fn(&[u8]),
+) {
     let mut buffer = vec![0; 16 * 1024];
     let here = state.borrow().1;
     loop {
@@ -182,7 +187,7 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
             _ => Duration::ZERO,
         };
         tokio::time::sleep(delay).await;
-        let passes = |(state, moves): &Fate| *state != State::Stalled && *moves == here;
+        let passes = |(state, moves): &NetworkState| *state != State::Stalled && *moves == here;
         if state.wait_for(passes).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }

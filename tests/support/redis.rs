@@ -1,4 +1,4 @@
-//! A Redis of one test's own, which can be killed, started again and made another's replica.
+//! A Redis server for one test, which can be killed, restarted and made a replica of another.
 
 use std::path::PathBuf;
 
@@ -14,18 +14,18 @@ pub struct Redis {
     /// Host and port.
     pub address: String,
     options: Vec<String>,
-    /// Where a replica puts what it is sent.
+    /// Where a replica stores the data it receives.
     folder: PathBuf,
     process: Process,
 }
 
 impl Redis {
-    /// None where there is no program of Redis on this machine.
+    /// Returns `None` if this machine has no Redis program.
     pub async fn start() -> Option<Self> {
         Self::start_with(&[]).await
     }
 
-    /// The same with options of the server's.
+    /// The same with options for the server.
     pub async fn start_with(options: &[&str]) -> Option<Self> {
         if !has("redis-server") {
             return None;
@@ -44,18 +44,18 @@ impl Redis {
         format!("redis://{}/0", self.address)
     }
 
-    /// Kills it. What it held is lost.
+    /// Kills the server. Its data is lost.
     pub async fn kill(&mut self) {
         self.process.signal(Signal::SIGKILL);
         self.process.exit().await;
     }
 
-    /// Starts it again at the same port, empty.
+    /// Restarts the server at the same port, empty.
     pub async fn start_again(&mut self) {
         self.process = launch(&self.options).await;
     }
 
-    /// One command, in words.
+    /// Runs one command.
     pub async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let client = redis::Client::open(self.url()).expect("a URL");
         let mut connection = client.get_multiplexed_async_connection().await.expect("Redis answers");
@@ -64,7 +64,7 @@ impl Redis {
         command.query_async(&mut connection).await.unwrap_or_else(|e| panic!("{words:?}: {e}"))
     }
 
-    /// Makes it the replica of another, and waits until both know that it has all that the other has.
+    /// Makes it a replica of another server, and waits until both report that it is up to date.
     async fn follow(&self, other: &Self) {
         let (host, port) = other.address.split_once(':').expect("host and port");
         self.ask::<()>(&["REPLICAOF", host, port]).await;
@@ -76,7 +76,7 @@ impl Redis {
         .await;
     }
 
-    /// Takes over from another, which becomes its replica and goes on answering: a failover in which nothing is lost.
+    /// Fails over from another server without losing data. The other becomes a replica and continues to answer.
     pub async fn take_over_from(&self, other: &Self) {
         self.follow(other).await;
         let (host, port) = self.address.split_once(':').expect("host and port");

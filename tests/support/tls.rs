@@ -1,4 +1,4 @@
-//! TLS: an authority of one test's own, and servers with a certificate that it has signed.
+//! TLS: a certificate authority for one test, and servers with certificates that it has signed.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::mail::Sink;
 use super::postgres::Postgres;
 use super::{Process, free_port};
 
-/// The certificate is for `localhost`, and so for no server that is reached as 127.0.0.1.
+/// Its certificate is for `localhost`, so it is invalid for 127.0.0.1.
 pub struct Authority {
     folder: PathBuf,
     acceptor: TlsAcceptor,
@@ -29,7 +29,7 @@ impl Authority {
         let (own_key, key) = (KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Two authorities of one name would be taken for each other, until a signature proves wrong.
+        // Authorities need different names, or the error would be a wrong signature instead of an unknown issuer.
         authority.distinguished_name.push(DnType::CommonName, folder.display().to_string());
         let authority = authority.self_signed(&own_key).expect("a certificate");
         let server = CertificateParams::new(["localhost".to_owned()]).and_then(|server| server.signed_by(&key, &authority, &own_key));
@@ -37,14 +37,14 @@ impl Authority {
         for (name, text) in [("authority.pem", authority.pem()), ("server.pem", server.pem()), ("server.key", key.serialize_pem())] {
             std::fs::write(folder.join(name), text).expect("a file");
         }
-        // Postgres takes no key that others may read.
+        // Postgres rejects a key that others may read.
         std::fs::set_permissions(folder.join("server.key"), PermissionsExt::from_mode(0o600)).expect("a mode");
         let (chain, key) = (vec![server.into()], key.serialize_der().try_into().expect("a key"));
         let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).expect("a certificate and its key");
         Self { folder, acceptor: TlsAcceptor::from(Arc::new(config)) }
     }
 
-    /// What `SSL_CERT_FILE` names.
+    /// The file for `SSL_CERT_FILE`.
     pub fn file(&self) -> String {
         self.path("authority.pem")
     }
@@ -60,7 +60,7 @@ impl Authority {
         Postgres::start_with(&["-c", "ssl=on", "-c", &certificate, "-c", &key]).await
     }
 
-    /// A Redis that takes nothing but TLS, and its address.
+    /// A Redis that accepts only TLS, and its address.
     pub async fn redis(&self, password: &str) -> (Process, String) {
         let port = free_port();
         let mut command = Command::new("redis-server");
@@ -72,12 +72,12 @@ impl Authority {
         (process, format!("rediss://:{password}@localhost:{port}/0"))
     }
 
-    /// A port where mail for the sink is taken over TLS alone: from the first byte on, or after STARTTLS.
+    /// A port that accepts mail for the sink over TLS only: from the first byte on, or after STARTTLS.
     pub async fn mail(&self, sink: &Sink, starttls: bool) -> u16 {
         self.before(sink.smtp_url.replace("smtp://", ""), starttls).await
     }
 
-    /// A port where what speaks no TLS itself is reached over TLS alone.
+    /// A port that accepts only TLS and forwards to a server without TLS.
     pub async fn before(&self, target: String, starttls: bool) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
@@ -111,7 +111,7 @@ async fn pass(mut client: TcpStream, starttls: bool, acceptor: &TlsAcceptor, tar
     copy_bidirectional(&mut client, &mut sink).await.map(drop)
 }
 
-/// The server's side of RFC 3207, until the client says STARTTLS; who says anything else is hung up on.
+/// The server's side of RFC 3207, up to STARTTLS. Any other command closes the connection.
 async fn before_tls(client: TcpStream) -> std::io::Result<TcpStream> {
     let mut client = BufReader::new(client);
     client.write_all(b"220 mail\r\n").await?;

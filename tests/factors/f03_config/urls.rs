@@ -1,4 +1,4 @@
-//! URLs of resources: every usual form works, the others are named, and no part of any reaches a log.
+//! URLs of resources: every usual form works, other forms are rejected by name, and no part of a URL reaches a log.
 
 use serde_json::Value;
 
@@ -7,18 +7,18 @@ use crate::support::person::Person;
 use crate::support::postgres::Postgres;
 use crate::support::{Deploy, Proxy, eventually};
 
-/// The problem that a program has with a URL.
+/// The error that a program prints about a URL.
 async fn problem_with(variable: &str, url: &str) -> String {
     let output = run("worker", &[(variable, url)]).await;
     assert_eq!(output.status.code(), Some(78), "{url}");
-    let told = stderr(&output);
-    let line = told.lines().find(|line| line.trim().starts_with(variable) && !line.contains("is missing"));
-    line.unwrap_or_else(|| panic!("{url} is taken: {told}")).trim().to_owned()
+    let printed = stderr(&output);
+    let line = printed.lines().find(|line| line.trim().starts_with(variable) && !line.contains("is missing"));
+    line.unwrap_or_else(|| panic!("{url} is accepted: {printed}")).trim().to_owned()
 }
 
 #[tokio::test]
-async fn unusable_url_is_named_with_what_to_write() {
-    for (variable, url, told) in [
+async fn unusable_url_error_names_the_remedy() {
+    for (variable, url, expected) in [
         ("DATABASE_URL", "postgres://u:p@host/name?sslmode=no-verify", "sslmode that is none of disable"),
         ("DATABASE_URL", "postgres://u:sek#ret@host/name", "written %23"),
         ("DATABASE_URL", "postgres://u:p@one,two/name", "several hosts: name one"),
@@ -34,13 +34,13 @@ async fn unusable_url_is_named_with_what_to_write() {
         ("REDIS_URL", "http://host", "must be a URL such as redis://"),
     ] {
         let problem = problem_with(variable, url).await;
-        assert!(problem.contains(told), "{url}: {problem}");
+        assert!(problem.contains(expected), "{url}: {problem}");
         assert!(!problem.contains("sek") && !problem.contains(url), "{problem}");
     }
 }
 
 #[tokio::test]
-async fn unknown_parameter_is_told_once_without_its_value() {
+async fn unknown_parameter_is_logged_once_without_value() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let parameters = "sslpassword=hunter2&channel_binding=prefer&pgbouncer=true&target_session_attrs=read-write";
     let url = format!("{}?{parameters}", deploy.environment["DATABASE_URL"]);
@@ -56,7 +56,7 @@ async fn unknown_parameter_is_told_once_without_its_value() {
 }
 
 #[tokio::test]
-async fn resources_are_reached_over_ipv6() {
+async fn processes_reach_resources_over_ipv6() {
     let deploy = Deploy::new().await;
     let proxies = ["DATABASE_URL", "REDIS_URL", "SMTP_URL"].map(|variable| (variable, Proxy::on_ipv6(deploy.address_of(variable))));
     let (mut there, mut kept) = (deploy.clone(), Vec::new());
@@ -74,10 +74,10 @@ async fn resources_are_reached_over_ipv6() {
 }
 
 #[tokio::test]
-async fn host_may_stand_in_a_parameter() {
+async fn database_url_accepts_host_parameter() {
     let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
     std::fs::create_dir(&folder).unwrap();
-    // Postgres runs as another user where this is root.
+    // Postgres runs as another user if the tests run as root.
     std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let socket = folder.display().to_string();
     let Some(postgres) = Postgres::start_with(&["-k", &socket]).await else { return };
@@ -93,19 +93,19 @@ async fn host_may_stand_in_a_parameter() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// A text that no line may hold.
+/// A text that no line may contain.
 fn secret() -> String {
     format!("sekret{}", uuid::Uuid::new_v4().simple())
 }
 
-/// Panics if a program told the secret.
-fn is_kept(secret: &str, told: &[String]) {
-    let leaks: Vec<_> = told.iter().filter(|line| line.to_lowercase().contains(secret)).collect();
-    assert!(leaks.is_empty(), "a secret is told: {leaks:#?}");
+/// Panics if a program printed the secret.
+fn assert_not_printed(secret: &str, printed: &[String]) {
+    let leaks: Vec<_> = printed.iter().filter(|line| line.to_lowercase().contains(secret)).collect();
+    assert!(leaks.is_empty(), "a secret was printed: {leaks:#?}");
 }
 
 #[tokio::test]
-async fn no_part_of_a_url_is_logged_while_nobody_answers() {
+async fn unreachable_resource_urls_are_never_logged() {
     let s = secret();
     let parameters = format!("sslpassword={s}&channel_binding={s}&application_name={s}&options=-csearch_path%3D{s}&sslrootcert=%2F{s}");
     for (database, redis, smtp) in [
@@ -117,47 +117,47 @@ async fn no_part_of_a_url_is_logged_while_nobody_answers() {
         let deploy =
             deploy.with("DATABASE_URL", format!("postgres://{s}:{s}@{database}")).with("REDIS_URL", format!("redis://{s}:{s}@{redis}"));
         let deploy = deploy.with("SMTP_URL", format!("smtp://{s}:{s}@{smtp}"));
-        let mut told = Vec::new();
+        let mut printed = Vec::new();
         for arguments in [&["doctor"][..], &["doctor", "--json"], &["config"]] {
             let output = deploy.admin(arguments).await;
-            told.push(String::from_utf8([output.stdout, output.stderr].concat()).unwrap());
+            printed.push(String::from_utf8([output.stdout, output.stderr].concat()).unwrap());
         }
         for program in ["web", "worker", "clock"] {
             let mut process = deploy.start(program);
             process.says(if program == "clock" { "the schedule waits" } else { "not ready: postgres" }).await;
             process.terminate().await;
-            told.extend([process.lines(), process.errors()].concat());
+            printed.extend([process.lines(), process.errors()].concat());
         }
-        is_kept(&s, &told);
+        assert_not_printed(&s, &printed);
     }
 }
 
 #[tokio::test]
-async fn no_secret_part_of_a_url_is_logged_while_they_answer() {
+async fn reachable_resource_secrets_are_never_logged() {
     let s = secret();
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let with_password = |name: &str| deploy.environment[name].replacen("://", &format!("://{s}:{s}@"), 1);
-    // Parameters that mean something, and some that do not.
+    // Parameters that have an effect, and some that have none.
     let database = format!("{}?sslpassword={s}&sslrootcert=%2F{s}&options=-capp.name%3D{s}", deploy.environment["DATABASE_URL"]);
     let deploy = deploy.clone_with("DATABASE_URL", database).with("SMTP_URL", with_password("SMTP_URL"));
     let (mut web, mut worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::stranger(&web);
     assert_eq!(ada.sign_up().await.status(), 202);
-    // The sink knows no passwords.
+    // The sink does not offer AUTH.
     let failed = worker.logged("the mail's failure", |line| line["outcome"] == "failed").await;
     assert!(failed["error"].as_str().unwrap().contains("at Auth"), "{failed}");
     web.process.terminate().await;
     worker.terminate().await;
-    is_kept(&s, &[web.process.lines(), web.process.errors(), worker.lines(), worker.errors()].concat());
+    assert_not_printed(&s, &[web.process.lines(), web.process.errors(), worker.lines(), worker.errors()].concat());
 
     let mut refused = deploy.clone_with("REDIS_URL", with_password("REDIS_URL")).web_unready().await;
     refused.process.says("not ready: redis").await;
     refused.process.terminate().await;
-    is_kept(&s, &[refused.process.lines(), refused.process.errors()].concat());
+    assert_not_printed(&s, &[refused.process.lines(), refused.process.errors()].concat());
 }
 
 #[tokio::test]
-async fn no_part_of_a_refused_url_is_told() {
+async fn rejected_url_is_never_printed() {
     let s = secret();
     for (variable, url) in [
         ("DATABASE_URL", s.clone()),
@@ -178,13 +178,13 @@ async fn no_part_of_a_refused_url_is_told() {
         ("SMTP_URL", format!("smtp://{s}:{s}@{s}/{s}?tls={s}")),
         ("SMTP_URL", format!("smtp://{s}:{s}@{s}/{s}?timeout={s}")),
     ] {
-        is_kept(&s, &[problem_with(variable, &url).await]);
+        assert_not_printed(&s, &[problem_with(variable, &url).await]);
     }
 }
 
-/// A `REDIS_URL` with a parameter that means nothing is none that stops a start; nor does any other deploy's oddity.
+/// A parameter without effect, or a trailing slash, does not prevent a start.
 #[tokio::test]
-async fn deploy_with_odd_but_good_urls_serves() {
+async fn unusual_but_valid_urls_work() {
     let deploy = Deploy::new().await;
     let odd = |name: &str, end: &str| format!("{}{end}", deploy.environment[name]);
     let deploy =

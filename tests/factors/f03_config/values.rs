@@ -1,4 +1,4 @@
-//! Values that would mean nothing: each is refused with its name, or obeyed.
+//! Values without a meaning are rejected with their variable's name. Values with a meaning take effect.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use crate::support::collector::Collector;
 use crate::support::{Deploy, free_port};
 
 #[tokio::test]
-async fn value_without_meaning_stops_the_start() {
-    for (name, value, told) in [
+async fn meaningless_value_prevents_startup() {
+    for (name, value, expected) in [
         ("LOG_LEVEL", "warning", "must be a level"),
         ("LOG_LEVEL", "debg", "must be a level"),
         ("LOG_LEVEL", "3", "must be a level"),
@@ -36,32 +36,32 @@ async fn value_without_meaning_stops_the_start() {
         let lines = stderr(&output);
         let line =
             lines.lines().find(|line| line.trim().starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{name}={value}: {lines}"));
-        assert!(line.contains(told), "{name}={value}: {line}");
+        assert!(line.contains(expected), "{name}={value}: {line}");
     }
 }
 
 #[tokio::test]
-async fn failed_start_is_heard_whatever_the_filter() {
+async fn startup_failure_is_printed_despite_log_level() {
     let deploy = Deploy::new().await.with("PORT", free_port());
     let first = deploy.web().await;
     let mut second = deploy.with("LOG_LEVEL", "off").start("web");
     assert_eq!(second.exit().await.code(), Some(1));
     assert!(second.lines().is_empty(), "{:?}", second.lines());
-    let told = second.errors().join("\n");
-    assert!(told.contains("web could not start") && told.contains(&format!("port {}", first.port())), "{told}");
+    let printed = second.errors().join("\n");
+    assert!(printed.contains("web could not start") && printed.contains(&format!("port {}", first.port())), "{printed}");
 }
 
-/// Whether spans of a `web` that is asked once arrive at the collector by its end.
+/// Whether a `web` that served one request has exported spans by the time it exits.
 async fn arrive(collector: &Collector, deploy: Deploy) -> bool {
     let mut web = deploy.with("OTEL_BSP_SCHEDULE_DELAY", 50).web().await;
     assert_eq!(web.get("/version").await.status(), 200);
-    // It sends what waits before it ends.
+    // It exports pending spans before it exits.
     assert_eq!(web.process.terminate().await, Some(0));
     !collector.spans().is_empty()
 }
 
 #[tokio::test]
-async fn switches_of_traces_are_obeyed() {
+async fn otel_variables_switch_tracing() {
     let deploy = Deploy::new().await;
     for (more, expected) in [
         (&[][..], true),
@@ -73,7 +73,7 @@ async fn switches_of_traces_are_obeyed() {
         let deploy = more.iter().fold(deploy.clone(), |deploy, (name, value)| deploy.with(name, value));
         assert_eq!(arrive(&collector, deploy.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url)).await, expected, "{more:?}");
     }
-    // The whole address, with its path, wins over the one for all.
+    // The endpoint for traces has precedence over the general endpoint.
     let (collector, other) = (Collector::start().await, Collector::start().await);
     let traces = deploy.clone_with("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("{}/v1/traces", collector.url));
     assert!(arrive(&collector, traces.with("OTEL_EXPORTER_OTLP_ENDPOINT", &other.url)).await);

@@ -1,4 +1,5 @@
-//! Addresses: what the sign-up takes, mail can be sent to; and what a mail server refuses for good is no failure of ours.
+//! Addresses: mail can be sent to every address that a sign-up accepts. A permanent refusal by the mail server is not a
+//! failure of the job.
 
 use serde_json::json;
 
@@ -11,7 +12,7 @@ async fn count(deploy: &Deploy, from: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn address_that_passes_can_be_mailed() {
+async fn accepted_addresses_can_be_mailed() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;
@@ -48,10 +49,10 @@ async fn address_that_passes_can_be_mailed() {
 }
 
 #[tokio::test]
-async fn refused_address_is_a_bounce_and_no_dead_job() {
+async fn refused_address_bounces_without_dead_job() {
     let deploy = Deploy::new().await.after_a_clock().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
-    // The sink refuses it for good.
+    // The sink refuses this address permanently.
     let ada = Person { email: "never-550@refuse.example".to_owned(), ..Person::stranger(&web) };
     ada.sign_up().await;
     let end = worker.logged("its end", |line| line["job_kind"] == "send_verification" && line["run_ms"].is_number()).await;
@@ -69,7 +70,7 @@ async fn refused_address_is_a_bounce_and_no_dead_job() {
     let doctor = deploy.admin(&["doctor"]).await;
     assert!(doctor.status.success(), "{}", String::from_utf8_lossy(&doctor.stdout));
 
-    // Another address, which works, ends that.
+    // Verifying another address clears it.
     assert_eq!(ada.log_in().await.status(), 200);
     assert_eq!(ada.patch("/account", json!({ "email": "ada@example.org" })).await.status(), 200);
     let token = deploy.mail.to("ada@example.org", "Did you sign up?").await.token();

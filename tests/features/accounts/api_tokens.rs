@@ -21,7 +21,7 @@ async fn with(web: &Web, token: &Value, method: Method, path: &str) -> Response 
 }
 
 #[tokio::test]
-async fn a_token_is_shown_once_works_within_its_scopes_and_ends() {
+async fn token_is_shown_once_scoped_and_revocable() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -40,7 +40,7 @@ async fn a_token_is_shown_once_works_within_its_scopes_and_ends() {
     assert!(!stored.get::<String, _>(0).contains(read["secret"].as_str().unwrap()));
 
     let (write, other) = (token(&ada, &["tokens:write"]).await, token(&ada, &["tokens:read"]).await);
-    // Neither Origin nor Sec-Fetch-Site: who holds a token is no browser.
+    // Without Origin and Sec-Fetch-Site, because a client with a token is not a browser.
     let other_path = format!("/tokens/{}", other["id"].as_str().unwrap());
     assert_eq!(with(&web, &write, Method::DELETE, &other_path).await.status(), 204);
     problem(with(&web, &other, Method::GET, "/tokens").await, 401, "unauthenticated").await;
@@ -55,7 +55,7 @@ async fn a_token_is_shown_once_works_within_its_scopes_and_ends() {
 }
 
 #[tokio::test]
-async fn a_token_outlives_redis() {
+async fn token_works_without_redis() {
     let deploy = Deploy::new().await;
     let proxy = crate::support::Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -69,7 +69,7 @@ async fn a_token_outlives_redis() {
 }
 
 #[tokio::test]
-async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_restored() {
+async fn suspension_blocks_sessions_and_tokens_until_restored() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let (ada, root) = tokio::join!(Person::known(&deploy, &web), Person::unverified(&web));
@@ -109,13 +109,14 @@ async fn a_suspended_accounts_sessions_and_tokens_stop_at_once_and_it_can_be_res
     let last = trail.last().unwrap();
     assert_eq!((last.get::<String, _>(0), last.get::<Option<String>, _>(1)), ("log_in_failed".to_owned(), None));
     let granted = trail.iter().find(|row| row.get::<String, _>(0) == "role_changed").unwrap();
-    assert!(!granted.get::<bool, _>(2), "an operator's doing has no request");
+    assert!(!granted.get::<bool, _>(2), "an operator's action has no request");
     let others = trail.iter().filter(|row| row.get::<String, _>(0) != "role_changed");
     assert!(others.into_iter().all(|row| row.get::<bool, _>(2) && row.get::<String, _>(3) == "127.0.0.1"));
 }
 
+/// A password reset ends the token.
 #[tokio::test]
-async fn a_token_needs_a_verified_address_and_scopes_that_exist_and_ends_with_a_reset_of_the_password() {
+async fn token_needs_verified_address_and_known_scopes() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let eve = Person::unverified(&web).await;

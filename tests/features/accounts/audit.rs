@@ -1,4 +1,4 @@
-//! The audit trail: who did what to whom, under an id that its subject cannot choose.
+//! The audit trail: each event names its actor, its action and its target, with a request id that the caller cannot choose.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ async fn id_of(person: &Person) -> String {
     person.get("/session").await.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
 }
 
-/// Actor, its id, and the account that it was done to, of the latest event of this action.
+/// The actor, its id, and the target account of the latest event with this action.
 async fn latest(deploy: &Deploy, action: &str) -> (String, Option<String>, Option<String>) {
     let event = "SELECT actor, actor_id::text, account_id::text FROM audit_events WHERE action = $1 ORDER BY id DESC LIMIT 1";
     let row = sqlx::query(event).bind(action).fetch_one(&mut deploy.database().await).await.unwrap();
@@ -19,7 +19,7 @@ async fn latest(deploy: &Deploy, action: &str) -> (String, Option<String>, Optio
 }
 
 #[tokio::test]
-async fn event_names_its_actor_and_its_target() {
+async fn audit_event_names_actor_and_target() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, root) = (Person::known(&deploy, &web).await, Person::unverified(&web).await);
@@ -47,7 +47,7 @@ async fn event_names_its_actor_and_its_target() {
 }
 
 #[tokio::test]
-async fn request_id_is_our_own() {
+async fn caller_cannot_choose_the_audited_request_id() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -70,7 +70,7 @@ async fn request_id_is_our_own() {
 }
 
 #[tokio::test]
-async fn traceparent_counts_only_behind_a_trusted_proxy() {
+async fn traceparent_needs_a_trusted_proxy() {
     let deploy = Deploy::new().await;
     let foreign = "0af7651916cd43dd8448eb211c80319c";
     for (proxies, joins) in [(0, false), (1, true)] {

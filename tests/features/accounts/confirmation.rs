@@ -1,4 +1,4 @@
-//! What needs the password shown a short while ago: a stolen session is not a stolen account.
+//! Sensitive requests need a recent confirmation by password, so that a stolen session is not enough to take over an account.
 
 use deadpool_redis::redis::{AsyncCommands, cmd};
 use reqwest::{Method, Response, StatusCode};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::Deploy;
 use crate::support::person::{PASSWORD, Person, problem};
 
-/// Makes the confirmation of every session so many minutes old.
+/// Makes the confirmation of every session this many minutes older.
 async fn minutes_pass(deploy: &Deploy, minutes: i64) {
     let mut redis = deploy.redis().await;
     for key in cmd("KEYS").arg("session:*").query_async::<Vec<String>>(&mut redis).await.unwrap() {
@@ -19,7 +19,7 @@ async fn minutes_pass(deploy: &Deploy, minutes: i64) {
     }
 }
 
-/// The requests that need a confirmed session; the last ends it.
+/// The requests that need a confirmed session. The last one ends it.
 fn requests() -> [(Method, &'static str, Value); 3] {
     [
         (Method::PATCH, "/account", json!({ "email": "eve@example.org" })),
@@ -37,7 +37,7 @@ async fn confirm(person: &Person, password: &str) -> Response {
 }
 
 #[tokio::test]
-async fn session_alone_takes_no_account() {
+async fn stolen_session_cannot_take_over_account() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -49,7 +49,7 @@ async fn session_alone_takes_no_account() {
         assert!(refusal["detail"].as_str().unwrap().contains("/session/confirm"), "{refusal}");
     }
     let me: Value = ada.get("/session").await.json().await.unwrap();
-    assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &Value::Null), "all else it may");
+    assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &Value::Null), "other requests need no confirmation");
 
     problem(confirm(&ada, "not the right password").await, 403, "wrong-password").await;
     problem(ask(&ada, requests()[1].clone()).await, 403, "confirmation-required").await;
@@ -78,11 +78,11 @@ async fn log_in_confirms_for_ten_minutes() {
 }
 
 #[tokio::test]
-async fn confirmation_renews_no_session_that_has_ended() {
+async fn confirmation_cannot_renew_an_ended_session() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
-    // It has ended while the password was compared: `find` has seen it, and `confirm` writes it.
+    // The session ends after `find` has read it and before `confirm` writes it.
     let mut connection = deploy.database().await;
     let mut held = sqlx::Connection::begin(&mut connection).await.unwrap();
     sqlx::query("LOCK TABLE audit_events").execute(&mut *held).await.unwrap();
@@ -96,18 +96,18 @@ async fn confirmation_renews_no_session_that_has_ended() {
 }
 
 #[tokio::test]
-async fn confirmation_counts_as_a_guess() {
-    // One comes back in half a minute.
+async fn confirmation_counts_against_log_in_limit() {
+    // One attempt becomes available every half minute.
     let deploy = Deploy::new().await.with("RATE_LIMIT_LOGIN", 2);
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
-    // The sign-up and the log-in were two.
+    // The sign-up and the log-in used both attempts.
     problem(confirm(&ada, "a guess at a password").await, 429, "too-many-requests").await;
     assert_eq!(ada.get("/session").await.status(), 200);
 }
 
 #[tokio::test]
-async fn token_and_deletion_are_told_by_mail() {
+async fn new_token_and_deletion_send_notices() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;

@@ -1,4 +1,4 @@
-//! Sessions that have ended and that Redis has still, or has again: a deletion there may be late or lost.
+//! Ended sessions that Redis still has, or has again, because a deletion there was late or lost.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::support::person::{PASSWORD, Person};
 use crate::support::{Deploy, Proxy};
 
-/// How long an ended session may still be let in.
-const PROMISED: Duration = Duration::from_secs(5);
+/// How long an ended session may still be accepted.
+const SESSION_END_LIMIT: Duration = Duration::from_secs(5);
 
-/// What Redis has of all sessions, to be put back later.
+/// The sessions in Redis, to be restored later.
 async fn sessions(deploy: &Deploy) -> Vec<(String, String)> {
     let mut redis = deploy.redis().await;
     let mut found = Vec::new();
@@ -24,7 +24,7 @@ async fn sessions(deploy: &Deploy) -> Vec<(String, String)> {
     found
 }
 
-/// As a failover does to a replica that had not heard of the deletion.
+/// Restores sessions, as a failover does to a replica that had not received the deletion.
 async fn put_back(deploy: &Deploy, sessions: &[(String, String)]) {
     let mut redis = deploy.redis().await;
     for (key, data) in sessions {
@@ -32,13 +32,13 @@ async fn put_back(deploy: &Deploy, sessions: &[(String, String)]) {
     }
 }
 
-/// Asks until the session is refused, which every request must be that is sent later than promised.
+/// Sends requests until the session is rejected, which must happen within `SESSION_END_LIMIT`.
 async fn is_refused_in_time(person: &Person, ended: Instant) {
     loop {
         let asked = ended.elapsed();
         match person.get("/session").await.status() {
             StatusCode::UNAUTHORIZED => return,
-            status => assert!(status == StatusCode::OK && asked < PROMISED, "{status} after {asked:?}"),
+            status => assert!(status == StatusCode::OK && asked < SESSION_END_LIMIT, "{status} after {asked:?}"),
         }
     }
 }
@@ -48,13 +48,13 @@ async fn mint(person: &Person) -> reqwest::Response {
 }
 
 #[tokio::test]
-async fn lost_deletion_brings_no_session_back() {
+async fn lost_redis_deletion_revives_no_session() {
     let deploy = Deploy::new().await;
     let (one, two) = (deploy.web().await, deploy.web().await);
     for (number, ending) in ["sessions end", "suspension", "role", "password change", "deletion"].into_iter().enumerate() {
         let ada = Person::known(&deploy, &one).await;
         let there = ada.at(&two);
-        // Both know by now how the account stands.
+        // Both processes have cached the account's status.
         assert_eq!((ada.get("/session").await.status(), there.get("/session").await.status()), (StatusCode::OK, StatusCode::OK));
         let before = sessions(&deploy).await;
         let elsewhere = ada.elsewhere();
@@ -75,34 +75,34 @@ async fn lost_deletion_brings_no_session_back() {
         let ended = Instant::now();
         put_back(&deploy, &before).await;
         let minted = mint(&ada).await.status();
-        assert_eq!(minted, StatusCode::UNAUTHORIZED, "{ending}: it mints no token, not even in these five seconds");
+        assert_eq!(minted, StatusCode::UNAUTHORIZED, "{ending}: it cannot create a token even in the first seconds");
         is_refused_in_time(&ada, ended).await;
         is_refused_in_time(&there, ended).await;
         let left: i64 = sqlx::query_scalar("SELECT count(*) FROM api_tokens").fetch_one(&mut deploy.database().await).await.unwrap();
         assert_eq!(left, 0, "{number} {ending}");
-        // What Redis has of it is not this test's next person's.
+        // The next iteration starts without these sessions.
         cmd("FLUSHDB").query_async::<()>(&mut deploy.redis().await).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn suspension_counts_while_redis_is_unavailable() {
+async fn suspension_works_while_redis_is_unavailable() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let (web, far) = (deploy.web().await, deploy.clone_with("REDIS_URL", deploy.through("REDIS_URL", &proxy)));
     let ada = Person::known(&deploy, &web).await;
     assert_eq!(ada.get("/session").await.status(), StatusCode::OK);
     proxy.cut();
-    // No worker runs, so nothing will ever delete the session.
+    // No worker runs, so the session is never deleted.
     assert!(far.admin(&["account", "suspend", &ada.email]).await.status.success());
     let ended = Instant::now();
     assert_eq!(mint(&ada).await.status(), StatusCode::UNAUTHORIZED);
     is_refused_in_time(&ada, ended).await;
-    assert_eq!(sessions(&deploy).await.len(), 1, "Redis has it still");
+    assert_eq!(sessions(&deploy).await.len(), 1, "Redis still has the session");
 }
 
 #[tokio::test]
-async fn ended_admin_session_administers_nobody() {
+async fn ended_admin_session_cannot_suspend_accounts() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (root, ada) = (Person::unverified(&web).await, Person::unverified(&web).await);
@@ -114,7 +114,7 @@ async fn ended_admin_session_administers_nobody() {
     let before = sessions(&deploy).await;
     assert!(deploy.admin(&["account", "grant", &root.email, "user"]).await.status.success());
     put_back(&deploy, &before).await;
-    // For five seconds the session may still read; it changes nothing.
+    // For five seconds the session may still read, but it cannot change anything.
     let refused = root.post(&format!("/admin/accounts/{id}/suspend"), json!({})).await;
     assert!([StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&refused.status()), "{refused:?}");
     assert_eq!(ada.get("/session").await.status(), StatusCode::OK);

@@ -1,4 +1,4 @@
-//! How many mails a recipient gets, and what happens to requests that mail or try secrets while they cannot be counted.
+//! The limit of mails per recipient, and requests that send mail or try secrets while Redis cannot count them.
 
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ async fn mails_to(deploy: &Deploy, email: &str) -> usize {
 }
 
 #[tokio::test]
-async fn recipient_gets_three_mails_an_hour() {
+async fn recipient_gets_three_mails_per_hour() {
     let deploy = Deploy::new().await.with("METRICS_PORT", free_port());
     let web = deploy.clone().without("METRICS_PORT").web().await;
     let _worker = deploy.start("worker");
@@ -25,7 +25,7 @@ async fn recipient_gets_three_mails_an_hour() {
     let eve = Person::stranger(&web);
     for number in 0..10 {
         let email = if number % 2 == 0 { ada.email.clone() } else { ada.email.to_uppercase() };
-        assert_eq!(eve.post("/password-resets", json!({ "email": email })).await.status(), 202, "the answer tells nothing");
+        assert_eq!(eve.post("/password-resets", json!({ "email": email })).await.status(), 202, "the response reveals nothing");
         assert_eq!(eve.post("/accounts", json!({ "email": email, "password": PASSWORD })).await.status(), 202);
     }
     assert_eq!(mails_to(&deploy, &ada.email).await, 3);
@@ -34,7 +34,7 @@ async fn recipient_gets_three_mails_an_hour() {
     let held = metrics.lines().find(|line| line.contains("held_back")).unwrap_or_else(|| panic!("no metric: {metrics}"));
     assert!(!held.ends_with(" 0"), "{held}");
 
-    // Others get theirs, and she gets what she herself has caused.
+    // Other recipients get their mail, and the owner gets notices of her own actions.
     let grace = Person::unverified(&web).await;
     deploy.mail.to(&grace.email, "Did you sign up?").await;
     let change = json!({ "old": PASSWORD, "new": "another password altogether" });
@@ -42,9 +42,9 @@ async fn recipient_gets_three_mails_an_hour() {
     deploy.mail.to(&ada.email, "Your password was changed").await;
     assert_eq!(mails_to(&deploy, &ada.email).await, 4);
 
-    // An hour later she may be mailed again.
+    // An hour later she gets mail again.
     sqlx::query("UPDATE mails SET at = at - interval '1 hour'").execute(&mut deploy.database().await).await.unwrap();
-    assert_eq!(ada.forget().await.status(), 202);
+    assert_eq!(ada.request_reset().await.status(), 202);
     assert_eq!(mails_to(&deploy, &ada.email).await, 5);
 }
 
@@ -52,12 +52,12 @@ async fn recipient_gets_three_mails_an_hour() {
 async fn retried_mail_counts_once() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
-    // The sink refuses it for now.
+    // The sink refuses this address temporarily.
     let ada = Person { email: "later-450@refuse.example".to_owned(), ..Person::stranger(&web) };
     ada.sign_up().await;
     for attempt in 1..=4 {
         worker.logged("a failure", |line| line["attempt"] == attempt && line["outcome"] == "failed").await;
-        // It is written a moment before the job may be claimed again.
+        // The failure is logged a moment before the job is released.
         let again = "UPDATE jobs SET run_at = now() WHERE token IS NULL AND attempt = $1";
         eventually("the next attempt", async || {
             let moved = sqlx::query(again).bind(attempt).execute(&mut deploy.database().await).await.unwrap();
@@ -69,7 +69,7 @@ async fn retried_mail_counts_once() {
 }
 
 #[tokio::test]
-async fn owner_who_asks_too_often_is_told() {
+async fn owner_over_mail_limit_gets_429() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -84,7 +84,7 @@ async fn owner_who_asks_too_often_is_told() {
 }
 
 #[tokio::test]
-async fn without_redis_nothing_is_mailed_or_tried() {
+async fn redis_outage_blocks_mails_and_guesses() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -107,14 +107,14 @@ async fn without_redis_nothing_is_mailed_or_tried() {
     for page in ["/verify", "/reset", "/undo"] {
         let pressed = eve.press(&web, page, &[("token", "x"), ("password", PASSWORD)]).await;
         assert_eq!(pressed.status(), 503, "{page}");
-        assert_eq!(web.get(&format!("{page}?token=x")).await.status(), 200, "a look costs nothing");
+        assert_eq!(web.get(&format!("{page}?token=x")).await.status(), 200, "opening the page is not limited");
     }
     assert_eq!((count(&deploy, "jobs").await, count(&deploy, "accounts").await), (jobs, accounts));
     assert_eq!(count(&deploy, "audit_events WHERE action = 'log_in_failed'").await, 0);
 }
 
 #[tokio::test]
-async fn unknown_token_costs_no_hash() {
+async fn unknown_token_costs_no_password_hash() {
     if !std::path::Path::new("/proc/self/stat").exists() {
         println!("skipped: needs /proc");
         return;
@@ -122,7 +122,7 @@ async fn unknown_token_costs_no_hash() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let eve = Person::stranger(&web);
-    // Counted in the process's own time, which a busy machine does not stretch.
+    // Measured in the process's CPU time, which does not depend on the machine's load.
     let cost = async |path: &str, body: Value| {
         let before = web.process.cpu_ticks();
         for _ in 0..20 {
@@ -133,6 +133,6 @@ async fn unknown_token_costs_no_hash() {
     let hashes = cost("/session", json!({ "email": eve.email, "password": PASSWORD })).await;
     for path in ["/password-resets/redeem", "/email-verifications/redeem"] {
         let none = cost(path, json!({ "token": "unknown", "password": PASSWORD })).await;
-        assert!(hashes > 0 && none * 3 < hashes, "{path} costs {none}, and a hash {hashes}");
+        assert!(hashes > 0 && none * 3 < hashes, "{path} costs {none} ticks, a hash {hashes}");
     }
 }

@@ -1,4 +1,4 @@
-//! Passwords: as people type them, as people reuse them, and as they were hashed before.
+//! Passwords: Unicode forms, easy passwords, and hashes of earlier releases.
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::Deploy;
 use crate::support::person::{PASSWORD, Person, problem};
 
-/// A hash as another release has made it: of these very bytes, at this cost.
+/// A hash as an earlier release made it: of exactly these bytes, at this cost.
 fn hash(password: &str, memory_kib: u32) -> String {
     let params = Params::new(memory_kib, 1, 1, None).unwrap();
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password(password.as_bytes()).unwrap().to_string()
@@ -29,7 +29,7 @@ async fn log_in(person: &Person, password: &str) -> StatusCode {
 }
 
 #[tokio::test]
-async fn log_in_renews_a_hash_of_lower_cost() {
+async fn log_in_upgrades_a_cheaper_hash() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -39,21 +39,21 @@ async fn log_in_renews_a_hash_of_lower_cost() {
     assert_ne!(cost(&old), cost(&today));
     store(&deploy, &ada, &old).await;
     assert_eq!(log_in(&ada, "not the right password").await, 401);
-    assert_eq!(stored(&deploy, &ada).await, old, "a guess renews nothing");
+    assert_eq!(stored(&deploy, &ada).await, old, "a failed log-in does not upgrade the hash");
     assert_eq!(log_in(&ada, PASSWORD).await, 200);
     let renewed = stored(&deploy, &ada).await;
     assert_eq!(cost(&renewed), cost(&today));
     assert!(PasswordHash::new(&renewed).is_ok() && renewed != today);
     assert_eq!(log_in(&ada, PASSWORD).await, 200);
-    assert_eq!(stored(&deploy, &ada).await, renewed, "and once is enough");
+    assert_eq!(stored(&deploy, &ada).await, renewed, "the hash is upgraded once");
     assert_eq!(ada.get("/session").await.status(), 200);
 }
 
 #[tokio::test]
-async fn password_is_the_same_however_it_is_typed() {
+async fn password_matches_in_every_unicode_form() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
-    // One code point and two, a ligature and its letters, wide digits and narrow ones.
+    // One code point or two, a ligature or its letters, wide digits or narrow ones.
     let typed = ["vier gr\u{fc}ne \u{fb01}sche im \u{ff12}. see", "vier gru\u{308}ne fische im 2. see"];
     for (signed_up, logs_in) in [(typed[0], typed[1]), (typed[1], typed[0])] {
         let ada = Person::stranger(&web);
@@ -61,16 +61,16 @@ async fn password_is_the_same_however_it_is_typed() {
         assert_eq!((log_in(&ada, logs_in).await, log_in(&ada, signed_up).await), (StatusCode::OK, StatusCode::OK));
         assert_eq!(log_in(&ada, "vier gru\u{308}ne fische im 3. see").await, 401);
     }
-    // 0.1.0 hashed the bytes that were typed.
+    // 0.1.0 hashed the bytes as typed.
     let ada = Person::unverified(&web).await;
     store(&deploy, &ada, &hash(typed[1], 19 * 1024)).await;
-    assert_eq!(log_in(&ada, typed[0]).await, 401, "nobody knows yet that it is the same");
+    assert_eq!(log_in(&ada, typed[0]).await, 401, "the old hash matches only the bytes as typed");
     assert_eq!(log_in(&ada, typed[1]).await, 200);
     assert_eq!((log_in(&ada, typed[0]).await, log_in(&ada, typed[1]).await), (StatusCode::OK, StatusCode::OK));
 }
 
 #[tokio::test]
-async fn password_that_is_easy_to_guess_is_refused() {
+async fn easy_passwords_are_rejected_everywhere() {
     let deploy = Deploy::new().await.with("PUBLIC_URL", "http://flowershop.example");
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person { email: "lovelace1815@example.com".to_owned(), ..Person::stranger(&web) };
@@ -92,7 +92,7 @@ async fn password_that_is_easy_to_guess_is_refused() {
     assert_eq!(sign_up(PASSWORD).await.status(), 202);
     ada.log_in().await;
     let change = async |new: &str| ada.post("/account/password", json!({ "old": PASSWORD, "new": new })).await;
-    ada.forget().await;
+    ada.request_reset().await;
     let token = deploy.mail.to(&ada.email, "Set another password").await.token();
     for password in easy {
         problem(change(password).await, 422, "invalid-input").await;

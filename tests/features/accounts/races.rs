@@ -1,5 +1,5 @@
-//! Decisions on a row that changes meanwhile. Each test holds the account's row, so that the request has read it and hashed, and
-//! waits to write; then it changes the row as somebody else would.
+//! Decisions on a row that changes meanwhile. Each test locks the account's row, so that a request has read it and waits to
+//! write. Then it changes the row, as a concurrent request would.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -8,12 +8,12 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use crate::support::Deploy;
 use crate::support::person::{PASSWORD, Person, problem};
 
-const OTHER: &str = "another password altogether";
+const NEW_PASSWORD: &str = "another password altogether";
 
-/// Sends a request of Ada's that must wait for her row, changes the row with `meanwhile`, and gives the answer.
-async fn overtaken(deploy: &Deploy, ada: &Person, request: (Method, &str, Value), meanwhile: &str) -> reqwest::Response {
+/// Sends a request of Ada's that must wait for her row, changes the row with `meanwhile`, and returns the response.
+async fn send_while_row_changes(deploy: &Deploy, ada: &Person, request: (Method, &str, Value), meanwhile: &str) -> reqwest::Response {
     let (mut connection, (method, path, body)) = (deploy.database().await, request);
-    let mut held = hold(&mut connection, ada).await;
+    let mut held = lock_row(&mut connection, ada).await;
     let asking = tokio::spawn(ada.request(method, path).json(&body).send());
     deploy.waits_for_a_lock().await;
     let change = format!("UPDATE accounts SET {meanwhile} WHERE email = $1");
@@ -22,7 +22,7 @@ async fn overtaken(deploy: &Deploy, ada: &Person, request: (Method, &str, Value)
     asking.await.unwrap().unwrap()
 }
 
-async fn hold<'a>(connection: &'a mut PgConnection, person: &Person) -> Transaction<'a, Postgres> {
+async fn lock_row<'a>(connection: &'a mut PgConnection, person: &Person) -> Transaction<'a, Postgres> {
     let mut transaction = connection.begin().await.unwrap();
     sqlx::query("SELECT FROM accounts WHERE email = $1 FOR UPDATE").bind(&person.email).execute(&mut *transaction).await.unwrap();
     transaction
@@ -34,34 +34,34 @@ async fn count(deploy: &Deploy, from: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn demoted_admin_gets_no_session_by_a_password_change() {
+async fn password_change_gives_demoted_admin_no_session() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let eve = Person::unverified(&web).await;
     assert!(deploy.admin(&["account", "grant", &eve.email, "admin"]).await.status.success());
     assert_eq!(eve.log_in().await.status(), StatusCode::OK);
     assert_eq!(eve.get("/admin/accounts").await.status(), StatusCode::OK);
-    let change = (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": OTHER }));
-    let answer = overtaken(&deploy, &eve, change, "role = 'user', session_epoch = session_epoch + 1").await;
+    let change = (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": NEW_PASSWORD }));
+    let answer = send_while_row_changes(&deploy, &eve, change, "role = 'user', session_epoch = session_epoch + 1").await;
     assert!(!answer.headers().contains_key("set-cookie"), "{answer:?}");
     problem(answer, 401, "unauthenticated").await;
-    assert_eq!(eve.log_in().await.status(), StatusCode::OK, "the password is the old one");
+    assert_eq!(eve.log_in().await.status(), StatusCode::OK, "the password has not changed");
     problem(eve.get("/admin/accounts").await, 403, "insufficient-role").await;
 }
 
 #[tokio::test]
-async fn reset_wins_over_a_password_change_that_began_before() {
+async fn reset_wins_over_an_earlier_password_change() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::unverified(&web).await, Person::unverified(&web).await);
-    assert_eq!(grace.post("/account/password", json!({ "old": PASSWORD, "new": OTHER })).await.status(), 204);
-    // The owner's reset, while a thief with the old password sets one of the thief's own.
+    assert_eq!(grace.post("/account/password", json!({ "old": PASSWORD, "new": NEW_PASSWORD })).await.status(), 204);
+    // The owner resets the password while a thief with the old password changes it.
     let change = (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": "seven purple lanterns drift" }));
     let reset =
         format!("session_epoch = session_epoch + 1, password_hash = (SELECT password_hash FROM accounts WHERE email = '{}')", grace.email);
-    problem(overtaken(&deploy, &ada, change, &reset).await, 401, "unauthenticated").await;
+    problem(send_while_row_changes(&deploy, &ada, change, &reset).await, 401, "unauthenticated").await;
     let log_in = async |password: &str| ada.post("/session", json!({ "email": ada.email, "password": password })).await.status();
-    assert_eq!((log_in("seven purple lanterns drift").await, log_in(PASSWORD).await, log_in(OTHER).await), {
+    assert_eq!((log_in("seven purple lanterns drift").await, log_in(PASSWORD).await, log_in(NEW_PASSWORD).await), {
         (StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED, StatusCode::OK)
     });
 }
@@ -77,11 +77,11 @@ async fn ended_or_suspended_session_changes_nothing() {
             (Method::DELETE, "/account", json!({})),
             (Method::DELETE, "/account/sessions", json!({})),
             (Method::POST, "/tokens", token.clone()),
-            (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": OTHER })),
+            (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": NEW_PASSWORD })),
         ] {
             let ada = Person::known(&deploy, &web).await;
             let what = format!("{} {} after {meanwhile}", request.0, request.1);
-            let answer = overtaken(&deploy, &ada, request, meanwhile).await;
+            let answer = send_while_row_changes(&deploy, &ada, request, meanwhile).await;
             assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{what}");
             let unchanged = format!("accounts WHERE email = '{}' AND new_email IS NULL AND digest AND session_epoch = 1", ada.email);
             assert_eq!(count(&deploy, &unchanged).await, 1, "{what}");
@@ -89,34 +89,34 @@ async fn ended_or_suspended_session_changes_nothing() {
     }
     assert_eq!(count(&deploy, "api_tokens").await, 0);
     let done = "audit_events WHERE action NOT IN ('sign_up', 'log_in')";
-    assert_eq!(count(&deploy, done).await, 0, "what was not done is in no trail");
+    assert_eq!(count(&deploy, done).await, 0, "rejected requests leave no audit event");
 }
 
 #[tokio::test]
-async fn verification_does_not_outlive_a_suspension() {
+async fn suspended_account_cannot_be_verified() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
     let token = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
     let redeem = (Method::POST, "/email-verifications/redeem", json!({ "token": token, "password": PASSWORD }));
-    let answer = overtaken(&deploy, &ada, redeem, "suspended_at = now(), session_epoch = session_epoch + 1").await;
+    let answer = send_while_row_changes(&deploy, &ada, redeem, "suspended_at = now(), session_epoch = session_epoch + 1").await;
     problem(answer, 422, "invalid-token").await;
     assert_eq!(count(&deploy, "accounts WHERE verified_at IS NOT NULL").await, 0);
-    assert_eq!(count(&deploy, "mailed_tokens").await, 1, "the link stays good for later");
+    assert_eq!(count(&deploy, "mailed_tokens").await, 1, "the link stays valid");
 }
 
 #[tokio::test]
-async fn only_one_of_two_resets_by_the_same_link_counts() {
+async fn concurrent_resets_use_a_link_once() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;
-    ada.forget().await;
+    ada.request_reset().await;
     let token = deploy.mail.to(&ada.email, "Set another password").await.token();
     let mut connection = deploy.database().await;
-    let held = hold(&mut connection, &ada).await;
+    let held = lock_row(&mut connection, &ada).await;
     let reset =
         |password: &str| ada.request(Method::POST, "/password-resets/redeem").json(&json!({ "token": token, "password": password }));
-    let passwords = [OTHER, "seven purple lanterns drift"];
+    let passwords = [NEW_PASSWORD, "seven purple lanterns drift"];
     let first = tokio::spawn(reset(passwords[0]).send());
     deploy.waits_for_a_lock().await;
     let second = tokio::spawn(reset(passwords[1]).send());

@@ -1,4 +1,4 @@
-//! Another password, another address, the end of sessions: exactly those that it shall be.
+//! Password resets and changes, address changes, and which sessions each of them ends.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use uuid::Uuid;
 use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, Proxy, eventually};
 
-const OTHER: &str = "another password altogether";
+const NEW_PASSWORD: &str = "another password altogether";
 
-/// The same person at another browser.
+/// The same person, logged in from another browser.
 async fn elsewhere(ada: &Person) -> Person {
     let other = ada.elsewhere();
     assert_eq!(other.log_in().await.status(), StatusCode::OK);
     other
 }
 
-/// How many sessions Redis has, whatever Postgres says of them.
+/// How many sessions Redis has, valid or not.
 async fn sessions_in_redis(deploy: &Deploy) -> usize {
     redis::cmd("KEYS").arg("session:*").query_async::<Vec<String>>(&mut deploy.redis().await).await.unwrap().len()
 }
@@ -31,7 +31,7 @@ async fn status(person: &Person) -> u16 {
 }
 
 #[tokio::test]
-async fn a_forgotten_password_is_set_anew_by_mail_and_every_session_ends() {
+async fn password_reset_by_mail_ends_every_session() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -44,18 +44,18 @@ async fn a_forgotten_password_is_set_anew_by_mail_and_every_session_ends() {
     let token = deploy.mail.to(&ada.email, "Set another password").await.token();
     let redeem = async |password: &str| ada.post("/password-resets/redeem", json!({ "token": token, "password": password })).await;
     problem(redeem("short").await, 422, "invalid-input").await;
-    assert_eq!(redeem(OTHER).await.status(), 204);
+    assert_eq!(redeem(NEW_PASSWORD).await.status(), 204);
     assert_eq!((status(&ada).await, status(&other).await), (401, 401));
-    problem(redeem(OTHER).await, 422, "invalid-token").await;
+    problem(redeem(NEW_PASSWORD).await, 422, "invalid-token").await;
     problem(ada.log_in().await, 401, "wrong-credentials").await;
-    let me = ada.post("/session", json!({ "email": ada.email, "password": OTHER })).await;
-    assert_eq!(me.json::<Value>().await.unwrap()["verified"], true, "who has the mail has the address");
+    let me = ada.post("/session", json!({ "email": ada.email, "password": NEW_PASSWORD })).await;
+    assert_eq!(me.json::<Value>().await.unwrap()["verified"], true, "receiving the mail verifies the address");
     deploy.mail.to(&ada.email, "Your password was changed").await;
     assert!(deploy.mail.all().await.iter().all(|mail| mail.to != ["nobody@example.com"]));
 }
 
 #[tokio::test]
-async fn the_page_of_a_reset_asks_for_a_password_and_says_what_is_wrong_with_it() {
+async fn reset_page_explains_rejected_passwords() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -69,55 +69,56 @@ async fn the_page_of_a_reset_asks_for_a_password_and_says_what_is_wrong_with_it(
     let again = press("short").await;
     assert_eq!(again.status(), 422);
     let again = again.text().await.unwrap();
-    assert!(again.contains(&token) && again.contains("too short"), "the page asks once more: {again}");
-    let done = press(OTHER).await;
+    assert!(again.contains(&token) && again.contains("too short"), "the page shows the form again: {again}");
+    let done = press(NEW_PASSWORD).await;
     assert_eq!((done.status().as_u16(), done.headers()["location"].to_str().unwrap()), (303, "/reset?done"));
-    assert!(press(OTHER).await.text().await.unwrap().contains("was used already"));
-    assert_eq!(ada.post("/session", json!({ "email": ada.email, "password": OTHER })).await.status(), 200);
+    assert!(press(NEW_PASSWORD).await.text().await.unwrap().contains("was used already"));
+    assert_eq!(ada.post("/session", json!({ "email": ada.email, "password": NEW_PASSWORD })).await.status(), 200);
 }
 
 #[tokio::test]
-async fn a_token_expires_and_is_good_for_its_purpose_alone() {
+async fn mailed_token_expires_and_has_one_purpose() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
     let verify = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
-    let reset = json!({ "token": verify, "password": OTHER });
+    let reset = json!({ "token": verify, "password": NEW_PASSWORD });
     problem(ada.post("/password-resets/redeem", reset).await, 422, "invalid-token").await;
     let mut database = deploy.database().await;
     let row = sqlx::query("SELECT token_hash, expires_at > now() + interval '23 hours' FROM mailed_tokens").fetch_one(&mut database).await;
     let row = row.unwrap();
-    assert_eq!(row.get::<Vec<u8>, _>(0), Sha256::digest(&verify).to_vec(), "only the hash is stored");
+    assert_eq!(row.get::<Vec<u8>, _>(0), Sha256::digest(&verify).to_vec(), "only the token's hash is stored");
     assert!(row.get::<bool, _>(1));
     sqlx::query("UPDATE mailed_tokens SET expires_at = now()").execute(&mut database).await.unwrap();
     problem(ada.redeem(&verify).await, 422, "invalid-token").await;
 }
 
 #[tokio::test]
-async fn reset_link_to_an_address_of_before_sets_no_password() {
+async fn reset_link_of_old_address_is_rejected() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
-    // As a job has minted it that read the account before the address was changed.
+    // The token of a job that read the account before its address changed.
     let mut database = deploy.database().await;
     let token = token(&mut database, &ada.email).await;
     sqlx::query("UPDATE mailed_tokens SET email = 'eve@example.org' WHERE purpose = 'reset'").execute(&mut database).await.unwrap();
-    let reset = json!({ "token": token, "password": OTHER });
+    let reset = json!({ "token": token, "password": NEW_PASSWORD });
     problem(ada.post("/password-resets/redeem", reset).await, 422, "invalid-token").await;
-    assert_eq!(ada.log_in().await.status(), StatusCode::OK, "the password is the old one");
+    assert_eq!(ada.log_in().await.status(), StatusCode::OK, "the password has not changed");
 }
 
+/// A change needs the old password.
 #[tokio::test]
-async fn a_change_of_password_asks_for_the_old_one_and_ends_every_other_session() {
+async fn password_change_ends_all_other_sessions() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
     let other = elsewhere(&ada).await;
     let change = async |old: &str, new: &str| ada.post("/account/password", json!({ "old": old, "new": new })).await;
-    problem(change("not the right password", OTHER).await, 403, "wrong-password").await;
+    problem(change("not the right password", NEW_PASSWORD).await, 403, "wrong-password").await;
     problem(change(PASSWORD, "1q2w3e4r5t6y").await, 422, "invalid-input").await;
     assert_eq!((status(&ada).await, status(&other).await), (200, 200));
-    let changed = change(PASSWORD, OTHER).await;
+    let changed = change(PASSWORD, NEW_PASSWORD).await;
     assert_eq!(changed.status(), 204);
     assert!(changed.headers().contains_key("set-cookie"), "the session has a new id");
     assert_eq!((status(&ada).await, status(&other).await), (200, 401));
@@ -125,21 +126,21 @@ async fn a_change_of_password_asks_for_the_old_one_and_ends_every_other_session(
 }
 
 #[tokio::test]
-async fn a_change_of_password_takes_back_what_somebody_with_the_old_one_asked_for() {
+async fn password_change_cancels_pending_address_change() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     ada.patch("/account", json!({ "email": "eve@example.org" })).await;
     let token = deploy.mail.to("eve@example.org", "Did you sign up?").await.token();
-    assert_eq!(ada.post("/account/password", json!({ "old": PASSWORD, "new": OTHER })).await.status(), 204);
-    let redeem = json!({ "token": token, "password": OTHER });
+    assert_eq!(ada.post("/account/password", json!({ "old": PASSWORD, "new": NEW_PASSWORD })).await.status(), 204);
+    let redeem = json!({ "token": token, "password": NEW_PASSWORD });
     problem(ada.post("/email-verifications/redeem", redeem).await, 422, "invalid-token").await;
     let me: Value = ada.get("/session").await.json().await.unwrap();
     assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &Value::Null));
 }
 
 #[tokio::test]
-async fn my_sessions_are_listed_and_ended_one_or_all() {
+async fn users_list_and_end_their_sessions() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -175,7 +176,7 @@ async fn my_sessions_are_listed_and_ended_one_or_all() {
 }
 
 #[tokio::test]
-async fn a_session_that_could_not_be_ended_stays_in_the_list_until_it_is() {
+async fn session_stays_listed_until_redis_deletes_it() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -185,7 +186,7 @@ async fn a_session_that_could_not_be_ended_stays_in_the_list_until_it_is() {
     let list: Value = ada.get("/account/sessions").await.json().await.unwrap();
     let second = format!("/account/sessions/{}", list["items"][1]["id"].as_str().unwrap());
 
-    // Redis goes away as the session is about to be deleted there.
+    // Redis becomes unavailable just as the session is deleted.
     proxy.delay(Duration::from_millis(300));
     let interrupted = async {
         eventually("the deletion", async || proxy.sent().iter().any(|piece| piece.contains("\r\nDEL\r\n")).then_some(())).await;
@@ -199,20 +200,20 @@ async fn a_session_that_could_not_be_ended_stays_in_the_list_until_it_is() {
 }
 
 #[tokio::test]
-async fn of_very_many_sessions_the_oldest_end() {
+async fn oldest_session_ends_beyond_one_hundred() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let first = Person::unverified(&web).await;
     let me: Value = first.get("/session").await.json().await.unwrap();
     let second = elsewhere(&first).await;
-    // Ninety-eight more, without a log-in's work for each.
+    // Ninety-eight more, without the cost of a log-in for each.
     let mut redis = deploy.redis().await;
     let set = format!("sessions:{}", me["id"].as_str().unwrap());
     let mut add = redis::pipe();
     for number in 0..98 {
         add.zadd(&set, number, i64::MAX / 2048).ignore().set(format!("session:{number}"), "{}").ignore();
     }
-    // One that has run out counts for nothing.
+    // An expired session does not count.
     add.zadd(&set, "gone", i64::MAX / 2048).ignore();
     add.query_async::<()>(&mut redis).await.unwrap();
     assert_eq!((status(&first).await, status(&second).await), (200, 200));
@@ -223,7 +224,7 @@ async fn of_very_many_sessions_the_oldest_end() {
 }
 
 #[tokio::test]
-async fn however_long_redis_was_away_sessions_that_must_end_do() {
+async fn sessions_end_after_a_long_redis_outage() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("REDIS_URL")).await;
     let url = deploy.through("REDIS_URL", &proxy);
@@ -233,20 +234,21 @@ async fn however_long_redis_was_away_sessions_that_must_end_do() {
     proxy.cut();
     let output = far.admin(&["account", "suspend", &ada.email]).await;
     assert!(output.status.success(), "{output:?}");
-    // As after months of attempts.
+    // The job has failed for months.
     let often = sqlx::query("UPDATE jobs SET attempt = 2000, run_at = now() WHERE kind = 'end_sessions'");
     assert_eq!(often.execute(&mut deploy.database().await).await.unwrap().rows_affected(), 1);
     let worker = far.start("worker");
     worker.logged("the failure", |line| line["job_kind"] == "end_sessions" && line["outcome"] == "failed").await;
-    assert_eq!(status(&ada).await, 401, "Redis still has it, and Postgres decides");
-    assert_eq!(sessions_in_redis(&deploy).await, 1, "nobody could end it yet");
+    assert_eq!(status(&ada).await, 401, "Redis still has the session, but Postgres rejects it");
+    assert_eq!(sessions_in_redis(&deploy).await, 1, "the session is not deleted yet");
     proxy.heal();
     sqlx::query("UPDATE jobs SET run_at = now() WHERE token IS NULL").execute(&mut deploy.database().await).await.unwrap();
     eventually("the end of the session", async || (sessions_in_redis(&deploy).await == 0).then_some(())).await;
 }
 
+/// The old address is notified when the change is requested.
 #[tokio::test]
-async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
+async fn address_change_takes_effect_once_verified() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -255,13 +257,13 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
     assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &json!(new)));
     deploy.mail.to(&ada.email, "Another address was asked for").await;
     let token = deploy.mail.to(&new, "Did you sign up?").await.token();
-    assert_eq!(ada.log_in().await.status(), 200, "until then the old one counts");
+    assert_eq!(ada.log_in().await.status(), 200, "until then the old address counts");
     assert_eq!(ada.redeem(&token).await.status(), 204);
     let me: Value = ada.get("/session").await.json().await.unwrap();
     assert_eq!((&me["email"], &me["new_email"], &me["verified"]), (&json!(new), &Value::Null, &json!(true)));
     problem(ada.log_in().await, 401, "wrong-credentials").await;
 
-    // An address that has an account of its own is asked, and does not change hands.
+    // An address that already has an account gets a mail, but cannot be taken over.
     let eve = Person::unverified(&web).await;
     ada.patch("/account", json!({ "email": eve.email })).await;
     let mail = eventually("the mail to Eve", async || {
@@ -271,7 +273,7 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
     problem(ada.redeem(&mail.await.token()).await, 422, "invalid-token").await;
     assert_eq!(ada.get("/session").await.json::<Value>().await.unwrap()["email"], json!(new));
 
-    // The link to one that was mistyped is worth nothing once another was asked for.
+    // The link to a mistyped address becomes invalid when another change is requested.
     let strangers = format!("{}@example.net", Uuid::new_v4().simple());
     ada.patch("/account", json!({ "email": strangers })).await;
     let theirs = deploy.mail.to(&strangers, "Did you sign up?").await.token();
@@ -285,7 +287,7 @@ async fn a_new_address_counts_when_it_is_verified_and_the_old_one_is_told() {
 }
 
 #[tokio::test]
-async fn a_patch_leaves_what_is_absent_and_refuses_null() {
+async fn account_patch_keeps_absent_and_rejects_null() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -298,7 +300,7 @@ async fn a_patch_leaves_what_is_absent_and_refuses_null() {
 }
 
 #[tokio::test]
-async fn deleted_account_leaves_nothing_of_its_own() {
+async fn account_deletion_removes_all_its_data() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -313,10 +315,10 @@ async fn deleted_account_leaves_nothing_of_its_own() {
         let count = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"))).fetch_one(&mut database).await.unwrap();
         assert_eq!(count.get::<i64, _>(0), 0, "{table}");
     }
-    assert_eq!(ada.sign_up().await.status(), 202, "the address is free");
+    assert_eq!(ada.sign_up().await.status(), 202, "the address can sign up again");
 }
 
-/// A reset's token as its mail would have brought it.
+/// Stores a reset token, as if it had been mailed.
 async fn token(database: &mut sqlx::PgConnection, email: &str) -> String {
     let token = Uuid::new_v4().to_string();
     let insert = "INSERT INTO mailed_tokens (token_hash, account_id, purpose, email, expires_at)
@@ -325,8 +327,9 @@ async fn token(database: &mut sqlx::PgConnection, email: &str) -> String {
     token
 }
 
+/// A thousand times, a log-in with the old password races the reset that replaces it.
 #[tokio::test]
-async fn of_a_thousand_log_ins_that_race_a_reset_no_session_of_the_old_password_lives_on() {
+async fn racing_log_in_never_outlives_a_reset() {
     let deploy = Deploy::new().await.with("DATABASE_POOL_SIZE", 10).with("RATE_LIMIT_REQUESTS", 1_000_000);
     let web = deploy.web().await;
     let race = async |number: usize| {
@@ -343,18 +346,18 @@ async fn of_a_thousand_log_ins_that_race_a_reset_no_session_of_the_old_password_
             );
             assert_eq!(reset.status(), 204);
             won += usize::from(log_in.status() == 200);
-            // Whether its answer came before the reset's or after it, no cookie of that log-in is good now.
+            // Whether its response came before or after the reset's, the log-in's cookie is invalid now.
             assert_eq!(status(&racer).await, 401, "round {round}: {:?}", log_in.status());
             old = new;
         }
         won
     };
     let won = futures_util::future::join_all((0..8).map(race)).await;
-    assert!(won.iter().sum::<usize>() > 0, "some log-ins must have come first, or nothing was raced: {won:?}");
+    assert!(won.iter().sum::<usize>() > 0, "some log-ins must succeed before the reset, or there was no race: {won:?}");
 }
 
 #[tokio::test]
-async fn a_web_that_is_killed_between_the_reset_and_redis_leaves_no_session_behind() {
+async fn web_killed_after_reset_leaves_no_session() {
     let deploy = Deploy::new().await;
     let proxy = crate::support::Proxy::to(deploy.address_of("REDIS_URL")).await;
     let behind = deploy.through("REDIS_URL", &proxy);
@@ -362,12 +365,12 @@ async fn a_web_that_is_killed_between_the_reset_and_redis_leaves_no_session_behi
     let ada = Person::unverified(&web).await;
     let token = token(&mut deploy.database().await, &ada.email).await;
 
-    // This one commits, and is killed before Redis hears of it.
+    // This process commits, and is killed before it deletes the session in Redis.
     let redis = deploy.environment["REDIS_URL"].clone();
     let deploy = deploy.with("REDIS_URL", behind).with("RATE_LIMIT_LOGIN", 1_000_000);
     let hanging = deploy.web().await;
     proxy.delay(Duration::from_millis(200));
-    let body = json!({ "token": token, "password": OTHER });
+    let body = json!({ "token": token, "password": NEW_PASSWORD });
     let at = ada.at(&hanging);
     let reset = tokio::spawn(async move { at.request(Method::POST, "/password-resets/redeem").json(&body).send().await });
     eventually("the commit", async || {
@@ -376,10 +379,10 @@ async fn a_web_that_is_killed_between_the_reset_and_redis_leaves_no_session_behi
     })
     .await;
     hanging.process.signal(nix::sys::signal::Signal::SIGKILL);
-    assert!(reset.await.unwrap().is_err(), "the answer never came");
+    assert!(reset.await.unwrap().is_err(), "the client gets no response");
     let deploy = deploy.with("REDIS_URL", redis);
-    assert_eq!(sessions_in_redis(&deploy).await, 1, "nobody has told Redis yet");
-    assert_eq!(status(&ada).await, 401, "Redis still has it, and Postgres decides");
+    assert_eq!(sessions_in_redis(&deploy).await, 1, "the session is not deleted yet");
+    assert_eq!(status(&ada).await, 401, "Redis still has the session, but Postgres rejects it");
     let _worker = deploy.start("worker");
     eventually("the end of the session", async || (sessions_in_redis(&deploy).await == 0).then_some(())).await;
 }

@@ -6,7 +6,7 @@ use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn a_person_signs_up_verifies_the_address_and_logs_in() {
+async fn user_signs_up_verifies_and_logs_in() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -16,7 +16,7 @@ async fn a_person_signs_up_verifies_the_address_and_logs_in() {
 }
 
 #[tokio::test]
-async fn the_session_cookie_is_out_of_reach_of_scripts_and_other_sites() {
+async fn session_cookie_has_secure_attributes() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::stranger(&web);
@@ -33,8 +33,9 @@ async fn the_session_cookie_is_out_of_reach_of_scripts_and_other_sites() {
     assert!(cookie.starts_with("__Host-id=") && cookie.contains("; Secure"), "{cookie}");
 }
 
+/// Only the owner of the address is notified, and the account does not change.
 #[tokio::test]
-async fn a_taken_address_gets_the_same_answer_changes_nothing_and_tells_only_its_owner() {
+async fn sign_up_hides_that_address_is_taken() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -47,11 +48,11 @@ async fn a_taken_address_gets_the_same_answer_changes_nothing_and_tells_only_its
 
     deploy.mail.to(&ada.email, "You have an account already").await;
     assert_eq!(ada.post("/session", body).await.status(), 401, "the new password must not work");
-    assert_eq!(ada.log_in().await.status(), 200, "the old one must");
+    assert_eq!(ada.log_in().await.status(), 200, "the old password must still work");
 }
 
 #[tokio::test]
-async fn a_wrong_password_and_an_unknown_address_look_alike() {
+async fn wrong_password_and_unknown_address_look_alike() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -66,8 +67,8 @@ async fn a_wrong_password_and_an_unknown_address_look_alike() {
         println!("skipped: needs /proc");
         return;
     }
-    // Similar time: both pay for one hash. Without it an unknown address costs a twentieth. Counted in the process's own
-    // time, which a busy machine does not stretch.
+    // Both compute one hash. Without it an unknown address costs a twentieth. Measured in the process's CPU time, which does
+    // not depend on the machine's load.
     let mut costs = [0; 2];
     for (cost, body) in costs.iter_mut().zip([known, unknown]) {
         let before = web.process.cpu_ticks();
@@ -80,7 +81,7 @@ async fn a_wrong_password_and_an_unknown_address_look_alike() {
 }
 
 #[tokio::test]
-async fn a_session_ends_at_log_out_and_its_cookie_is_worth_nothing_then() {
+async fn log_out_invalidates_the_session_cookie() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::stranger(&web);
@@ -91,11 +92,11 @@ async fn a_session_ends_at_log_out_and_its_cookie_is_worth_nothing_then() {
     assert_eq!(ada.delete("/session").await.status(), 204);
     problem(with_cookie().await.unwrap(), 401, "unauthenticated").await;
     problem(ada.get("/session").await, 401, "unauthenticated").await;
-    assert_eq!(ada.delete("/session").await.status(), 204, "who is logged out may log out");
+    assert_eq!(ada.delete("/session").await.status(), 204, "a second log-out succeeds");
 }
 
 #[tokio::test]
-async fn each_log_in_has_an_id_of_its_own() {
+async fn each_log_in_creates_a_new_session() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -104,7 +105,7 @@ async fn each_log_in_has_an_id_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_verification_token_works_once() {
+async fn verification_token_works_once() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -115,7 +116,7 @@ async fn a_verification_token_works_once() {
 }
 
 #[tokio::test]
-async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_pressed() {
+async fn verification_link_changes_nothing_until_submitted() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -127,12 +128,12 @@ async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_p
     assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
     assert!(page.text().await.unwrap().contains(&mail.token()));
     let verified = async || ada.get("/session").await.json::<Value>().await.unwrap()["verified"] == true;
-    assert!(!verified().await, "a look must verify nothing");
+    assert!(!verified().await, "opening the page verifies nothing");
 
     let press = async |password: &str| ada.press(&web, "/verify", &[("token", &mail.token()), ("password", password)]).await;
     let refused = press("not the right password").await;
     assert_eq!(refused.status(), 403);
-    assert!(refused.text().await.unwrap().contains(&mail.token()), "the page asks once more");
+    assert!(refused.text().await.unwrap().contains(&mail.token()), "the page shows the form again");
     assert!(!verified().await);
     let pressed = press(PASSWORD).await;
     assert_eq!((pressed.status().as_u16(), pressed.headers()["location"].to_str().unwrap()), (303, "/verify?done"));
@@ -143,7 +144,7 @@ async fn the_mailed_link_opens_a_page_that_changes_nothing_until_its_button_is_p
 }
 
 #[tokio::test]
-async fn the_verification_mail_can_be_asked_for_again() {
+async fn verification_mail_can_be_requested_again() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
@@ -158,7 +159,7 @@ async fn the_verification_mail_can_be_asked_for_again() {
 }
 
 #[tokio::test]
-async fn another_site_cannot_post_in_a_persons_name() {
+async fn cross_site_requests_are_rejected() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -170,12 +171,12 @@ async fn another_site_cannot_post_in_a_persons_name() {
     problem(post("sec-fetch-site", "same-site").await.unwrap(), 403, "cross-site").await;
     problem(post("x-nothing", "at all").await.unwrap(), 403, "cross-site").await;
     problem(post("authorization", "Bearer x").await.unwrap(), 403, "cross-site").await;
-    assert_eq!(ada.get("/session").await.status(), 200, "the session lives");
+    assert_eq!(ada.get("/session").await.status(), 200, "the session is still valid");
     assert_eq!(post("sec-fetch-site", "same-origin").await.unwrap().status(), 204);
 }
 
 #[tokio::test]
-async fn a_change_of_role_ends_the_sessions_that_were_there_also_without_a_worker() {
+async fn role_change_ends_sessions_without_a_worker() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::unverified(&web).await;
@@ -183,7 +184,7 @@ async fn a_change_of_role_ends_the_sessions_that_were_there_also_without_a_worke
     assert!(output.status.success(), "{output:?}");
     assert_eq!(ada.get("/session").await.status(), 401);
     assert_eq!(ada.log_in().await.json::<Value>().await.unwrap()["role"], "admin");
-    assert_eq!(ada.get("/session").await.status(), 200, "a session of the new epoch lives");
+    assert_eq!(ada.get("/session").await.status(), 200, "a session of the new epoch is valid");
 
     let output = deploy.admin(&["account", "grant", "nobody@example.com", "admin"]).await;
     assert_eq!(output.status.code(), Some(1));

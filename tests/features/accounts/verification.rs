@@ -1,4 +1,4 @@
-//! Verifying an address: an honest click verifies nobody else's account.
+//! Verifying an address: its owner cannot be tricked into verifying another person's account.
 
 use serde_json::{Value, json};
 
@@ -6,17 +6,17 @@ use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn owner_of_an_address_verifies_no_strangers_account() {
+async fn address_owner_cannot_verify_strangers_account() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
-    // Eve signs up with the address of somebody else, and knows the password.
+    // Eve signs up with another person's address, and knows the password.
     let eve = Person::unverified(&web).await;
     let mail = deploy.mail.to(&eve.email, "Did you sign up?").await;
     assert!(mail.text.contains("If it was not you, do nothing"), "{}", mail.text);
     let owner = Person::stranger(&web);
     let page = web.get(&format!("/verify?token={}", mail.token())).await.text().await.unwrap();
     assert!(page.contains("Did you sign up?") && page.contains("type=\"password\""), "{page}");
-    // The owner is honest, and enters a password of the owner's own.
+    // The honest owner enters another password.
     let pressed = owner.press(&web, "/verify", &[("token", &mail.token()), ("password", "the owner's own password")]).await;
     assert_eq!(pressed.status(), 403);
     assert!(pressed.text().await.unwrap().contains("is not the account"));
@@ -28,7 +28,7 @@ async fn owner_of_an_address_verifies_no_strangers_account() {
     let verified = async || eve.get("/session").await.json::<Value>().await.unwrap()["verified"].clone();
     assert_eq!(verified().await, json!(false));
 
-    // The owner takes the address by a reset, which ends what Eve has.
+    // The owner takes over the account by a reset, which ends Eve's session and password.
     owner.post("/password-resets", json!({ "email": eve.email })).await;
     let reset = deploy.mail.to(&eve.email, "Set another password").await.token();
     let reset = json!({ "token": reset, "password": "seven purple lanterns drift" });
@@ -37,12 +37,12 @@ async fn owner_of_an_address_verifies_no_strangers_account() {
 }
 
 #[tokio::test]
-async fn second_sign_up_mails_the_link_again() {
+async fn second_sign_up_mails_another_link() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
     let first = deploy.mail.to(&ada.email, "Did you sign up?").await;
-    // The mail was lost, and the password forgotten.
+    // The first mail was lost, and the password forgotten.
     let again = json!({ "email": ada.email.to_uppercase(), "password": "another password altogether" });
     assert_eq!(ada.post("/accounts", again).await.status(), 202);
     let second = eventually("a second mail", async || {
@@ -51,7 +51,7 @@ async fn second_sign_up_mails_the_link_again() {
     })
     .await;
     assert_eq!(second.subject, "Did you sign up?");
-    assert_eq!(ada.redeem(&second.token()).await.status(), 204, "with the password of the first");
+    assert_eq!(ada.redeem(&second.token()).await.status(), 204, "the first sign-up's password counts");
     assert_eq!(ada.log_in().await.status(), 200);
 }
 

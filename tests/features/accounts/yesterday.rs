@@ -1,4 +1,4 @@
-//! What 0.1.0 has stored as JSON, byte by byte, and what today's programs make of it.
+//! JSON that 0.1.0 stored, byte by byte, must work with the current programs.
 
 use deadpool_redis::redis::{AsyncCommands, cmd};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ async fn id_of(person: &Person) -> String {
 }
 
 #[tokio::test]
-async fn session_of_yesterday_goes_on_unconfirmed() {
+async fn old_format_session_stays_valid_unconfirmed() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -29,7 +29,7 @@ async fn session_of_yesterday_goes_on_unconfirmed() {
     problem(ada.post("/tokens", token.clone()).await, 403, "confirmation-required").await;
     assert_eq!(ada.post("/session/confirm", json!({ "password": PASSWORD })).await.status(), 204);
     assert_eq!(ada.post("/tokens", token).await.status(), 201);
-    // And 0.1.0 finds in today's all that it looks for.
+    // The current format contains every field that 0.1.0 reads.
     let today: Value = serde_json::from_str(&redis.get::<_, String>(&keys[0]).await.unwrap()).unwrap();
     let fields: Vec<_> =
         ["account_id", "epoch", "role", "created_at", "user_agent"].into_iter().filter(|field| today.get(*field).is_some()).collect();
@@ -37,7 +37,7 @@ async fn session_of_yesterday_goes_on_unconfirmed() {
 }
 
 #[tokio::test]
-async fn jobs_of_yesterday_are_done() {
+async fn old_format_jobs_are_run() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, eve, grace) = (Person::known(&deploy, &web).await, Person::unverified(&web).await, Person::unverified(&web).await);

@@ -1,4 +1,4 @@
-//! Reminders as kept data: what is deleted when, what an export holds, and what never reaches the log.
+//! Stored reminders: when they are deleted, what an export contains, and what is never logged.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ async fn messages(deploy: &Deploy) -> Vec<String> {
     messages.fetch_all(&mut deploy.database().await).await.unwrap()
 }
 
-/// Runs `admin`, which must succeed, and gives what it printed.
+/// Runs `admin`, which must succeed, and returns its output.
 async fn admin(deploy: &Deploy, arguments: &[&str]) -> String {
     let output = deploy.admin(arguments).await;
     assert!(output.status.success(), "{output:?}");
@@ -36,7 +36,7 @@ async fn purge_deletes_only_old_sent_reminders() {
     admin(&deploy, &["purge", "--before", "90d"]).await;
     assert_eq!(messages(&deploy).await, ["new", "unsent"]);
 
-    // The hourly job deletes none: an operator decides how long they are kept.
+    // The hourly job deletes none, because an operator decides how long they are kept.
     let worker = deploy.start("worker");
     admin(&deploy, &["jobs", "enqueue", "purge_expired", "{}"]).await;
     worker.logged("the job's end", |line| line["job_kind"] == "purge_expired" && line["outcome"] == "done").await;
@@ -44,7 +44,7 @@ async fn purge_deletes_only_old_sent_reminders() {
 }
 
 #[tokio::test]
-async fn export_holds_my_reminders_only() {
+async fn export_holds_only_own_reminders() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let (ada, grace) = (Person::known(&deploy, &web).await, Person::known(&deploy, &web).await);
@@ -58,7 +58,7 @@ async fn export_holds_my_reminders_only() {
 }
 
 #[tokio::test]
-async fn deleted_account_leaves_no_reminder() {
+async fn account_deletion_removes_its_reminders() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -68,7 +68,7 @@ async fn deleted_account_leaves_no_reminder() {
 }
 
 #[tokio::test]
-async fn message_is_in_no_log_line() {
+async fn reminder_message_is_never_logged() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "trace");
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;

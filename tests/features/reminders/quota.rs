@@ -1,4 +1,4 @@
-//! How many reminders of an account may wait, and what becomes of them while it is suspended.
+//! The quota of pending reminders, reminders of suspended accounts, and data of 0.1.0.
 
 use serde_json::Value;
 
@@ -7,11 +7,11 @@ use crate::support::person::{Person, problem};
 use crate::support::{Deploy, eventually};
 
 #[tokio::test]
-async fn thousand_reminders_wait_at_most() {
+async fn account_has_at_most_thousand_pending_reminders() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
-    // Those that were sent count for nothing.
+    // Sent reminders do not count.
     let insert = "INSERT INTO reminders (id, account_id, message, due_at, sent_at)
         SELECT gen_random_uuid(), id, 'x', now() + interval '1 day', CASE WHEN n > 999 THEN now() END FROM accounts, generate_series(1, 1500) n";
     sqlx::query(insert).execute(&mut deploy.database().await).await.unwrap();
@@ -19,7 +19,7 @@ async fn thousand_reminders_wait_at_most() {
     problem(remind(&ada, "one more", 3600).await, 403, "quota-reached").await;
     let jobs: i64 =
         sqlx::query_scalar("SELECT count(*) FROM jobs WHERE kind = 'send_reminder'").fetch_one(&mut deploy.database().await).await.unwrap();
-    assert_eq!(jobs, 1, "what was refused has no job");
+    assert_eq!(jobs, 1, "the rejected reminder has no job");
     assert_eq!(ada.delete(&format!("/reminders/{}", made["id"].as_str().unwrap())).await.status(), 204);
     assert_eq!(remind(&ada, "in its place", 3600).await.status(), 201);
 }
@@ -36,7 +36,7 @@ async fn reminder_of_a_suspended_account_waits() {
         let now = sqlx::query(now).execute(&mut deploy.database().await).await.unwrap();
         (now.rows_affected() == 1).then_some(())
     };
-    // More often than a job may fail.
+    // More often than a job may be retried after failures.
     for number in 1..=25 {
         eventually("the job is free", due).await;
         eventually("a look", async || {
@@ -55,7 +55,7 @@ async fn reminder_of_a_suspended_account_waits() {
 }
 
 #[tokio::test]
-async fn jobs_and_answers_of_yesterday_still_count() {
+async fn old_format_jobs_and_responses_still_work() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;
@@ -64,7 +64,7 @@ async fn jobs_and_answers_of_yesterday_still_count() {
     let mut database = deploy.database().await;
     sqlx::query("DELETE FROM jobs").execute(&mut database).await.unwrap();
 
-    // An answer as 0.1.0 kept it: without status, headers and bytes.
+    // A response as 0.1.0 stored it: without status, headers and bytes.
     let body = format!(r#"{{"message":"water the plants","due_at":"{due_at}"}}"#);
     let insert = "INSERT INTO idempotency_keys (account_id, route, key, body_hash, answer)
         SELECT id, 'POST /reminders', 'a-key', $1, $2::jsonb FROM accounts";
@@ -75,7 +75,7 @@ async fn jobs_and_answers_of_yesterday_still_count() {
     assert_eq!((again.status().as_u16(), again.headers()["content-type"].to_str().unwrap()), (201, "application/json"));
     assert_eq!(again.json::<Value>().await.unwrap(), made);
 
-    // 0.1.0 reads today's: the answer's JSON, where it looks for it.
+    // The current format keeps the response's JSON where 0.1.0 reads it.
     let today = ada.request(reqwest::Method::POST, "/reminders").header("idempotency-key", "b-key");
     let today: Value = today.json(&serde_json::json!({ "message": "x", "due_at": due_at })).send().await.unwrap().json().await.unwrap();
     let kept = sqlx::query_scalar("SELECT answer FROM idempotency_keys WHERE key = 'b-key'").fetch_one(&mut database).await;

@@ -1,4 +1,4 @@
-//! What the operations of reminders take and answer: pages, concurrent changes, idempotency, bad input.
+//! Requests and responses of reminders: pages, concurrent changes, idempotency, invalid input.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::person::{Person, problem};
 use crate::support::{Deploy, Proxy, eventually};
 
 #[tokio::test]
-async fn answers_are_as_documented() {
+async fn reminder_responses_match_the_document() {
     let (deploy, contract) = (Deploy::new().await, Contract::committed());
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
@@ -49,7 +49,7 @@ async fn list_pages_are_ordered_by_time() {
     problem(ada.get("/reminders?limit=0").await, 422, "invalid-input").await;
     problem(ada.get("/reminders?limit=many").await, 422, "invalid-input").await;
     problem(ada.get("/reminders?cursor=nonsense").await, 422, "invalid-input").await;
-    // A time before Postgres's first, which has the right form.
+    // A well-formed cursor with a time before Postgres's earliest.
     let before_all = "WyItMDA5OTk5LTAxLTAyVDAxOjU5OjU5WiIsIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd";
     problem(ada.get(&format!("/reminders?cursor={before_all}")).await, 422, "invalid-input").await;
 }
@@ -69,7 +69,7 @@ async fn list_links_to_its_next_page() {
     let last = ada.get(link.split(['<', '>']).nth(1).unwrap().trim_start_matches("/api/v1")).await;
     assert!(!last.headers().contains_key("link"));
     assert_eq!(last.json::<Value>().await.unwrap()["items"].as_array().unwrap().len(), 1);
-    assert!(!ada.get("/reminders").await.headers().contains_key("link"), "twenty fit into a page unless it says otherwise");
+    assert!(!ada.get("/reminders").await.headers().contains_key("link"), "a page holds twenty items by default");
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn lost_update_is_412() {
         problem(with(Method::PATCH, etag).await.unwrap(), 412, "changed-meanwhile").await;
         problem(with(Method::DELETE, etag).await.unwrap(), 412, "changed-meanwhile").await;
     }
-    assert_eq!(ada.get(&path).await.json::<Value>().await.unwrap()["version"], 2, "what was refused changed nothing");
+    assert_eq!(ada.get(&path).await.json::<Value>().await.unwrap()["version"], 2, "rejected requests changed nothing");
     assert_eq!(with(Method::PATCH, "*").await.unwrap().status(), 200);
     let several = format!("\"1\", {}", ada.get(&path).await.headers()["etag"].to_str().unwrap());
     assert_eq!(with(Method::DELETE, &several).await.unwrap().status(), 204);
@@ -114,7 +114,7 @@ async fn one_of_ten_concurrent_changes_wins() {
 }
 
 #[tokio::test]
-async fn idempotency_key_creates_once() {
+async fn idempotency_key_creates_one_reminder() {
     let deploy = Deploy::new().await;
     let (one, two, _worker) = (deploy.web().await, deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &one).await;
@@ -130,7 +130,7 @@ async fn idempotency_key_creates_once() {
         assert_eq!(first.headers()[header], again.headers()[header]);
     }
     assert_eq!(first.text().await.unwrap(), again.text().await.unwrap());
-    // Who has heard an answer may ask again at once, elsewhere too: nobody holds the key any more.
+    // A client that has its response may repeat the request at once, at any process, because the key is free again.
     let proxy = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let far = deploy.clone_with("DATABASE_URL", deploy.through("DATABASE_URL", &proxy)).web().await;
     proxy.delay(Duration::from_millis(50));
@@ -141,7 +141,7 @@ async fn idempotency_key_creates_once() {
     for odd in [" ", &"x".repeat(256)] {
         problem(create(&ada, odd, &body).await, 422, "invalid-input").await;
     }
-    assert_eq!(create(&eve, "a-key", &body).await.status(), 201, "another account's key is another key");
+    assert_eq!(create(&eve, "a-key", &body).await.status(), 201, "keys belong to their account");
     let count = async || ada.get("/reminders").await.json::<Value>().await.unwrap()["items"].as_array().unwrap().len();
     assert_eq!(count().await, 1);
 
@@ -151,13 +151,13 @@ async fn idempotency_key_creates_once() {
     assert_eq!(create(&ada, "a-key", &body).await.status(), 201);
     assert_eq!(count().await, 2);
 
-    // What was refused is not kept: the same key may try again.
+    // A rejection is not stored, so the same key may be used again.
     problem(create(&ada, "b-key", &json!({ "message": "", "due_at": in_seconds(3600) })).await, 422, "invalid-input").await;
     assert_eq!(create(&ada, "b-key", &body).await.status(), 201);
 }
 
 #[tokio::test]
-async fn key_of_running_request_is_409() {
+async fn idempotency_key_in_use_is_409() {
     let deploy = Deploy::new().await;
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
@@ -200,7 +200,7 @@ async fn invalid_input_is_422_and_creates_nothing() {
     }
     problem(ada.post("/reminders", json!(["x", due_at])).await, 422, "invalid-input").await;
     problem(ada.post("/reminders", json!({ "message": "no time" })).await, 422, "invalid-input").await;
-    assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing is half done");
+    assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]), "nothing was created");
     let exactly = json!({ "message": "é".repeat(10_000), "due_at": due_at });
     assert_eq!(ada.post("/reminders", exactly).await.status(), 201, "the limit is in characters");
 }
