@@ -116,8 +116,7 @@ async fn admin_schedule_prints_ticks() {
     assert_eq!(purge["cron"], "15 * * * *");
     assert!(purge["next_tick"].as_str().unwrap().ends_with(":15:00Z"), "{purge}");
 
-    let clock = deploy.start("clock");
-    clock.says("schedule purge-expired is new").await;
+    let deploy = deploy.after_a_clock().await;
     let after = rows(&deploy, &["schedule"]).await;
     assert!(after.iter().all(|row| row["last_tick"].as_str() < row["next_tick"].as_str()), "{after:?}");
     assert!(after.iter().all(|row| row["last_tick"].is_string()), "{after:?}");

@@ -129,7 +129,11 @@ impl Deploy {
     /// The same deploy, after a clock has registered each schedule.
     pub async fn after_a_clock(self) -> Self {
         let mut clock = self.start("clock");
-        clock.says("schedule purge-expired is new").await;
+        super::eventually("a look at every schedule", async || {
+            let schedule = self.admin(&["schedule", "--json"]).await;
+            (schedule.status.success() && !String::from_utf8_lossy(&schedule.stdout).contains("\"last_tick\":null")).then_some(())
+        })
+        .await;
         assert_eq!(clock.terminate().await, Some(0));
         self
     }
