@@ -1,7 +1,7 @@
 # Build stage (factor V): one image for every process type and every deploy; it holds code and no config.
 FROM rust:1.95-slim-trixie AS source
 WORKDIR /src
-# Each program carries the list of what it was built from, for scanners: `cargo audit bin web`, `syft`, `trivy`.
+# The program carries the list of what it was built from, for scanners: `cargo audit bin all`, `syft`, `trivy`.
 COPY bin/tools.sh bin/
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     . bin/tools.sh && cargo install --locked --debug --root /usr/local --version "$(pinned_tool cargo-auditable)" cargo-auditable
@@ -15,9 +15,10 @@ COPY . .
 FROM source AS build
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     target=$(rustc --print host-tuple) \
-    && cargo auditable build --release --locked --target "$target" --bins \
-    && cd "target/$target/release" \
-    && install -D -t /out/bin web worker clock admin
+    && cargo auditable build --release --locked --target "$target" --features one-program --bin all \
+    && install -D -t /out/bin "target/$target/release/all"
+# It acts by the name that it is called by.
+RUN for name in web worker clock admin; do ln -s all "/out/bin/$name"; done
 
 # The mail sink of a trial; no deploy runs it.
 FROM source AS build-mail
