@@ -28,7 +28,7 @@ pub const EXIT_CONFIG: u8 = 78;
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// After `hard`, tasks get this long to give back what they hold; then the process ends without them.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const HARD_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a process registers its tasks with.
 pub struct Lifecycle {
@@ -91,7 +91,7 @@ pub fn run<C: Section>(
         let metrics = Metrics::new(&release);
         let mut lifecycle = Lifecycle { env, release, metrics, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
         info!("{process} is starting");
-        tokio::spawn(log.tell_lost(lifecycle.metrics.clone()));
+        tokio::spawn(log.report_lost(lifecycle.metrics.clone()));
         start(common, own, &mut lifecycle).await?;
         anyhow::Ok(supervise(lifecycle, signals).await)
     });
@@ -177,7 +177,7 @@ async fn supervise(mut lifecycle: Lifecycle, mut signals: Signals) -> u8 {
                     return 1;
                 }
                 lifecycle.hard.cancel();
-                deadline.as_mut().reset(Instant::now() + LAST_WORDS);
+                deadline.as_mut().reset(Instant::now() + HARD_STOP_TIMEOUT);
                 false
             }
         };
@@ -199,9 +199,9 @@ fn report(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinErr
 
 /// When something last happened; by default never.
 #[derive(Clone, Default)]
-pub struct Pulse(Arc<Mutex<Option<Instant>>>);
+pub struct Heartbeat(Arc<Mutex<Option<Instant>>>);
 
-impl Pulse {
+impl Heartbeat {
     /// It happens now.
     pub fn beat(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());

@@ -37,7 +37,7 @@ pub struct Found {
 }
 
 /// How many tokens an account has at most.
-const TOKENS: i64 = 50;
+const MAX_TOKENS: i64 = 50;
 
 /// Whether a text can be a token at all, so that what is none costs nothing.
 pub fn has_form(token: &str) -> bool {
@@ -99,7 +99,7 @@ pub async fn create(
         name,
         scopes,
         days,
-        TOKENS
+        MAX_TOKENS
     )
     .fetch_optional(connection)
     .await

@@ -14,7 +14,7 @@ use crate::resources::postgres::{Timestamp, purge};
 use crate::telemetry;
 
 /// How long an event is kept at least, whatever a purge is given.
-pub const KEPT: Duration = Duration::from_hours(365 * 24);
+pub const MIN_RETENTION: Duration = Duration::from_hours(365 * 24);
 
 /// What was done, as the trail stores it. A feature names its own actions with constants of this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,7 +24,7 @@ use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 
 /// How long a confirmation lasts.
-const CONFIRMED: Duration = Duration::from_mins(10);
+const CONFIRMATION_LIFETIME: Duration = Duration::from_mins(10);
 
 /// What the guard needs.
 pub struct Guard {
@@ -105,7 +105,7 @@ impl Guard {
         let age = |at| self.sessions.now().duration_since(at).unsigned_abs();
         match who {
             Who::Admin if standing.role != Role::Admin => Err(Problem::forbidden("insufficient-role", "this needs the role admin")),
-            Who::Confirmed if session.confirmed_at.is_none_or(|at| age(at) > CONFIRMED) => {
+            Who::Confirmed if session.confirmed_at.is_none_or(|at| age(at) > CONFIRMATION_LIFETIME) => {
                 let detail = "show your password first: `POST /api/v1/session/confirm`";
                 Err(Problem::forbidden("confirmation-required", detail))
             }

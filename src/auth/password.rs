@@ -19,10 +19,10 @@ const LANES: u32 = 1;
 /// Blocks that are reserved for a hash, of which only what it works on becomes resident: 33 MiB, since above 32 glibc gives
 /// memory back to the system as soon as it is free. Below it keeps all and finds none of it again, for it looks for a
 /// little more than it once gave: twenty log-ins would leave 200 MB behind.
-const RESERVED: usize = 33 * 1024;
+const RESERVED_BLOCKS: usize = 33 * 1024;
 
 /// How many characters of a password are looked at for what can be guessed: what lies behind makes it no weaker.
-const LOOKED_AT: usize = 100;
+const MAX_ESTIMATED_CHARS: usize = 100;
 
 /// A rule for a new password's length. NIST SP 800-63B, 3.1.1: length is what counts. The upper bound keeps hashing cheap.
 ///
@@ -85,7 +85,7 @@ impl Passwords {
         let password = normal(&password);
         let (looked_at, host, address) = (password.clone(), self.host.clone(), address.to_lowercase());
         let weak = self.blocking(move || {
-            let looked_at: String = looked_at.expose_secret().chars().take(LOOKED_AT).collect();
+            let looked_at: String = looked_at.expose_secret().chars().take(MAX_ESTIMATED_CHARS).collect();
             let name = address.split('@').next().unwrap_or_default();
             let told = looked_at.to_lowercase();
             let known = [address.as_str(), name, &*host];
@@ -163,7 +163,7 @@ fn nobody() -> anyhow::Result<String> {
 /// The hash of a password, with all that it takes to make it again.
 fn argon2id(password: &SecretString, salt: Salt, params: Params) -> password_hash::Result<PasswordHash> {
     let (algorithm, version, text) = (Algorithm::Argon2id, Version::V0x13, ParamsString::try_from(&params)?);
-    let mut memory = Vec::with_capacity(RESERVED);
+    let mut memory = Vec::with_capacity(RESERVED_BLOCKS);
     memory.resize(params.block_count(), Block::new());
     let mut digest = [0; Params::DEFAULT_OUTPUT_LEN];
     let argon2 = Argon2::new(algorithm, version, params);

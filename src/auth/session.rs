@@ -58,7 +58,7 @@ static FIND: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// How many sessions an account has at most, or one account could fill the store.
-const SESSIONS: isize = 100;
+const MAX_SESSIONS: isize = 100;
 
 /// The store of sessions.
 #[derive(Clone)]
@@ -98,7 +98,7 @@ impl Sessions {
         // What is too old anyway needs no place in the set.
         commands.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(born.saturating_sub_unsigned(millis(self.max_age))).ignore();
         commands.cmd("PEXPIRE").arg(&set).arg(millis(self.max_age)).ignore();
-        commands.zrange(&set, 0, -SESSIONS - 1);
+        commands.zrange(&set, 0, -MAX_SESSIONS - 1);
         let (beyond,): (Vec<String>,) = self.redis.run(commands.atomic()).await?;
         if !beyond.is_empty() {
             self.thin_out(session.account_id).await?;
@@ -115,7 +115,7 @@ impl Sessions {
             ask.exists(key(hash));
         }
         let live: Vec<bool> = self.redis.run(&ask).await?;
-        let mut beyond = live.iter().filter(|live| **live).count().saturating_sub(SESSIONS.unsigned_abs());
+        let mut beyond = live.iter().filter(|live| **live).count().saturating_sub(MAX_SESSIONS.unsigned_abs());
         let mut commands = pipe();
         for (hash, live) in hashes.iter().zip(live) {
             if !live || beyond > 0 {

@@ -16,10 +16,10 @@ use crate::http::Result;
 use crate::resources::postgres::Pool;
 
 /// How long a process goes by what it knows: so long an ended session may still be let in.
-const KNOWN: Duration = Duration::from_secs(5);
+const CACHE_TTL: Duration = Duration::from_secs(5);
 
 /// How many accounts a process remembers; some 100 bytes each.
-const REMEMBERED: usize = 10_000;
+const CACHE_CAPACITY: usize = 10_000;
 
 /// What decides whether a session holds.
 #[derive(Debug, Clone, Copy)]
@@ -51,17 +51,17 @@ impl Standings {
         let now = Instant::now();
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&account_id).copied();
         if let Some((at, standing)) = known
-            && now < at + KNOWN
+            && now < at + CACHE_TTL
             && standing.epoch >= epoch
         {
             return Ok(Some(standing));
         }
         let found = self.ask(account_id).await?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= REMEMBERED {
-            known.retain(|_, (at, _)| now < *at + KNOWN);
+        if known.len() >= CACHE_CAPACITY {
+            known.retain(|_, (at, _)| now < *at + CACHE_TTL);
         }
-        if known.len() >= REMEMBERED {
+        if known.len() >= CACHE_CAPACITY {
             known.clear();
         }
         match found {

@@ -18,7 +18,7 @@ pub struct DatabaseUrl {
 }
 
 /// The parameters that the driver knows, beside `options[…]`.
-const KNOWN: [&str; 18] = [
+const KNOWN_PARAMETERS: [&str; 18] = [
     "application_name",
     "dbname",
     "host",
@@ -40,9 +40,9 @@ const KNOWN: [&str; 18] = [
 ];
 
 /// What asks for a security that the driver cannot give.
-const CANNOT: [(&str, &str); 3] = [("channel_binding", "require"), ("gssencmode", "require"), ("require_auth", "")];
+const UNSUPPORTED: [(&str, &str); 3] = [("channel_binding", "require"), ("gssencmode", "require"), ("require_auth", "")];
 
-const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 impl Setting for DatabaseUrl {
     const SECRET: bool = true;
@@ -70,16 +70,18 @@ impl Setting for DatabaseUrl {
         let mut unknown = Vec::new();
         let mut kept = Vec::new();
         for (key, value) in url.query_pairs() {
-            if CANNOT.iter().any(|(name, only)| *name == key && (only.is_empty() || *only == value)) {
+            if UNSUPPORTED.iter().any(|(name, only)| *name == key && (only.is_empty() || *only == value)) {
                 return Err(format!("asks for {key}, which the driver cannot keep: leave it out"));
             }
-            if matches!(&*key, "sslmode" | "ssl-mode") && !MODES.contains(&&*value) {
-                return Err(format!("has an {key} that is none of {}", MODES.join(", ")));
+            if matches!(&*key, "sslmode" | "ssl-mode") && !SSL_MODES.contains(&&*value) {
+                return Err(format!("has an {key} that is none of {}", SSL_MODES.join(", ")));
             }
             match &*key {
                 // What it asks for is what the pool does: connections that take writes.
                 "target_session_attrs" => {}
-                known if KNOWN.contains(&known) || known.starts_with("options[") => kept.push((key.into_owned(), value.into_owned())),
+                known if KNOWN_PARAMETERS.contains(&known) || known.starts_with("options[") => {
+                    kept.push((key.into_owned(), value.into_owned()))
+                }
                 _ => unknown.push(key.into_owned()),
             }
         }

@@ -18,7 +18,7 @@ pub use database_url::DatabaseUrl;
 pub use reading::{Env, Problems, Section, Setting, Variable, read};
 use reading::{group, section};
 pub use settings::{
-    CertificateFile, Endpoint, Exporter, Lasting, Lease, LogFilter, LogFormat, Names, Origins, Protocol, PublicUrl, RedisUrl, Sampler,
+    CertificateFile, Endpoint, Exporter, Lease, LogFilter, LogFormat, MinDuration, Names, Origins, Protocol, PublicUrl, RedisUrl, Sampler,
     Share,
 };
 pub use smtp_url::{SmtpServer, SmtpTls, SmtpUrl};
@@ -121,11 +121,11 @@ section! {
         /// Port that `web` listens on, on all interfaces
         port: u16 = "8080",
         /// A session's life after its last use
-        session_ttl: Lasting = "14d",
+        session_ttl: MinDuration = "14d",
         /// A session's life in all
-        session_max_age: Lasting = "90d",
+        session_max_age: MinDuration = "90d",
         /// A request's time, after which it gets 503
-        request_timeout: Lasting = "10s",
+        request_timeout: MinDuration = "10s",
         /// How long `web` keeps accepting after SIGTERM while `/readyz` already says no
         drain_delay: Duration = "0s",
         /// Log-ins, sign-ups, resets and other requests that try a password or send a mail, a minute, by client address

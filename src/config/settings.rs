@@ -56,7 +56,7 @@ impl PublicUrl {
 
 /// A duration that is long enough for something to happen in it.
 #[derive(Debug, Clone, Copy)]
-pub struct Lasting(pub Duration);
+pub struct MinDuration(pub Duration);
 
 /// How long a job is a worker's own: shorter than this, a slow moment of the database would look like a lost worker.
 #[derive(Debug, Clone, Copy)]
@@ -153,7 +153,7 @@ impl Setting for Duration {
     }
 }
 
-impl Setting for Lasting {
+impl Setting for MinDuration {
     fn parse(text: &str) -> Result<Self, String> {
         match Duration::parse(text)? {
             long if long >= Duration::from_millis(100) => Ok(Self(long)),

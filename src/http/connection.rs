@@ -14,21 +14,21 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// How long a client may take over the head of a request.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection may be idle: longer than balancers keep theirs (60 s at most of them, 90 s at Heroku's router), since
 /// one that asks on a connection that is just being closed gets no answer.
-const IDLE_LIMIT: Duration = Duration::from_secs(100);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// How long a client may take to read an answer.
-const READ_LIMIT: Duration = Duration::from_mins(1);
+const RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How much of an answer is handed on at a time, so that what is not yet read is known to be not yet sent.
-const PIECE: usize = 16 * 1024;
+const PIECE_SIZE: usize = 16 * 1024;
 
 /// How much of an unread body, and for how long, is read after its answer.
-const LINGER_LIMIT: usize = 2 * 1024 * 1024;
-const LINGER: Duration = Duration::from_secs(2);
+const MAX_LINGER_BYTES: usize = 2 * 1024 * 1024;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a connection is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,13 +101,13 @@ impl Progress {
         loop {
             let (state, now) = (*self.state(), Instant::now());
             let whole = match state.stage {
-                Stage::Sending => Some(state.since + READ_LIMIT),
-                Stage::Idle => Some(state.since + IDLE_LIMIT),
+                Stage::Sending => Some(state.since + RESPONSE_TIMEOUT),
+                Stage::Idle => Some(state.since + IDLE_TIMEOUT),
                 Stage::Receiving | Stage::Working => None,
             };
-            let ends = [whole, state.head.map(|at| at + HEAD_LIMIT), state.stuck.map(|at| at + READ_LIMIT)];
+            let ends = [whole, state.head.map(|at| at + HEAD_TIMEOUT), state.stuck.map(|at| at + RESPONSE_TIMEOUT)];
             // What begins later is not late before the next look, so no change needs to wake anybody.
-            let next = ends.into_iter().flatten().fold(now + HEAD_LIMIT, Instant::min);
+            let next = ends.into_iter().flatten().fold(now + HEAD_TIMEOUT, Instant::min);
             if next <= now {
                 return;
             }
@@ -117,13 +117,13 @@ impl Progress {
 }
 
 /// A client's connection, which notes when something comes in and when nothing goes out.
-pub(super) struct Noted {
+pub(super) struct TrackedStream {
     stream: TcpStream,
     progress: Arc<Progress>,
     stuck: bool,
 }
 
-impl Noted {
+impl TrackedStream {
     pub(super) fn new(stream: TcpStream, progress: Arc<Progress>) -> Self {
         Self { stream, progress, stuck: false }
     }
@@ -137,7 +137,7 @@ impl Noted {
     }
 }
 
-impl AsyncRead for Noted {
+impl AsyncRead for TrackedStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut task::Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
@@ -148,7 +148,7 @@ impl AsyncRead for Noted {
     }
 }
 
-impl AsyncWrite for Noted {
+impl AsyncWrite for TrackedStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut task::Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, data);
         self.sent(written)
@@ -174,12 +174,12 @@ impl AsyncWrite for Noted {
 
 /// A request's body, which notes its end, and whose rest is read and dropped when nobody asks for it: closing a connection
 /// with unread bytes resets it, and who was refused would never read why (RFC 9112, 9.6).
-pub(super) struct Lingering {
+pub(super) struct LingeringBody {
     body: Option<Incoming>,
     progress: Arc<Progress>,
 }
 
-impl Lingering {
+impl LingeringBody {
     pub(super) fn new(body: Incoming, progress: Arc<Progress>) -> Self {
         progress.set(Stage::Receiving);
         let body = Self { body: Some(body), progress };
@@ -194,7 +194,7 @@ impl Lingering {
     }
 }
 
-impl Drop for Lingering {
+impl Drop for LingeringBody {
     fn drop(&mut self) {
         // Nobody asks for the rest, so nothing is missing.
         self.note_end(true);
@@ -202,7 +202,7 @@ impl Drop for Lingering {
             let progress = self.progress.clone();
             tokio::spawn(async move {
                 let rest = async {
-                    let mut left = LINGER_LIMIT;
+                    let mut left = MAX_LINGER_BYTES;
                     while let Some(Ok(frame)) = body.frame().await {
                         left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
                         if left == 0 {
@@ -210,7 +210,7 @@ impl Drop for Lingering {
                         }
                     }
                 };
-                let _ = timeout(LINGER, rest).await;
+                let _ = timeout(LINGER_TIMEOUT, rest).await;
                 // What came in was no head of another request.
                 if progress.stage() == Stage::Idle {
                     progress.set(Stage::Idle);
@@ -220,7 +220,7 @@ impl Drop for Lingering {
     }
 }
 
-impl hyper::body::Body for Lingering {
+impl hyper::body::Body for LingeringBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -241,26 +241,26 @@ impl hyper::body::Body for Lingering {
 }
 
 /// A response's body that goes out piece by piece, and keeps its request counted until it has.
-pub(super) struct Guarded {
+pub(super) struct TrackedBody {
     body: Body,
     rest: Bytes,
     progress: Arc<Progress>,
 }
 
-impl Guarded {
+impl TrackedBody {
     pub(super) fn new(body: Body, progress: Arc<Progress>) -> Self {
         progress.set(Stage::Sending);
         Self { body, rest: Bytes::new(), progress }
     }
 }
 
-impl Drop for Guarded {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
         self.progress.set(Stage::Idle);
     }
 }
 
-impl hyper::body::Body for Guarded {
+impl hyper::body::Body for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -275,7 +275,7 @@ impl hyper::body::Body for Guarded {
                 end => return Poll::Ready(end),
             }
         }
-        let piece = this.rest.split_to(this.rest.len().min(PIECE));
+        let piece = this.rest.split_to(this.rest.len().min(PIECE_SIZE));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

@@ -22,7 +22,7 @@ use super::problem::{Problem, Result};
 use crate::resources::postgres::purge;
 
 /// How long an answer is kept, and a key is taken.
-pub const KEPT: Duration = Duration::from_hours(24);
+pub const KEY_LIFETIME: Duration = Duration::from_hours(24);
 
 static HEADER: &str = "idempotency-key";
 
@@ -98,7 +98,7 @@ impl IdempotencyKey {
             account_id,
             route,
             key,
-            KEPT.as_secs_f64()
+            KEY_LIFETIME.as_secs_f64()
         );
         match earlier.fetch_optional(transaction).await? {
             None => Ok(None),

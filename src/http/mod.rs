@@ -58,7 +58,7 @@ pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: 
 }
 
 /// How long a browser may go by an answer of [`cors`] before it asks again.
-const PREFLIGHT: Duration = Duration::from_hours(1);
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_hours(1);
 
 /// Other sites may call the API if they are listed, with cookies and all; without a list nobody may.
 fn cors(config: &config::Http) -> Option<CorsLayer> {
@@ -66,7 +66,7 @@ fn cors(config: &config::Http) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(origins.collect::<Vec<_>>())
         .allow_credentials(true)
-        .max_age(PREFLIGHT)
+        .max_age(PREFLIGHT_MAX_AGE)
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
         .allow_headers([
             header::CONTENT_TYPE,

@@ -17,7 +17,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
 
 /// The largest head that a request may have, in bytes.
-const HEAD_LIMIT: usize = 32 * 1024;
+const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -105,7 +105,7 @@ fn refuse(request: &Request) -> Option<Problem> {
         return Some(Problem::malformed("the request must have one `Host` header"));
     }
     let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    (size > HEAD_LIMIT).then(|| Problem::from_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
+    (size > MAX_HEAD_BYTES).then(|| Problem::from_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
 }
 
 /// A caller's `X-Request-Id`, if it is a sane one.

@@ -40,7 +40,7 @@ pub struct Access {
 }
 
 /// Problems that many operations share.
-const SHARED: &[DocumentedProblem] = &[
+const SHARED_PROBLEMS: &[DocumentedProblem] = &[
     DocumentedProblem::new("400", "malformed", "The request is not HTTP, or its body is not JSON"),
     DocumentedProblem::new("404", "not-found", "It does not exist, or you do not have access to it"),
     DocumentedProblem::new("408", "slow-body", "The rest of the body did not come"),
@@ -55,7 +55,7 @@ const SHARED: &[DocumentedProblem] = &[
 ];
 
 /// Problems of requests that are for none of the operations.
-const OUTSIDE: &[DocumentedProblem] = &[
+const PROBLEMS_OUTSIDE_OPERATIONS: &[DocumentedProblem] = &[
     DocumentedProblem::new("405", "method-not-allowed", "The method cannot be used here. `Allow` has those that can"),
     DocumentedProblem::new("431", "head-too-large", "The head of the request is larger than 32 KiB"),
     DocumentedProblem::new("400", "refused", "The request was refused before anything looked into it"),
@@ -112,7 +112,7 @@ pub fn problems(document: &Value) -> BTreeMap<String, (u16, String)> {
         let status = example["value"]["status"].as_u64().and_then(|status| status.try_into().ok());
         add(slug, status.unwrap_or_default(), example["summary"].as_str().unwrap_or_default());
     }
-    for problem in OUTSIDE {
+    for problem in PROBLEMS_OUTSIDE_OPERATIONS {
         add(problem.slug, problem.status.parse().unwrap_or_default(), problem.when);
     }
     problems
@@ -136,7 +136,7 @@ fn describe(operation: &mut Value, access: &Access) {
         responses["200"]["headers"]["Link"] = reference("headers", "Link");
     }
     let mut problems = own_problems(&responses);
-    let others = access.problems.iter().chain(SHARED.iter().filter(|problem| happens(problem.slug)));
+    let others = access.problems.iter().chain(SHARED_PROBLEMS.iter().filter(|problem| happens(problem.slug)));
     for problem in others {
         problems.entry(problem.status.to_owned()).or_default().push((problem.slug.to_owned(), problem.when.to_owned()));
     }

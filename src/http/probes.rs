@@ -18,14 +18,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::lifecycle::{Lifecycle, Pulse};
+use crate::lifecycle::{Heartbeat, Lifecycle};
 use crate::resources::postgres::{self, Pool};
 use crate::resources::redis::Redis;
 use crate::telemetry::metrics::Metrics;
 
 /// Two looks and a time-out fit into the second that an answer may be old.
-const EVERY: Duration = Duration::from_millis(400);
-const PATIENCE: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(400);
+const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why a check fails that nothing else can be said of.
 const NO_ANSWER: &str = "no answer in time";
@@ -52,7 +52,7 @@ impl Check {
     /// What takes longer is not stopped, and its end is the next look's: a connection that is slow to come is there then.
     async fn outcome(&mut self) -> Result<(), Failure> {
         let running = self.running.get_or_insert_with(|| tokio::spawn((self.look)()));
-        let Ok(ended) = timeout(PATIENCE, running).await else { return Err(("unavailable", NO_ANSWER.to_owned())) };
+        let Ok(ended) = timeout(CHECK_TIMEOUT, running).await else { return Err(("unavailable", NO_ANSWER.to_owned())) };
         self.running = None;
         ended.unwrap_or_else(|panic| Err(("unavailable", panic.to_string())))
     }
@@ -81,11 +81,11 @@ impl Health {
                     let answer = async {
                         Ok((postgres::is_read_only(&mut connection).await?, postgres::pending_migrations(&mut *connection).await?))
                     };
-                    timeout(PATIENCE, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+                    timeout(CHECK_TIMEOUT, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
                 };
                 let mut look = std::pin::pin!(look);
                 // Sooner than callers give up and hand their connections back.
-                let ended = if let Ok(ended) = timeout(PATIENCE, &mut look).await {
+                let ended = if let Ok(ended) = timeout(CHECK_TIMEOUT, &mut look).await {
                     ended
                 } else {
                     pool.doubt();
@@ -120,11 +120,11 @@ impl Health {
     }
 
     /// Something that must keep happening, from now on, has happened not longer ago than `limit`.
-    pub fn pulse(self, name: &'static str, pulse: &Pulse, limit: Duration) -> Self {
-        let pulse = pulse.clone();
-        pulse.beat();
+    pub fn heartbeat(self, name: &'static str, heartbeat: &Heartbeat, limit: Duration) -> Self {
+        let heartbeat = heartbeat.clone();
+        heartbeat.beat();
         self.check(name, move || {
-            let age = pulse.age();
+            let age = heartbeat.age();
             async move { if age <= limit { Ok(()) } else { Err(("stalled", format!("nothing for more than {limit:?}"))) } }
         })
     }
@@ -153,7 +153,7 @@ fn ready((at, failed): &(Instant, Failed), draining: bool) -> Response {
     if draining {
         failed.insert("drain", "has begun");
     }
-    if at.elapsed() > EVERY + PATIENCE + Duration::from_millis(100) {
+    if at.elapsed() > CHECK_INTERVAL + CHECK_TIMEOUT + Duration::from_millis(100) {
         failed.insert("health", "no fresh look");
     }
     #[derive(Serialize)]
@@ -171,7 +171,7 @@ async fn keep_looking(
     metrics: Metrics,
     soft: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut tick = interval(EVERY);
+    let mut tick = interval(CHECK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut before, mut told) = (None, HashSet::new());
     loop {

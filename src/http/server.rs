@@ -23,30 +23,30 @@ use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::client_address::Peer;
-use super::connection::{Guarded, Lingering, Noted, Progress, Stage};
+use super::connection::{LingeringBody, Progress, Stage, TrackedBody, TrackedStream};
 use crate::lifecycle::Lifecycle;
 
 /// How much of a head is read: more than it may have, so that a larger one is 431 and no broken connection.
-const HEADER_LIMIT: usize = 64 * 1024;
+const READ_BUFFER_SIZE: usize = 64 * 1024;
 
 /// How often it is told that connections cannot be accepted.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
+const ACCEPT_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many connections a listener holds at a time. The longest idle ones make room for those that come after; while none
 /// is idle they wait in the system's queue.
-const CONNECTIONS: usize = 4096;
+const MAX_CONNECTIONS: usize = 4096;
 
 /// How many of them one address may hold.
-const CONNECTIONS_OF_ONE: usize = 1024;
+const MAX_CONNECTIONS_PER_ADDRESS: usize = 1024;
 
 /// How many make room at a time: to look for them takes longer than to close them.
-const ROOM: usize = 64;
+const MAX_CLOSED_FOR_ROOM: usize = 64;
 
 /// What has come in when a listener closes is read within this time.
-const ARRIVED: Duration = Duration::from_millis(5);
+const ARRIVED_REQUEST_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// After an answer's end its last bytes may still be on the way to the client.
-const FLUSH: Duration = Duration::from_millis(300);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// The connections of a listener.
 #[derive(Default)]
@@ -71,7 +71,7 @@ impl Connections {
     fn begin(&mut self, stream: TcpStream, peer: SocketAddr, server: &Server) {
         let one = peer.ip().to_canonical();
         let of_one = self.of_one.get(&one).copied().unwrap_or_default();
-        if server.limits_peers && of_one >= CONNECTIONS_OF_ONE && self.make_room(Some(one)) == 0 {
+        if server.limits_peers && of_one >= MAX_CONNECTIONS_PER_ADDRESS && self.make_room(Some(one)) == 0 {
             debug!("connection refused: its address has too many");
             return;
         }
@@ -80,7 +80,7 @@ impl Connections {
         let id = self.running.spawn(served).id();
         *self.of_one.entry(one).or_default() += 1;
         self.open.insert(id, Open { peer: one, progress, closing, leaves: false });
-        if self.open.len() - self.leaving >= CONNECTIONS {
+        if self.open.len() - self.leaving >= MAX_CONNECTIONS {
             self.make_room(None);
         }
     }
@@ -90,7 +90,7 @@ impl Connections {
         let open = self.open.values_mut().filter(|open| of.is_none_or(|of| of == open.peer) && !open.leaves);
         let mut idle: Vec<_> = open.filter_map(|open| Some((open.progress.idle_since()?, open))).collect();
         idle.sort_by_key(|(since, _)| *since);
-        idle.truncate(ROOM);
+        idle.truncate(MAX_CLOSED_FOR_ROOM);
         for (_, open) in &mut idle {
             open.closing.cancel();
             open.leaves = true;
@@ -175,11 +175,11 @@ async fn accept(Listener { name, socket }: Listener, server: Server, delay: Dura
         tokio::select! {
             () = &mut closed => break,
             Some(_) = connections.ended() => {}
-            accepted = socket.accept(), if connections.open.len() < CONNECTIONS => match accepted {
+            accepted = socket.accept(), if connections.open.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, peer)) => connections.begin(stream, peer, &server),
                 Err(e) => {
                     // Out of file descriptors, most often: accepting again at once would spin, and telling it each time too.
-                    if told.is_none_or(|at| at.elapsed() > TELL_AGAIN) {
+                    if told.is_none_or(|at| at.elapsed() > ACCEPT_ERROR_LOG_INTERVAL) {
                         told = Some(Instant::now());
                         warn!(error = %e, "connections to {name} wait, they cannot be accepted: {e}");
                     }
@@ -189,7 +189,7 @@ async fn accept(Listener { name, socket }: Listener, server: Server, delay: Dura
         }
     }
     // Who has connected by now is answered too, all of them: tokio's budget would end this after a hundred.
-    while connections.open.len() < CONNECTIONS
+    while connections.open.len() < MAX_CONNECTIONS
         && let Some(Ok((stream, peer))) = unconstrained(socket.accept()).now_or_never()
     {
         connections.begin(stream, peer, &server);
@@ -218,16 +218,16 @@ async fn connection(
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
         let (routes, progress) = (routes.clone(), progress.clone());
-        let request = request.map(|body| Lingering::new(body, progress.clone()));
-        async move { routes.oneshot(request).await.map(|response| response.map(|body| Guarded::new(body, progress))) }
+        let request = request.map(|body| LingeringBody::new(body, progress.clone()));
+        async move { routes.oneshot(request).await.map(|response| response.map(|body| TrackedBody::new(body, progress))) }
     });
     let mut connection = pin!(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             // It would end idle connections too; `progress` tells the two apart.
             .header_read_timeout(None)
-            .max_buf_size(HEADER_LIMIT)
-            .serve_connection(TokioIo::new(Noted::new(stream, progress.clone())), service)
+            .max_buf_size(READ_BUFFER_SIZE)
+            .serve_connection(TokioIo::new(TrackedStream::new(stream, progress.clone())), service)
     );
     tokio::select! {
         biased;
@@ -243,12 +243,12 @@ async fn connection(
         () = closing.cancelled() => {}
     }
     // A request may lie in the socket, and to close now would reset it.
-    if timeout(ARRIVED, connection.as_mut()).await.is_ok() {
+    if timeout(ARRIVED_REQUEST_TIMEOUT, connection.as_mut()).await.is_ok() {
         return false;
     }
     connection.as_mut().graceful_shutdown();
     // Idle connections close at once; what is left is a half-sent first head, whose rest may come, or an answer's last bytes.
-    if progress.is_idle() && (timeout(FLUSH, connection.as_mut()).await.is_ok() || progress.is_idle()) {
+    if progress.is_idle() && (timeout(FLUSH_TIMEOUT, connection.as_mut()).await.is_ok() || progress.is_idle()) {
         return false;
     }
     tokio::select! {

@@ -17,15 +17,15 @@ use crate::telemetry::traces;
 pub const CHANNEL: &str = "jobs";
 
 /// What fits into a payload, in bytes; what is larger belongs into a table, and its id into the payload.
-const PAYLOAD_LIMIT: usize = 64 * 1024;
+const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 
 /// How long a wake may take; the workers find the job sooner than that.
-const PATIENCE: Duration = Duration::from_secs(2);
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a job was not enqueued.
 #[derive(Debug, thiserror::Error)]
 pub enum EnqueueError {
-    #[error("the payload of a {kind} job has {size} bytes, more than {PAYLOAD_LIMIT}: store the data and pass its id")]
+    #[error("the payload of a {kind} job has {size} bytes, more than {MAX_PAYLOAD_BYTES}: store the data and pass its id")]
     TooLarge { kind: &'static str, size: usize },
     #[error("the payload of a {kind} job is no JSON: {error}")]
     Payload { kind: &'static str, error: serde_json::Error },
@@ -77,7 +77,7 @@ impl Notifier {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = self.0.notified() => {
-                    if let Err(e) = pool.within(PATIENCE, sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&*pool)).await {
+                    if let Err(e) = pool.within(NOTIFY_TIMEOUT, sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&*pool)).await {
                         warn!(error = %e, "workers were not woken and will find the job at their next poll: {e}");
                     }
                 }
@@ -115,7 +115,7 @@ async fn insert<J: Job>(connection: &mut PgConnection, jobs: &[J], run_at: Optio
     let kind = J::KIND;
     let payloads =
         jobs.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>().map_err(|error| EnqueueError::Payload { kind, error })?;
-    if let Some(size) = payloads.iter().map(|payload| payload.to_string().len()).find(|size| *size > PAYLOAD_LIMIT) {
+    if let Some(size) = payloads.iter().map(|payload| payload.to_string().len()).find(|size| *size > MAX_PAYLOAD_BYTES) {
         return Err(EnqueueError::TooLarge { kind, size });
     }
     let keys: Vec<_> = jobs.iter().map(Job::unique_key).collect();

@@ -23,7 +23,7 @@ use crate::telemetry::traces;
 const WRITE_BACK_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long a write-back waits for its answer: a connection that a firewall has forgotten never gives one.
-const WRITE_BACK_PATIENCE: Duration = Duration::from_secs(10);
+const WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many completions one statement deletes: enough that its round trip is small beside the rows.
 pub(super) const COMPLETION_BATCH: usize = 500;
@@ -173,7 +173,7 @@ pub(super) async fn write_completions(pool: Pool, mut done: mpsc::Receiver<Compl
 pub(super) async fn write_back<T, F: Future<Output = sqlx::Result<T>>>(pool: &Pool, what: &str, write: impl Fn() -> F) -> T {
     let mut told = false;
     loop {
-        match pool.within(WRITE_BACK_PATIENCE, write()).await {
+        match pool.within(WRITE_BACK_TIMEOUT, write()).await {
             Ok(written) => return written,
             Err(e) => {
                 if !std::mem::replace(&mut told, true) {

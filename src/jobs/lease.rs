@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_unti
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use super::FIRST_LOOK;
+use super::FIRST_CHECK_DELAY;
 use super::queue::{self, Expired};
 use crate::resources::postgres::Pool;
 use crate::telemetry::metrics::Metrics;
@@ -87,7 +87,7 @@ impl Leases {
     /// Fails what ran on workers that are gone. It is another task: what holds it up must not cost a lease here.
     pub(super) async fn expire(self, pool: Pool, metrics: Metrics) {
         let every = self.length / 3;
-        let mut look = interval_at(Instant::now() + FIRST_LOOK, every);
+        let mut look = interval_at(Instant::now() + FIRST_CHECK_DELAY, every);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             look.tick().await;

@@ -215,4 +215,4 @@ fn enqueue_parsed<J: Job>(connection: &mut PgConnection, payload: serde_json::Va
 }
 
 /// When a worker first looks for what can wait: connecting is most of its start, and this would have it connect twice more.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
+const FIRST_CHECK_DELAY: Duration = Duration::from_millis(500);

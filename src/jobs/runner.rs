@@ -18,13 +18,13 @@ use uuid::Uuid;
 use super::execution::{COMPLETION_BATCH, Execution, write_back, write_completions};
 use super::lease::Leases;
 use super::queue::{Claimed, Wanted};
-use super::{CHANNEL, FIRST_LOOK, Registry, Resources, queue};
-use crate::lifecycle::Pulse;
+use super::{CHANNEL, FIRST_CHECK_DELAY, Registry, Resources, queue};
+use crate::lifecycle::Heartbeat;
 use crate::resources::postgres::{self, Pool};
 use crate::telemetry::metrics::Metrics;
 
 /// How often a worker looks for due jobs when nothing wakes it: half of the second that a due job may wait.
-const POLL: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a worker tries to connect, before it tries again: it claims within two seconds of Postgres's return.
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(1200);
@@ -33,10 +33,10 @@ const RECONNECT_TIMEOUT: Duration = Duration::from_millis(1200);
 const SLOTS_PAUSE: Duration = Duration::from_millis(1);
 
 /// How often a worker looks for jobs that nobody may know: a deploy's order, not an emergency.
-const UNKNOWN: Duration = Duration::from_secs(30);
+const UNKNOWN_KINDS_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long the connection that hears of new jobs is kept.
-const LISTENER_LIFE: Duration = Duration::from_mins(1);
+const LISTENER_MAX_AGE: Duration = Duration::from_mins(1);
 
 /// What a worker is made of.
 pub struct Runner {
@@ -49,7 +49,7 @@ pub struct Runner {
     /// How long a job is the worker's own without a heartbeat.
     pub lease: Duration,
     /// Beats with each claim that Postgres has answered, and while there is no slot to claim for.
-    pub claims: Pulse,
+    pub claims: Heartbeat,
     pub metrics: Metrics,
 }
 
@@ -84,7 +84,7 @@ impl Runner {
 
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let running = TaskTracker::new();
-        let mut poll = interval(POLL);
+        let mut poll = interval(POLL_INTERVAL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut away = false;
         while !soft.is_cancelled() {
@@ -205,8 +205,8 @@ async fn listen(pool: Pool, wake: Arc<Notify>) {
         // A connection of its own, apart from the pool: sqlx says goodbye to a dead one without a limit, and would keep its
         // place meanwhile. It is a new one each time, since none tells whether it is dead or only has nothing to say.
         let own = PgPoolOptions::new().max_connections(1).connect_lazy_with((*pool.connect_options()).clone());
-        if let Ok(Ok(mut listener)) = timeout(LISTENER_LIFE, PgListener::connect_with(&own)).await
-            && let Ok(Ok(())) = timeout(LISTENER_LIFE, listener.listen(CHANNEL)).await
+        if let Ok(Ok(mut listener)) = timeout(LISTENER_MAX_AGE, PgListener::connect_with(&own)).await
+            && let Ok(Ok(())) = timeout(LISTENER_MAX_AGE, listener.listen(CHANNEL)).await
         {
             // What was enqueued while nobody listened.
             wake.notify_one();
@@ -215,9 +215,9 @@ async fn listen(pool: Pool, wake: Arc<Notify>) {
                     wake.notify_one();
                 }
             };
-            let _ = timeout(LISTENER_LIFE, hear).await;
+            let _ = timeout(LISTENER_MAX_AGE, hear).await;
         } else {
-            sleep(POLL).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -225,12 +225,12 @@ async fn listen(pool: Pool, wake: Arc<Notify>) {
 /// Tells, once for each, of kinds that wait and that this worker does not know: a newer release enqueues them, or an
 /// older one did. They stay in the queue for a worker that knows them.
 async fn report_unknown(pool: Pool, mut known: Vec<String>) {
-    let mut look = interval_at(Instant::now() + FIRST_LOOK, UNKNOWN);
+    let mut look = interval_at(Instant::now() + FIRST_CHECK_DELAY, UNKNOWN_KINDS_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
         // While Postgres is away others tell it.
-        for kind in pool.within(UNKNOWN, queue::waiting_kinds_but(&pool, &known)).await.unwrap_or_default() {
+        for kind in pool.within(UNKNOWN_KINDS_INTERVAL, queue::waiting_kinds_but(&pool, &known)).await.unwrap_or_default() {
             warn!(job_kind = kind, "jobs of the kind {kind} wait, which this worker does not know");
             known.push(kind);
         }

@@ -14,21 +14,21 @@ use crate::http::probes::{self, Health};
 use crate::http::server::{listen, serve};
 use crate::jobs::schedule::Schedule;
 use crate::jobs::{Notifier, queue};
-use crate::lifecycle::{self, Lifecycle, Pulse};
+use crate::lifecycle::{self, Heartbeat, Lifecycle};
 use crate::resources::postgres::{self, Limits, Pool};
 use crate::telemetry::metrics::Metrics;
 
 /// How often the clock looks; a tick's job is that much late at most.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the clock counts the queue for the metrics.
-const COUNT: Duration = Duration::from_secs(10);
+const QUEUE_COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long Postgres may take over one schedule.
-const PATIENCE: Duration = Duration::from_secs(2);
+const SCHEDULE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Without an answered look for this long a clock is not ready.
-const TICKS_STALL: Duration = Duration::from_secs(10);
+const TICKS_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The schedule, in UTC: the core's lines, and those of the features.
 ///
@@ -48,13 +48,13 @@ pub fn main() -> ExitCode {
 }
 
 async fn start(process: config::Process, config: config::Clock, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let postgres = Pool::attach(&config.database, "clock", Limits::within(PATIENCE))?;
+    let postgres = Pool::attach(&config.database, "clock", Limits::within(SCHEDULE_TIMEOUT))?;
     postgres.follow(lifecycle, &config.database);
     postgres.count(&lifecycle.metrics);
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
-    let looks = Pulse::default();
-    let probes = Health::default().postgres(&postgres).pulse("ticks", &looks, TICKS_STALL).start(lifecycle);
+    let looks = Heartbeat::default();
+    let probes = Health::default().postgres(&postgres).heartbeat("ticks", &looks, TICKS_STALL_TIMEOUT).start(lifecycle);
     if let Some(port) = process.metrics_port {
         lifecycle.spawn("queue count", keep_counting(postgres.clone(), lifecycle.metrics.clone(), lifecycle.soft.clone()));
         serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, false, lifecycle);
@@ -68,13 +68,13 @@ struct Clock {
     schedules: Vec<Schedule>,
     postgres: Pool,
     notifier: Notifier,
-    looks: Pulse,
+    looks: Heartbeat,
     metrics: Metrics,
 }
 
 impl Clock {
     async fn run(self, soft: CancellationToken) -> anyhow::Result<()> {
-        let mut look = interval(LOOK);
+        let mut look = interval(CHECK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut away = false;
         loop {
@@ -103,7 +103,7 @@ impl Clock {
     async fn tick_all(&self) -> anyhow::Result<()> {
         let mut result = Ok(());
         for schedule in &self.schedules {
-            let tick = timeout(PATIENCE, schedule.tick(&self.postgres, &self.metrics));
+            let tick = timeout(SCHEDULE_TIMEOUT, schedule.tick(&self.postgres, &self.metrics));
             match tick.await.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into())) {
                 Ok(Some(wake)) => wake.fire(&self.notifier),
                 Ok(None) => {}
@@ -119,7 +119,7 @@ impl Clock {
 
 /// Counts the queue for the metrics: a worker that has stopped could not tell that its jobs wait.
 async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken) -> anyhow::Result<()> {
-    let mut count = interval(COUNT);
+    let mut count = interval(QUEUE_COUNT_INTERVAL);
     count.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -127,7 +127,7 @@ async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken
             _ = count.tick() => {}
         }
         // While Postgres is away, the probes say so.
-        if let Ok(counts) = postgres.within(COUNT, queue::count(&*postgres)).await {
+        if let Ok(counts) = postgres.within(QUEUE_COUNT_INTERVAL, queue::count(&*postgres)).await {
             metrics.queue(counts.iter().map(|count| (count.kind.as_str(), count.state.as_str(), count.jobs, count.late_s)));
         }
     }

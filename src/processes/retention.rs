@@ -17,16 +17,21 @@ const DAY: Duration = Duration::from_hours(24);
 
 /// What the core keeps, and for how long.
 const CORE: &[Retention] = &[
-    Retention { what: "audit events", age: Some(audit::KEPT), floor: audit::KEPT, purge: audit::purge },
+    Retention { what: "audit events", age: Some(audit::MIN_RETENTION), floor: audit::MIN_RETENTION, purge: audit::purge },
     // The column is the time at which they expire.
     Retention { what: "expired API tokens", age: Some(Duration::ZERO), floor: Duration::ZERO, purge: api_token::purge },
-    Retention { what: "idempotency keys", age: Some(idempotency::KEPT), floor: idempotency::KEPT, purge: idempotency::purge },
+    Retention {
+        what: "idempotency keys",
+        age: Some(idempotency::KEY_LIFETIME),
+        floor: idempotency::KEY_LIFETIME,
+        purge: idempotency::purge,
+    },
     // An operator looks at them first.
     Retention { what: "dead jobs", age: None, floor: DAY, purge: queue::purge_dead },
 ];
 
 /// How many rows one transaction deletes: few enough that nobody waits for it.
-const BATCH: i64 = 1000;
+const BATCH_SIZE: i64 = 1000;
 
 /// Every line of retention: the core's, and those of the features.
 pub fn all() -> impl Iterator<Item = &'static Retention> {
@@ -51,10 +56,10 @@ pub async fn purge(connection: &mut PgConnection, retention: &Retention, age: Du
     let before = before(connection, age.max(retention.floor)).await?;
     let mut deleted = 0;
     loop {
-        let batch = (retention.purge)(connection, before, Some(BATCH)).await?;
+        let batch = (retention.purge)(connection, before, Some(BATCH_SIZE)).await?;
         on_batch(batch.unsigned_abs());
         deleted += batch.unsigned_abs();
-        if batch < BATCH {
+        if batch < BATCH_SIZE {
             return Ok(deleted);
         }
     }

@@ -30,7 +30,7 @@ use crate::resources::redis::Redis;
 
 /// How many passwords are hashed at a time where nothing else is set. A container may see all cores of its machine, and
 /// has little of its memory.
-const HASHES: usize = 4;
+const DEFAULT_HASH_CONCURRENCY: usize = 4;
 
 pub fn main() -> ExitCode {
     lifecycle::run("web", start)
@@ -61,7 +61,7 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
         unlimited: AtomicBool::new(false),
     };
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let at_a_time = http.hash_concurrency.map_or(cores.min(HASHES), |number| number.get() as usize);
+    let at_a_time = http.hash_concurrency.map_or(cores.min(DEFAULT_HASH_CONCURRENCY), |number| number.get() as usize);
     let passwords = Passwords::new(at_a_time, &site)?;
     let app = Parts { postgres: postgres.clone(), sessions, passwords, notifier, features: FEATURES, site: site.clone(), now }.into();
 

@@ -19,26 +19,26 @@ use crate::config::{self, Section};
 use crate::lifecycle::Lifecycle;
 
 /// One of those who wait for a connection, until it is dropped: waiting can end with the waiter.
-struct Waiting(Arc<AtomicUsize>);
+struct PendingCaller(Arc<AtomicUsize>);
 
-impl Waiting {
+impl PendingCaller {
     fn new(pending: &Arc<AtomicUsize>) -> Self {
         pending.fetch_add(1, Ordering::Relaxed);
         Self(pending.clone())
     }
 }
 
-impl Drop for Waiting {
+impl Drop for PendingCaller {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// How often files are read again.
-const LOOK: Duration = Duration::from_millis(500);
+const FILE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a resource may take to show that what is new works.
-const RENEW: Duration = Duration::from_secs(5);
+const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Registers a task that reads a section again, if this deploy has secrets in files: when `secret` has changed, `renew`
 /// gets the section, again and again until it succeeds, since the file and the resource never change at the same moment.
@@ -62,7 +62,7 @@ fn follow<S, F>(
         loop {
             tokio::select! {
                 () = soft.cancelled() => return Ok(()),
-                () = sleep(LOOK) => {}
+                () = sleep(FILE_CHECK_INTERVAL) => {}
             }
             // A file that is being written may be empty or cut short: what is known stays good until a whole one is there.
             let Ok(section) = config::read::<S>(&env) else { continue };
@@ -72,7 +72,7 @@ fn follow<S, F>(
             }
             let renewed = tokio::select! {
                 () = soft.cancelled() => return Ok(()),
-                renewed = timeout(RENEW, renew(section)) => renewed.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {RENEW:?}"))),
+                renewed = timeout(RENEW_TIMEOUT, renew(section)) => renewed.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {RENEW_TIMEOUT:?}"))),
             };
             match renewed {
                 Ok(()) => {

@@ -15,9 +15,9 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::instrument;
 
-use super::Waiting;
+use super::PendingCaller;
 use crate::config;
-use crate::lifecycle::{Lifecycle, Pulse};
+use crate::lifecycle::{Heartbeat, Lifecycle};
 use crate::telemetry::metrics::Metrics;
 
 /// How long a response may take.
@@ -34,7 +34,7 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The server is there and does what it is asked, but not here or not now: another peer or a later try can help.
-const NOT_NOW: [&str; 12] = [
+const RETRYABLE_CODES: [&str; 12] = [
     "BUSY",
     "CLUSTERDOWN",
     "LOADING",
@@ -50,7 +50,7 @@ const NOT_NOW: [&str; 12] = [
 ];
 
 /// The peer is not, or no longer, the primary: every connection to it must go.
-const WRONG_PEER: [&str; 2] = ["MASTERDOWN", "READONLY"];
+const NOT_PRIMARY_CODES: [&str; 2] = ["MASTERDOWN", "READONLY"];
 
 /// Why a command has no result.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ impl Error {
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Connect(_) => true,
-            Self::Command(error) => is_broken(error) || has_code(error, &NOT_NOW),
+            Self::Command(error) => is_broken(error) || has_code(error, &RETRYABLE_CODES),
         }
     }
 }
@@ -82,7 +82,7 @@ struct Shared {
     /// Raised when a connection fails: those from before are replaced at their next use.
     generation: AtomicU64,
     /// Beats with each connection that came about.
-    connected: Pulse,
+    connected: Heartbeat,
     /// Callers that wait for a connection.
     pending: Arc<AtomicUsize>,
 }
@@ -102,7 +102,7 @@ impl Redis {
     /// The URL is not one of Redis, which the config has ruled out.
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
         let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
-        let (turn, generation, connected, pending) = (AtomicUsize::new(0), AtomicU64::new(0), Pulse::default(), Arc::default());
+        let (turn, generation, connected, pending) = (AtomicUsize::new(0), AtomicU64::new(0), Heartbeat::default(), Arc::default());
         Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn, generation, connected, pending })))
     }
 
@@ -159,7 +159,7 @@ impl Redis {
             let answer = timeout(limit, commands.query_async(&mut connection)).await;
             let answer = answer.unwrap_or_else(|_| Err((ErrorKind::Io, "no response in time").into()));
             match answer {
-                Err(e) if is_broken(&e) || has_code(&e, &WRONG_PEER) => {
+                Err(e) if is_broken(&e) || has_code(&e, &NOT_PRIMARY_CODES) => {
                     // What breaks one connection mostly breaks all to that server. The first to notice replaces them.
                     let _ = self.0.generation.compare_exchange(generation, generation + 1, Ordering::Relaxed, Ordering::Relaxed);
                     if std::mem::replace(&mut retried, true) {
@@ -173,7 +173,7 @@ impl Redis {
 
     /// The slot's connection, a new one where the old one is of an earlier generation.
     async fn connect(&self, slot: &Mutex<Slot>) -> Result<(u64, MultiplexedConnection), Error> {
-        let _waiting = Waiting::new(&self.0.pending);
+        let _waiting = PendingCaller::new(&self.0.pending);
         let mut slot = slot.lock().await;
         let generation = self.0.generation.load(Ordering::Relaxed);
         if let Some((_, connection)) = slot.connection.as_ref().filter(|(made, _)| *made == generation) {

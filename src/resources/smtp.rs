@@ -20,11 +20,11 @@ use crate::telemetry::current_field;
 use crate::telemetry::metrics::Metrics;
 
 /// How long one step of the conversation with the server may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection may rest before it is used again, and how many may.
-const IDLE: Duration = Duration::from_secs(10);
-const IDLE_CONNECTIONS: usize = 10;
+const MAX_IDLE: Duration = Duration::from_secs(10);
+const MAX_IDLE_CONNECTIONS: usize = 10;
 
 /// A mail to one person.
 #[derive(Debug, Clone)]
@@ -172,7 +172,7 @@ impl Mailer {
     async fn converse(&self, envelope: &Envelope, message: &[u8]) -> Result<(), Error> {
         let server = self.shared().server.clone();
         // A server ends idle connections as it likes.
-        let fresh = |idle: &Idle| idle.since.elapsed() < IDLE;
+        let fresh = |idle: &Idle| idle.since.elapsed() < MAX_IDLE;
         let idle = std::iter::from_fn(|| self.shared().idle.pop()).find(fresh);
         let mut begun = None;
         if let Some(Idle { mut connection, .. }) = idle
@@ -193,7 +193,7 @@ impl Mailer {
         step(Phase::Data, connection.command(Data)).await?;
         step(Phase::Data, connection.message(message)).await?;
         let mut shared = self.shared();
-        if Arc::ptr_eq(&shared.server, &server) && shared.idle.len() < IDLE_CONNECTIONS {
+        if Arc::ptr_eq(&shared.server, &server) && shared.idle.len() < MAX_IDLE_CONNECTIONS {
             shared.idle.push(Idle { connection, since: Instant::now() });
         }
         Ok(())
@@ -216,7 +216,7 @@ async fn connect(server: &SmtpServer) -> Result<AsyncSmtpConnection, Error> {
     let tls = || TlsParameters::new(server.host.clone()).map_err(|e| Phase::StartTls.error(&e));
     let implicit = if server.tls == SmtpTls::Implicit { Some(tls()?) } else { None };
     let address = (server.host.as_str(), server.port);
-    let connecting = Box::pin(AsyncSmtpConnection::connect_tokio1(address, Some(PATIENCE), &hello, implicit, None));
+    let connecting = Box::pin(AsyncSmtpConnection::connect_tokio1(address, Some(COMMAND_TIMEOUT), &hello, implicit, None));
     let mut connection = step(Phase::Connect, connecting).await?;
     let wanted = match server.tls {
         SmtpTls::Required => true,
@@ -246,8 +246,8 @@ async fn begin(connection: &mut AsyncSmtpConnection, envelope: &Envelope) -> Res
 
 /// One step of a conversation, within its time.
 async fn step<T>(phase: Phase, answer: impl Future<Output = Result<T, lettre::transport::smtp::Error>>) -> Result<T, Error> {
-    match timeout(PATIENCE, answer).await {
+    match timeout(COMMAND_TIMEOUT, answer).await {
         Ok(answer) => answer.map_err(|e| phase.error(&e)),
-        Err(_) => Err(Error::Delayed(format!("at {phase:?}: no answer in {PATIENCE:?}"))),
+        Err(_) => Err(Error::Delayed(format!("at {phase:?}: no answer in {COMMAND_TIMEOUT:?}"))),
     }
 }

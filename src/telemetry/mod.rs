@@ -39,7 +39,7 @@ pub struct Log {
 
 impl Log {
     /// Tells how many lines were lost, in the log and in the metrics, for as long as it is polled.
-    pub fn tell_lost(&self, metrics: metrics::Metrics) -> impl Future<Output = ()> + Send + 'static {
+    pub fn report_lost(&self, metrics: metrics::Metrics) -> impl Future<Output = ()> + Send + 'static {
         let lines = self.lines.clone();
         async move {
             let mut told = 0;

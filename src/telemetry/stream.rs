@@ -9,15 +9,15 @@ use std::time::Duration;
 
 /// How many lines wait for a reader of the stream before lines are lost: a reader that has stalled must not stall the
 /// service.
-const WAITING: usize = 4096;
+const MAX_QUEUED_LINES: usize = 4096;
 /// How long a line waits for others, so that they are written together: a busy process would otherwise wake the thread and
 /// write once for each request.
-const GATHERING: Duration = Duration::from_millis(2);
+const BATCH_DELAY: Duration = Duration::from_millis(2);
 /// How much is written at a time, in whole lines: what a pipe takes in one piece (`PIPE_BUF`), so that the lines of
 /// processes that share one are never mixed.
-const PIECE: usize = 4096;
+const WRITE_SIZE: usize = 4096;
 /// How long the end of the process waits for its last lines to be written.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a process logs: `admin` keeps stdout for its results.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +52,7 @@ pub struct Lines {
 impl Lines {
     /// Has lines written to a stream for as long as the second is there.
     pub fn to(stream: Stream) -> (Self, Writing) {
-        let (sender, receiver) = sync_channel(WAITING);
+        let (sender, receiver) = sync_channel(MAX_QUEUED_LINES);
         let (ended, written) = channel();
         thread::spawn(move || {
             write(&receiver, stream);
@@ -89,9 +89,9 @@ impl Write for Lines {
 
 /// Writes what comes until the end.
 fn write(receiver: &Receiver<Option<Vec<u8>>>, stream: Stream) {
-    let mut pieces = BufWriter::with_capacity(PIECE, stream);
+    let mut pieces = BufWriter::with_capacity(WRITE_SIZE, stream);
     while let Ok(Some(first)) = receiver.recv() {
-        thread::sleep(GATHERING);
+        thread::sleep(BATCH_DELAY);
         let mut ended = false;
         let more = receiver.try_iter().map_while(|line| {
             ended = line.is_none();
@@ -119,10 +119,10 @@ impl Drop for Writing {
         const TRIES: u32 = 100;
         for _ in 0..TRIES {
             if self.lines.sender.try_send(None).is_ok() {
-                let _ = self.written.recv_timeout(LAST_WORDS);
+                let _ = self.written.recv_timeout(FLUSH_TIMEOUT);
                 return;
             }
-            thread::sleep(LAST_WORDS / TRIES);
+            thread::sleep(FLUSH_TIMEOUT / TRIES);
         }
     }
 }

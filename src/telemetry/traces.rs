@@ -92,10 +92,10 @@ mod otel {
     use crate::release::Release;
 
     /// How long the collector may take over an export.
-    const EXPORT: Duration = Duration::from_secs(10);
+    const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
     /// How long the end of a process waits for the collector.
-    const LAST_EXPORT: Duration = Duration::from_secs(1);
+    const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
     /// The way to the collector, on the SDK's own thread.
     #[derive(Debug)]
@@ -106,7 +106,7 @@ mod otel {
         fn new() -> Self {
             let found = rustls_native_certs::load_native_certs().certs;
             let roots = RootCerts::new_with_certs(&found.iter().map(|found| Certificate::from_der(found).to_owned()).collect::<Vec<_>>());
-            let config = ureq::Agent::config_builder().timeout_global(Some(EXPORT)).http_status_as_error(false);
+            let config = ureq::Agent::config_builder().timeout_global(Some(EXPORT_TIMEOUT)).http_status_as_error(false);
             Self(config.tls_config(TlsConfig::builder().root_certs(roots).build()).build().into())
         }
     }
@@ -125,7 +125,7 @@ mod otel {
     impl Drop for Export {
         fn drop(&mut self) {
             // A collector that is away loses its spans, and holds no exit.
-            let _ = self.0.shutdown_with_timeout(LAST_EXPORT);
+            let _ = self.0.shutdown_with_timeout(SHUTDOWN_TIMEOUT);
         }
     }
 

@@ -11,10 +11,10 @@ use tracing::instrument;
 use crate::resources::postgres::purge;
 
 /// How long a mail counts.
-pub const COUNTED: Duration = Duration::from_hours(1);
+pub const WINDOW: Duration = Duration::from_hours(1);
 
 /// How many mails an hour a recipient gets.
-const AN_HOUR: i64 = 3;
+const MAX_PER_WINDOW: i64 = 3;
 
 /// Counts a job's mail to a recipient; false if there have been enough. However often the job is tried, it counts once.
 ///
@@ -29,7 +29,7 @@ pub async fn take(transaction: &mut PgConnection, address: &str, job_id: i64) ->
            ON CONFLICT (recipient, job_id) DO UPDATE SET at = mails.at RETURNING true AS "taken!""#,
         &recipient,
         job_id,
-        AN_HOUR
+        MAX_PER_WINDOW
     );
     Ok(taken.fetch_optional(transaction).await?.is_some())
 }
@@ -41,7 +41,7 @@ pub async fn is_reached(executor: impl PgExecutor<'_>, address: &str) -> sqlx::R
         r#"SELECT count(*) AS "mails!" FROM mails WHERE recipient = $1 AND at > now() - interval '1 hour'"#,
         recipient(address)
     );
-    Ok(mails.fetch_one(executor).await? >= AN_HOUR)
+    Ok(mails.fetch_one(executor).await? >= MAX_PER_WINDOW)
 }
 
 fn recipient(address: &str) -> Vec<u8> {

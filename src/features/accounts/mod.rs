@@ -64,7 +64,7 @@ const ACCESS: &[Rule] = &[
 const RETENTION: &[Retention] = &[
     // The column is the time at which they expire.
     Retention { what: "expired mailed tokens", age: Some(Duration::ZERO), floor: Duration::ZERO, purge: mailed_token::purge },
-    Retention { what: "mails counted", age: Some(mail_limit::COUNTED), floor: mail_limit::COUNTED, purge: mail_limit::purge },
+    Retention { what: "mails counted", age: Some(mail_limit::WINDOW), floor: mail_limit::WINDOW, purge: mail_limit::purge },
 ];
 
 fn api() -> OpenApiRouter<App> {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::account;
 use super::mails::SecurityNotice;
-use super::settings::tell;
+use super::settings::notify;
 use crate::app::App;
 use crate::auth::api_token::{self, Token};
 use crate::auth::audit::{self, Action};
@@ -75,7 +75,7 @@ pub async fn create_token(State(app): State<App>, caller: Caller, Json(input): J
         let full = Problem::new(StatusCode::CONFLICT, "too-many-tokens", "end one of your tokens first");
         return Err(if holds { full } else { Problem::unauthenticated() });
     };
-    let enqueued = tell(&mut transaction, &account, SecurityNotice::TokenCreated).await?;
+    let enqueued = notify(&mut transaction, &account, SecurityNotice::TokenCreated).await?;
     audit::record(&mut *transaction, Action::TOKEN_CREATED, Some(caller.account_id), caller.by).await?;
     transaction.commit().await?;
     if let Some(enqueued) = enqueued {

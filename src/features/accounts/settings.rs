@@ -48,7 +48,7 @@ pub async fn change_account(State(app): State<App>, caller: Caller, Json(input):
     let mut enqueued = Vec::new();
     if input.email.is_some() {
         enqueued.push(jobs::enqueue(&mut transaction, &SendVerification { account_id }).await?);
-        enqueued.extend(tell(&mut transaction, &account, SecurityNotice::AddressChangeAsked { epoch: caller.epoch }).await?);
+        enqueued.extend(notify(&mut transaction, &account, SecurityNotice::AddressChangeAsked { epoch: caller.epoch }).await?);
         audit::record(&mut *transaction, Action::ADDRESS_CHANGE_ASKED, Some(account_id), caller.by).await?;
     }
     transaction.commit().await?;
@@ -62,7 +62,7 @@ pub async fn change_account(State(app): State<App>, caller: Caller, Json(input):
 ///
 /// # Errors
 /// As of `enqueue`.
-pub async fn tell(
+pub async fn notify(
     connection: &mut PgConnection,
     account: &Account,
     notice: SecurityNotice,
@@ -143,6 +143,6 @@ pub async fn delete(
         (feature.deleted)(connection, account_id).await?;
     }
     // The workers find it at their next poll.
-    let _ = tell(connection, &account, SecurityNotice::AccountDeleted).await?;
+    let _ = notify(connection, &account, SecurityNotice::AccountDeleted).await?;
     Ok(account::delete(connection, account_id, held).await?)
 }

@@ -12,7 +12,7 @@ use crate::resources::postgres;
 use crate::resources::smtp::Mail;
 
 /// The most that one digest lists; the rest is a number.
-const LISTED: usize = 100;
+const MAX_LISTED: usize = 100;
 
 /// Fans out into one job for each account that has something due on the day.
 #[derive(Debug, Serialize, Deserialize)]
@@ -94,9 +94,9 @@ impl Job for SendDigest {
             let start: String = message.lines().next().unwrap_or_default().chars().take(100).collect();
             format!("{} UTC  {start}\n", at.to_zoned(TimeZone::UTC).strftime("%H:%M"))
         };
-        let mut text: String = due.iter().take(LISTED).map(|row| line(&row.message, row.due_at.into())).collect();
-        if due.len() > LISTED {
-            text.push_str(&format!("and {} more\n", due.len() - LISTED));
+        let mut text: String = due.iter().take(MAX_LISTED).map(|row| line(&row.message, row.due_at.into())).collect();
+        if due.len() > MAX_LISTED {
+            text.push_str(&format!("and {} more\n", due.len() - MAX_LISTED));
         }
         let mail = Mail {
             id: format!("digest-{}-{}", self.account_id, self.day),

@@ -31,7 +31,7 @@ impl Reminder {
 }
 
 /// How many reminders of an account may wait. What people can make without an end fills the database.
-const WAITING: i64 = 1000;
+const MAX_PENDING: i64 = 1000;
 
 /// Makes a reminder for an account whose address is verified and that has not too many; none for another.
 #[instrument(name = "postgres reminders create", level = "debug", skip_all)]
@@ -52,7 +52,7 @@ pub async fn create(
         account_id,
         message,
         due_at as _,
-        WAITING
+        MAX_PENDING
     );
     created.fetch_optional(connection).await
 }

@@ -10,7 +10,7 @@ use crate::jobs::{Job, JobContext, JobError};
 use crate::resources::smtp::Mail;
 
 /// How long the reminder of a suspended account waits before it is looked at again.
-const SUSPENDED: Duration = Duration::from_mins(15);
+const SUSPENDED_DELAY: Duration = Duration::from_mins(15);
 
 /// Carries the version: a reminder that was changed since has another job.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ impl Job for SendReminder {
         let Some(due) = due.fetch_optional(&mut *context.postgres.acquire().await?).await? else { return Ok(()) };
         // It is not lost: the account may be restored.
         if due.suspended {
-            return Err(JobError::Later(SUSPENDED));
+            return Err(JobError::Later(SUSPENDED_DELAY));
         }
         let mail = Mail {
             id: format!("reminder-{}-{}", self.id, self.version),

@@ -36,7 +36,7 @@ pub fn print(task: &Task) -> bool {
 
 /// Prints `.env.example`: what every variable means, who reads it, and its default or an example.
 pub fn example() {
-    say(HEAD);
+    say(HEADER);
     for variable in every() {
         let reads = |variables: Vec<Variable>| variables.iter().any(|read| read.name == variable.name);
         let readers = [("web", Web::variables()), ("worker", Worker::variables()), ("clock", Clock::variables())];
@@ -49,7 +49,7 @@ pub fn example() {
     }
 }
 
-const HEAD: &str = "\
+const HEADER: &str = "\
 # Every variable that a program reads, with its default or an example. `admin env` writes this file from src/config.rs.
 # `bin/dev` sets what is missing and reads a file `.env` beside this one; the programs themselves read no file,
 # except that NAME_FILE may give the path of a file that holds the value of a secret NAME, and is followed when it changes (but for the collector's headers).

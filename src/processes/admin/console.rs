@@ -14,7 +14,7 @@ use crate::auth::By;
 use crate::auth::audit::{self, Action};
 
 /// How many rows of a result are shown.
-const LIMIT: usize = 1000;
+const MAX_ROWS: usize = 1000;
 
 /// Reads statements, each up to a semicolon at a line's end, and answers them; false if one failed that came through a pipe.
 pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
@@ -81,8 +81,8 @@ async fn answer(task: &Task, connection: &mut PgConnection, statement: String, b
     while let Some(part) = answer.try_next().await? {
         match part {
             sqlx::Either::Left(done) => affected = done.rows_affected(),
-            sqlx::Either::Right(_) if rows.len() == LIMIT => {
-                note(format_args!("only the first {LIMIT} rows are shown"));
+            sqlx::Either::Right(_) if rows.len() == MAX_ROWS => {
+                note(format_args!("only the first {MAX_ROWS} rows are shown"));
                 break;
             }
             sqlx::Either::Right(row) => {

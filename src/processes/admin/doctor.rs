@@ -26,13 +26,13 @@ const PINNED_POSTGRES: u32 = 17;
 const PINNED_REDIS: u32 = 8;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long after its time a job or a tick is late, in seconds.
-const LATE: i64 = 60;
+const LATE_AFTER_S: i64 = 60;
 
 /// How far the clocks of two machines may be apart: the ages of sessions and limits are counted by them.
-const DRIFT: SignedDuration = SignedDuration::from_secs(5);
+const MAX_CLOCK_DRIFT: SignedDuration = SignedDuration::from_secs(5);
 
 /// What is well, or what is wrong.
 type Finding = anyhow::Result<String>;
@@ -120,7 +120,7 @@ async fn late_jobs(pool: &PgPool) -> Finding {
         &kinds
     );
     if let Some(job) = first.fetch_optional(pool).await? {
-        ensure!(job.late <= LATE, "a job {} has been due for {} s", job.kind, job.late);
+        ensure!(job.late <= LATE_AFTER_S, "a job {} has been due for {} s", job.kind, job.late);
     }
     Ok("none".to_owned())
 }
@@ -138,7 +138,7 @@ async fn schedule(pool: &PgPool) -> Finding {
         let row = row.ok_or_else(|| anyhow!("no clock of this release has run: none has seen {}", schedule.name))?;
         let now = Timestamp::from(row.now);
         let due = schedule.latest_tick(now)?;
-        let late = Timestamp::from(row.last_tick) < due && now.duration_since(due).as_secs() > LATE;
+        let late = Timestamp::from(row.last_tick) < due && now.duration_since(due).as_secs() > LATE_AFTER_S;
         ensure!(!late, "the tick of {} at {due} is missing", schedule.name);
     }
     Ok("no tick is missing".to_owned())
@@ -173,7 +173,7 @@ async fn smtp(config: &config::Smtp) -> Finding {
 /// An answer that came in time, and how many milliseconds it took.
 async fn timed<T, E: Into<anyhow::Error>>(answer: impl Future<Output = Result<T, E>>) -> anyhow::Result<(T, u128)> {
     let started = Instant::now();
-    let answer = timeout(PATIENCE, answer).await.map_err(|_| anyhow!("no answer in {PATIENCE:?}"))?;
+    let answer = timeout(CHECK_TIMEOUT, answer).await.map_err(|_| anyhow!("no answer in {CHECK_TIMEOUT:?}"))?;
     Ok((answer.map_err(Into::into)?, started.elapsed().as_millis()))
 }
 
@@ -182,7 +182,7 @@ async fn timed<T, E: Into<anyhow::Error>>(answer: impl Future<Output = Result<T,
 fn compare_clocks(theirs: Timestamp) -> anyhow::Result<()> {
     #[expect(clippy::disallowed_methods, reason = "this machine's clock is what is checked")]
     let apart = Timestamp::now().duration_since(theirs);
-    ensure!(apart.abs() <= DRIFT, "its clock and this machine's are {apart:#} apart: let NTP set both");
+    ensure!(apart.abs() <= MAX_CLOCK_DRIFT, "its clock and this machine's are {apart:#} apart: let NTP set both");
     Ok(())
 }
 

@@ -11,13 +11,13 @@ use super::Task;
 use super::output::say;
 use crate::config;
 
-const PATIENCE: Duration = Duration::from_secs(2);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Asks `/readyz` on `METRICS_PORT` where it is set, else on `PORT`; true if the answer is 200.
 pub async fn ask(task: &Task) -> anyhow::Result<bool> {
     let (process, http) = config::read::<(config::Process, config::Http)>(&task.env)?;
     let port = process.metrics_port.unwrap_or(http.port);
-    let answer = timeout(PATIENCE, get("/readyz", port)).await.context("no answer in 2 s")?;
+    let answer = timeout(RESPONSE_TIMEOUT, get("/readyz", port)).await.context("no answer in 2 s")?;
     let answer = answer.with_context(|| format!("nobody answers on port {port}"))?;
     say(answer.lines().last().unwrap_or_default());
     Ok(answer.split(' ').nth(1) == Some("200"))

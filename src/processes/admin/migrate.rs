@@ -16,7 +16,7 @@ use crate::resources::postgres::{self, Limits};
 const LOCK: i64 = 0x6d69_6772_6174_6531;
 
 /// How soon one that waits for another asks again.
-const AGAIN: Duration = Duration::from_millis(200);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Prints what is pending, or for a plan its SQL, each file behind a comment with its name; true for a plan, and if nothing is.
 pub async fn check(task: &Task, plan: bool) -> anyhow::Result<bool> {
@@ -49,7 +49,7 @@ pub async fn apply(task: &Task) -> anyhow::Result<()> {
     // Asked for again and again: who waits inside a statement holds a snapshot, for whose end `CREATE INDEX CONCURRENTLY` of
     // the other would wait, and neither would ever end.
     while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "locked!""#, LOCK).fetch_one(&mut *lock).await? {
-        sleep(AGAIN).await;
+        sleep(LOCK_RETRY_INTERVAL).await;
     }
 
     let pending = postgres::pending_migrations(&*pool).await?;

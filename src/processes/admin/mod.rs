@@ -92,7 +92,7 @@ enum Command {
 }
 
 /// How long a transaction of a task may work: nobody waits for it but the operator.
-const PATIENCE: Duration = Duration::from_hours(1);
+const TRANSACTION_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// What every command has: the environment, and how its result is wanted.
 struct Task {
@@ -107,7 +107,7 @@ impl Task {
 }
 
 fn attach(config: &Database) -> anyhow::Result<Pool> {
-    Ok(Pool::attach(config, "admin", Limits::within(PATIENCE))?)
+    Ok(Pool::attach(config, "admin", Limits::within(TRANSACTION_TIMEOUT))?)
 }
 
 pub fn main() -> ExitCode {

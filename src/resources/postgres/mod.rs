@@ -19,9 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use url::{Host, Url};
 
-use super::Waiting;
+use super::PendingCaller;
 use crate::config;
-use crate::lifecycle::{Lifecycle, Pulse};
+use crate::lifecycle::{Heartbeat, Lifecycle};
 use crate::telemetry::metrics::Metrics;
 
 pub use errors::{is_stale, is_unavailable};
@@ -43,20 +43,20 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const PROBE_ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1200);
 
 /// After how long in the pool a connection is asked whether it is still one: outages are longer.
-const RESTED: Duration = Duration::from_millis(100);
+const PING_AFTER_IDLE: Duration = Duration::from_millis(100);
 
 /// How long after Postgres was seen not to answer connections are asked as they come back too: longer than any request
 /// or statement may hang on one.
-const DOUBT: Duration = Duration::from_mins(1);
+const DOUBT_PERIOD: Duration = Duration::from_mins(1);
 
 /// The connections that one process holds.
 #[derive(Clone)]
 pub struct Pool {
     connections: PgPool,
     /// Connections that are older than this beat are let go.
-    renewed: Pulse,
+    renewed: Heartbeat,
     /// When Postgres was last seen not to answer.
-    doubted: Pulse,
+    doubted: Heartbeat,
     /// Callers who wait for one.
     pending: Arc<AtomicUsize>,
     limits: Limits,
@@ -101,7 +101,7 @@ impl Pool {
         for unknown in &config.database_url.unknown {
             warn!("DATABASE_URL has the parameter {unknown}, which means nothing here");
         }
-        Ok(Self::new(config.database_pool_size.get(), options, Pulse::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT, limits))
+        Ok(Self::new(config.database_pool_size.get(), options, Heartbeat::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT, limits))
     }
 
     /// A connection for the probes alone: load on the pool must not make a process look ill.
@@ -114,8 +114,8 @@ impl Pool {
         Self { limits, ..self.clone() }
     }
 
-    fn new(size: u32, options: PgConnectOptions, renewed: Pulse, acquire: Duration, limit: Duration, limits: Limits) -> Self {
-        let (before, after, doubted) = (renewed.clone(), renewed.clone(), Pulse::default());
+    fn new(size: u32, options: PgConnectOptions, renewed: Heartbeat, acquire: Duration, limit: Duration, limits: Limits) -> Self {
+        let (before, after, doubted) = (renewed.clone(), renewed.clone(), Heartbeat::default());
         let (doubt_before, doubt_after) = (doubted.clone(), doubted.clone());
         let pool = PgPoolOptions::new()
             .max_connections(size)
@@ -123,13 +123,13 @@ impl Pool {
             // A question at each checkout would double the round trips. One that has rested may be broken, and is asked first.
             .test_before_acquire(false)
             .before_acquire(move |connection, meta| {
-                let (renewed, asked) = (before.clone(), meta.idle_for >= RESTED || doubt_before.age() < DOUBT);
+                let (renewed, asked) = (before.clone(), meta.idle_for >= PING_AFTER_IDLE || doubt_before.age() < DOUBT_PERIOD);
                 Box::pin(async move { Ok(meta.age < renewed.age() && (!asked || serves(connection, &renewed, limit).await)) })
             })
             // The pool's own ping has no limit: behind a dead network it would keep the place for a quarter of an hour. Where
             // there is reason to doubt, one with a limit comes first; the probes' connection is always doubted.
             .after_release(move |connection, meta| {
-                let (renewed, asked) = (after.clone(), limit == PROBE_TIMEOUT || doubt_after.age() < DOUBT);
+                let (renewed, asked) = (after.clone(), limit == PROBE_TIMEOUT || doubt_after.age() < DOUBT_PERIOD);
                 Box::pin(async move { Ok(meta.age < renewed.age() && (!asked || serves(connection, &renewed, limit).await)) })
             });
         Self { connections: pool.connect_lazy_with(options), renewed, doubted, pending: Arc::default(), limits }
@@ -227,7 +227,7 @@ impl Pool {
 
     /// Tries again while a password is refused, for as long as a caller waits: the file that holds it may be about to change.
     async fn while_refused<T, F: Future<Output = sqlx::Result<T>>>(&self, take: impl Fn() -> F) -> sqlx::Result<T> {
-        let _waiting = Waiting::new(&self.pending);
+        let _waiting = PendingCaller::new(&self.pending);
         let started = Instant::now();
         loop {
             // Boxed, or every request would carry the 4 KB that connecting takes, from its beginning to its end.
@@ -254,7 +254,7 @@ impl Deref for Pool {
 
 /// Whether a connection answers, and takes writes: after a failover the old primary may be reachable still. One that does
 /// not is seldom alone, and the others of its age are let go too.
-async fn serves(connection: &mut PgConnection, renewed: &Pulse, limit: Duration) -> bool {
+async fn serves(connection: &mut PgConnection, renewed: &Heartbeat, limit: Duration) -> bool {
     match timeout(limit, is_read_only(connection)).await {
         Ok(Ok(false)) => true,
         Ok(Err(_)) => false,
