@@ -53,5 +53,5 @@ async fn worker_runs_only_the_kinds_it_is_kept_for() {
     assert_eq!(wrong.exit().await.code(), Some(78));
     let told = eventually("the reason", async || wrong.errors().into_iter().find(|line| line.contains("WORKER_KINDS")));
     let told = told.await;
-    assert!(told.contains("nonsense, which is no kind"), "{told}");
+    assert!(told.contains("nonsense, which is not a kind"), "{told}");
 }
