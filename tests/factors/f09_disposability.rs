@@ -106,7 +106,7 @@ async fn what_is_still_answered_at_the_end_of_the_drain_is_cut_off_and_counted()
     web.process.signal(Signal::SIGTERM);
     assert_eq!(web.process.exit_within(LONG_BEFORE).await.code(), Some(1));
     assert!(reading.await.unwrap().is_err());
-    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
+    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) on web were cut off")), "{:#?}", web.process.lines());
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ async fn a_job_that_outlasts_the_drain_goes_back_without_having_spent_an_attempt
     let (grace, mut first, mut database) = with_a_stuck_job(&deploy).await;
     first.signal(Signal::SIGTERM);
     assert_eq!(first.exit_within(LONG_BEFORE).await.code(), Some(0));
-    assert!(first.lines().iter().any(|line| line.contains("1 unfinished job(s) given back")), "{:#?}", first.lines());
+    assert!(first.lines().iter().any(|line| line.contains("1 unfinished job(s) returned")), "{:#?}", first.lines());
     let (attempt, held): (i32, bool) =
         sqlx::query_as("SELECT attempt, token IS NOT NULL FROM jobs").fetch_one(&mut deploy.database().await).await.unwrap();
     assert_eq!((attempt, held), (0, false));
