@@ -72,7 +72,7 @@ async fn strike(variable: &str, strike: fn(&Proxy), heal: Option<fn(&Proxy)>) {
         assert!(took < Duration::from_secs(2), "{variable}: {address} is ready only after {took:?}: {:#?}", log());
     }
     for process in &others {
-        let told = process.lines().iter().filter(|line| line.contains("nothing for more than")).count();
+        let told = process.lines().iter().filter(|line| line.contains("no heartbeat for more than")).count();
         assert!(told <= 1, "a stall is told once: {:#?}", process.lines());
     }
     eventually("the session", async || (ada.get("/session").await.status() == 200).then_some(())).await;
