@@ -107,7 +107,7 @@ async fn without_redis_only_what_nobody_can_abuse_goes_on() {
     for _ in 0..5 {
         problem(Person::stranger(&web).get("/session").await, 401, "unauthenticated").await;
     }
-    let told = |line: &Value| line["message"].as_str().unwrap().contains("pass unlimited");
+    let told = |line: &Value| line["message"].as_str().unwrap().contains("are not rate limited");
     web.process.logged("that there is no limit", told).await;
     assert_eq!(web.process.log().iter().filter(|line| told(line)).count(), 1);
 }
