@@ -113,7 +113,7 @@ async fn a_secret_may_come_from_a_file_but_not_from_two_places() {
 
     let deploy = both.without("DATABASE_URL");
     let clock = deploy.start("clock");
-    clock.says("is new, its first tick is the next").await;
+    clock.says("is new; it first fires at its next tick").await;
 
     let output = deploy.with("DATABASE_URL_FILE", "/nowhere/sekret").admin(&["migrate", "--check"]).await;
     assert_eq!(output.status.code(), Some(78));
@@ -215,8 +215,8 @@ async fn a_planted_secret_appears_nowhere() {
     let (pages, commands, refused) = tokio::join!(join_all(pages), join_all(commands), sign_up);
     assert!(refused.contains("unavailable"), "{refused}");
     let mut told = [pages, commands, vec![refused]].concat();
-    worker.says("no jobs claimed").await;
-    clock.says("the schedule waits for Postgres").await;
+    worker.says("cannot claim jobs").await;
+    clock.says("cannot check the schedule").await;
     // Every process of the machine, ours among them: what is on a command line, everybody may read.
     for process in std::fs::read_dir("/proc").unwrap() {
         told.push(String::from_utf8_lossy(&std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default()).into_owned());
