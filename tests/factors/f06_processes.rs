@@ -53,7 +53,7 @@ async fn nothing_is_kept_on_the_disk() {
     let (worker, mut clock) = (deploy.start_without_disk("worker"), deploy.start_without_disk("clock"));
     let ada = Person::verified(&deploy, &web).await;
     assert_eq!(ada.forget().await.status(), 202);
-    deploy.mail.to(&ada.email, "Set another password").await;
+    deploy.mail.to(&ada.email, "Set a new password").await;
     clock.says("is new").await;
     assert!(clock.ended().is_none() && !worker.lines().iter().any(|line| line.contains("Read-only")));
 }

@@ -111,7 +111,7 @@ async fn only_one_of_two_resets_by_the_same_link_counts() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;
     ada.forget().await;
-    let token = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let token = deploy.mail.to(&ada.email, "Set a new password").await.token();
     let mut connection = deploy.database().await;
     let held = hold(&mut connection, &ada).await;
     let reset =
