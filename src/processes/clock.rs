@@ -1,4 +1,4 @@
-//! The `clock` process: turns the schedule into jobs, and does no work itself.
+//! The `clock` process: enqueues jobs by the schedule. It runs no jobs itself.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,24 +18,24 @@ use crate::lifecycle::{self, Heartbeat, Lifecycle};
 use crate::resources::postgres::{self, Limits, Pool};
 use crate::telemetry::metrics::Metrics;
 
-/// How often the clock looks; a tick's job is that much late at most.
+/// How often the clock checks the schedule. A tick's job is at most this late.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the clock counts the queue for the metrics.
 const QUEUE_COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long Postgres may take over one schedule.
+/// How long Postgres may take to handle one schedule.
 const SCHEDULE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Without an answered look for this long a clock is not ready.
+/// A clock without a successful check for this long is not ready.
 const TICKS_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The schedule, in UTC: the core's lines, and those of the features.
+/// The schedule, in UTC: the lines of the core and of the features.
 ///
 /// # Errors
 /// A cron expression is invalid or never ticks.
 pub fn schedule() -> anyhow::Result<Vec<Schedule>> {
-    // The last tick is stored under the name.
+    // The name is the key that the last tick is stored under.
     let mut schedule = vec![Schedule::new("purge-expired", "15 * * * *", |_| PurgeExpired {})?];
     for feature in FEATURES {
         schedule.extend((feature.schedule)()?);
@@ -74,32 +74,32 @@ struct Clock {
 
 impl Clock {
     async fn run(self, soft: CancellationToken) -> anyhow::Result<()> {
-        let mut look = interval(CHECK_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut away = false;
+        let mut check = interval(CHECK_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unavailable = false;
         loop {
             tokio::select! {
                 () = soft.cancelled() => return Ok(()),
-                _ = look.tick() => {}
+                _ = check.tick() => {}
             }
             match self.tick_all().await {
                 Ok(()) => {
                     self.looks.beat();
                     self.metrics.looked();
-                    away = false;
+                    unavailable = false;
                 }
-                // Told once, not at each look.
+                // Logged once, not at each check.
                 Err(e) if e.downcast_ref().is_some_and(postgres::is_unavailable) => {
-                    if !std::mem::replace(&mut away, true) {
-                        warn!(error = format!("{e:#}"), "the schedule waits for Postgres: {e:#}");
+                    if !std::mem::replace(&mut unavailable, true) {
+                        warn!(error = format!("{e:#}"), "cannot check the schedule: Postgres unavailable: {e:#}");
                     }
                 }
-                Err(e) => error!(error = format!("{e:#}"), "the schedule failed: {e:#}"),
+                Err(e) => error!(error = format!("{e:#}"), "cannot check the schedule: {e:#}"),
             }
         }
     }
 
-    /// Looks at every schedule; one that fails does not hold up the others.
+    /// Checks every schedule. One that fails does not delay the others.
     async fn tick_all(&self) -> anyhow::Result<()> {
         let mut result = Ok(());
         for schedule in &self.schedules {
@@ -117,7 +117,8 @@ impl Clock {
     }
 }
 
-/// Counts the queue for the metrics: a worker that has stopped could not tell that its jobs wait.
+/// Counts the queue for the metrics. The clock does it, because a worker that has stopped cannot report that its jobs
+/// wait.
 async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken) -> anyhow::Result<()> {
     let mut count = interval(QUEUE_COUNT_INTERVAL);
     count.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -126,7 +127,7 @@ async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken
             () = soft.cancelled() => return Ok(()),
             _ = count.tick() => {}
         }
-        // While Postgres is away, the probes say so.
+        // The probes report an unavailable Postgres.
         if let Ok(counts) = postgres.within(QUEUE_COUNT_INTERVAL, queue::count(&*postgres)).await {
             metrics.queue(counts.iter().map(|count| (count.kind.as_str(), count.state.as_str(), count.jobs, count.late_s)));
         }

@@ -15,19 +15,19 @@ use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
 
-/// A worker is not ready when it has claimed nothing, not even an empty batch, for this long.
+/// A worker without a successful claim for this long is not ready. An empty claim counts as successful.
 const CLAIMS_STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub fn main() -> ExitCode {
     run(registry())
 }
 
-/// Every kind of job: the core's, and those of the features.
+/// Every kind of job, of the core and of the features.
 pub fn registry() -> Registry {
     FEATURES.iter().fold(Registry::default().with::<PurgeExpired>(), |registry, feature| (feature.jobs)(registry))
 }
 
-/// A worker for the kinds of a registry.
+/// Runs a worker for the kinds of a registry.
 pub fn run(registry: Registry) -> ExitCode {
     lifecycle::run("worker", async move |process, config, lifecycle: &mut Lifecycle| start(registry, process, config, lifecycle).await)
 }
