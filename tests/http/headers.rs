@@ -82,7 +82,7 @@ async fn a_site_in_the_list_must_be_an_address() {
     for origins in ["https://app.example.com,*", "https://*.example.com", "*"] {
         let mut web = Deploy::new().await.with("CORS_ORIGINS", origins).start("web");
         assert_eq!(web.exit().await.code(), Some(78), "{origins}");
-        assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS has a `*`")), "{:?}", web.errors());
+        assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS contains a `*`")), "{:?}", web.errors());
     }
 }
 
