@@ -80,7 +80,7 @@ impl Setting for DatabaseUrl {
                 // The pool always does what this requests: it uses only connections that accept writes.
                 "target_session_attrs" => {}
                 known if KNOWN_PARAMETERS.contains(&known) || known.starts_with("options[") => {
-                    kept.push((key.into_owned(), value.into_owned()))
+                    kept.push((key.into_owned(), value.into_owned()));
                 }
                 _ => unknown.push(key.into_owned()),
             }
