@@ -124,7 +124,7 @@ async fn no_part_of_a_url_is_logged_while_nobody_answers() {
         }
         for program in ["web", "worker", "clock"] {
             let mut process = deploy.start(program);
-            process.says(if program == "clock" { "the schedule waits" } else { "not ready: postgres" }).await;
+            process.says(if program == "clock" { "cannot check the schedule" } else { "not ready: postgres" }).await;
             process.terminate().await;
             told.extend([process.lines(), process.errors()].concat());
         }
