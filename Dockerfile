@@ -1,14 +1,14 @@
-# Build stage (factor V): one image for every process type and every deploy; it holds code and no config.
+# Build stage (factor V): one image for every process type and every deploy. It contains the code and no config.
 FROM rust:1.95-slim-trixie AS source
 WORKDIR /src
 # The program carries the list of what it was built from, for scanners: `cargo audit bin all`, `syft`, `trivy`.
 COPY bin/tools.sh bin/
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     . bin/tools.sh && cargo install --locked --debug --root /usr/local --version "$(pinned_tool cargo-auditable)" cargo-auditable
-# The programs run in an image without a C library, so they bring their own.
+# The programs are linked statically, because the image has no C library.
 ENV RUSTFLAGS="-C target-feature=+crt-static" SQLX_OFFLINE=true
-# With a named target, here the machine's own, what runs at build time is not linked so.
-# Unless it is told, build.rs finds the commit in what is copied.
+# The builds name a target, the machine's own, so that build scripts are not linked statically.
+# Without GIT_COMMIT, build.rs finds the commit in the copied files.
 ARG GIT_COMMIT
 COPY . .
 
@@ -20,7 +20,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 # It acts by the name that it is called by.
 RUN for name in web worker clock admin; do ln -s all "/out/bin/$name"; done
 
-# The mail sink of a trial; no deploy runs it.
+# The mail sink for trying the service. No deploy runs it.
 FROM source AS build-mail
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     target=$(rustc --print host-tuple) \

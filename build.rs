@@ -1,20 +1,21 @@
-//! Writes the commit into the programs (factor I): the one that `GIT_COMMIT` names, or that git has checked out.
+//! Compiles the commit into the programs (factor I): `GIT_COMMIT`, or the commit that git has checked out.
 
 use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=GIT_COMMIT");
-    // The first changes with every commit and checkout; before the first commit there is only the second, which it changes.
+    // `logs/HEAD` changes with every commit and checkout. Before the first commit there is only `refs/heads`, which that
+    // commit changes.
     let path = |name| git(&["rev-parse", "--git-path", name]).filter(|path| std::path::Path::new(path).exists());
     if let Some(path) = path("logs/HEAD").or_else(|| path("refs/heads")) {
         println!("cargo:rerun-if-changed={path}");
     }
     println!("cargo:rerun-if-changed=build.rs");
-    // A static program carries half a megabyte of relocations, unless they are packed.
+    // Packing the relocations makes a static program half a megabyte smaller.
     if std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|features| features.split(',').any(|feature| feature == "crt-static")) {
         println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
-    // A new migration changes what `migrate!` embeds.
+    // `migrate!` embeds the migrations.
     println!("cargo:rerun-if-changed=migrations");
     let said = std::env::var("GIT_COMMIT").ok().filter(|commit| !commit.is_empty());
     let commit = said.or_else(|| git(&["rev-parse", "HEAD"])).or_else(from_files).unwrap_or_else(|| "unknown".to_owned());
@@ -27,11 +28,11 @@ fn git(arguments: &[&str]) -> Option<String> {
     (output.status.success() && !text.is_empty()).then_some(text)
 }
 
-/// An image's build has no git, but its file that names the commit.
+/// Reads the commit from git's files, because the build of an image has no git program.
 fn from_files() -> Option<String> {
     let read = |name: &str| {
         let text = std::fs::read_to_string(format!(".git/{name}")).ok()?;
-        // A file that is not there would have everything built again each time.
+        // Only for files that exist: a missing one would cause a rebuild every time.
         println!("cargo:rerun-if-changed=.git/{name}");
         Some(text)
     };

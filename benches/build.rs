@@ -1,5 +1,6 @@
-//! `bin/bench build`: what a developer waits for. A clean build stands beside the build of what every program of this kind
-//! needs (axum, sqlx, tokio, deadpool-redis), a rebuild beside that of a file which nothing else needs.
+//! `bin/bench build`: how long a developer waits for builds. The yardstick of a clean build is a build of the dependencies
+//! that every program of this kind needs (axum, sqlx, tokio, deadpool-redis). The yardstick of a rebuild is a file that no
+//! other file depends on.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,

@@ -1,6 +1,6 @@
-//! `bin/bench jobs`: what a job costs, beside two yardsticks measured in the same run on the same Postgres, because
-//! absolute figures do not travel: a bare loop that claims 500 and deletes 500, which no queue can beat, and one that
-//! claims one and deletes one, which is what a naive queue does.
+//! `bin/bench jobs`: what a job costs. Absolute figures depend on the machine, so two yardsticks run on the same Postgres: a
+//! bare loop that claims 500 and deletes 500 jobs, which no queue can beat, and one that claims and deletes one job at a
+//! time, as a naive queue does.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -60,7 +60,7 @@ async fn main() {
     report.reach("ours : naive", rate / median(&naive), rate >= 8.0 * median(&naive), "8");
     report.figure("ours, one worker, 10 at a time, jobs/s", format!("{:.0}", burn_down(&pool, 20_000, 10).await));
 
-    // The night's dump: a snapshot that is held while jobs come and go.
+    // Like a nightly dump: a snapshot stays open while jobs are enqueued and completed.
     let mut dump = pool.acquire().await.unwrap();
     sqlx::query("BEGIN ISOLATION LEVEL REPEATABLE READ").execute(&mut *dump).await.unwrap();
     sqlx::query("SELECT count(*) FROM schedules").execute(&mut *dump).await.unwrap();
@@ -91,16 +91,16 @@ async fn main() {
     report.finish("jobs");
 }
 
-/// An empty queue with so many jobs that do nothing.
+/// Empties the queue and fills it with `count` jobs that do nothing.
 async fn fill(pool: &PgPool, count: i32) {
     sqlx::query("TRUNCATE jobs").execute(pool).await.unwrap();
     let jobs = "INSERT INTO jobs (kind, payload, max_attempts) SELECT 'noop', '{}', 10 FROM generate_series(1, $1)";
     sqlx::query(jobs).bind(count).execute(pool).await.unwrap();
-    // No checkpoint: after one, the first write to each page logs the whole page, and a large table has more of them.
+    // Without a checkpoint. After one, the first write to each page logs the whole page, and a large table has more pages.
     sqlx::query("VACUUM ANALYZE jobs").execute(pool).await.unwrap();
 }
 
-/// Claims and deletes so many at a time, on one connection, with nothing in between; jobs a second.
+/// Claims and deletes `at_a_time` jobs repeatedly on one connection. Returns jobs per second.
 async fn bare_loop(pool: &PgPool, count: i32, at_a_time: i64) -> f64 {
     fill(pool, count).await;
     let mut connection = pool.acquire().await.unwrap();
@@ -118,14 +118,14 @@ async fn bare_loop(pool: &PgPool, count: i32, at_a_time: i64) -> f64 {
     }
 }
 
-/// The worker, as it is built for production but for its kinds.
+/// A worker that is built as for production, but with other kinds of jobs.
 struct Worker(Child);
 
 impl Worker {
     fn start(concurrency: u32, stdout: Stdio) -> Self {
         let program = std::env::var("PROGRAMS").expect("run it with bin/bench") + "/examples/rough_worker";
         let mut command = Command::new(program);
-        // It attaches lazily, so what it does not use need not be there.
+        // It attaches lazily, so resources that it does not use need not exist.
         command.env("REDIS_URL", "redis://127.0.0.1:1").env("SMTP_URL", "smtp://127.0.0.1:1");
         command.env("MAIL_FROM", "bench@example.com").env("PUBLIC_URL", "http://localhost");
         Self(command.env("WORKER_CONCURRENCY", concurrency.to_string()).stdout(stdout).spawn().expect("the worker starts"))
@@ -139,7 +139,7 @@ impl Drop for Worker {
     }
 }
 
-/// Jobs a second from the worker's start to an empty queue.
+/// Jobs per second from the worker's start until the queue is empty.
 async fn burn_down(pool: &PgPool, count: i32, concurrency: u32) -> f64 {
     fill(pool, count).await;
     let started = Instant::now();
@@ -149,7 +149,7 @@ async fn burn_down(pool: &PgPool, count: i32, concurrency: u32) -> f64 {
         .await
         .unwrap()
     {
-        assert!(started.elapsed() < MINUTE * 5, "the queue does not get empty");
+        assert!(started.elapsed() < MINUTE * 5, "the queue did not drain");
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     while sqlx::query_scalar::<_, bool>("SELECT EXISTS (SELECT FROM jobs)").fetch_one(pool).await.unwrap() {
@@ -208,8 +208,8 @@ async fn one_pick_up(connection: &mut PgConnection, starts: &mut tokio::sync::mp
     started.duration_since(committed).as_secs_f64() * 1000.0
 }
 
-/// Milliseconds that a claim of ten takes with so many waiting, the median of 200. The flush at its commit is left out:
-/// it depends on the disk, which after a fill of a million is still busy, and not on what waits.
+/// Milliseconds that a claim of ten takes with `waiting` jobs in the queue: the median of 200. It leaves out the flush
+/// at the commit, which depends on the disk. After a million inserts the disk is still busy.
 async fn claim_cost(pool: &PgPool, waiting: i32) -> f64 {
     fill(pool, waiting).await;
     let options = pool.connect_options().as_ref().clone().options([("synchronous_commit", "off")]);

@@ -1,5 +1,5 @@
-//! `bin/bench scale`: what more processes give, how many connections they take, and what a read costs as the table grows.
-//! The yardstick is one process, and the smallest table, in the same run.
+//! `bin/bench scale`: the throughput of more processes, the connections that they take, and the cost of a read as the table
+//! grows. The yardsticks are one process and the smallest table, in the same run.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -54,7 +54,7 @@ async fn webs(programs: &Path, pool: &PgPool, report: &mut Report) {
             sessions = people(pool, &servers[0]).await;
         }
         let mut all: Vec<Rounds> = Vec::new();
-        // The same 32 clients, shared out; all processes are asked at once.
+        // The same 32 clients are divided among the processes, which get requests at the same time.
         for _ in 0..3 {
             all = std::thread::scope(|scope| {
                 let asking: Vec<_> = servers
@@ -82,7 +82,7 @@ async fn webs(programs: &Path, pool: &PgPool, report: &mut Report) {
     let web = Server::start(&programs.join("web"));
     let mut p50 = Vec::new();
     for rows in [1_000_i64, 100_000, 10_000_000] {
-        // Random ids, so that the rows lie in no order.
+        // Random ids, so that the rows are not in order.
         let others = "INSERT INTO accounts (id, email, password_hash)
              SELECT gen_random_uuid(), gen_random_uuid() || '@example.com', '' FROM generate_series(1, $1 - (SELECT count(*) FROM accounts))";
         sqlx::query(others).bind(rows).execute(pool).await.unwrap();
@@ -92,7 +92,7 @@ async fn webs(programs: &Path, pool: &PgPool, report: &mut Report) {
         for _ in 0..4 {
             ask(&web, &read(), &sessions, 1, &mut rounds);
         }
-        // The first warms.
+        // The first round only warms up.
         let cost = median(&rounds.p50_ms[1..]);
         report.figure(&format!("signed-in read with {rows} accounts in the table, p50, ms"), format!("{cost:.3}"));
         p50.push(cost);
@@ -111,7 +111,7 @@ impl Drop for Worker {
     }
 }
 
-/// Jobs that wait 20 ms for something, as most do: a worker of ten at a time can do 500 a second.
+/// Jobs that wait 20 ms, as most jobs wait for something. A worker with ten at a time can do 500 per second.
 async fn workers(programs: &Path, pool: &PgPool, report: &mut Report) {
     let mut one = None;
     for count in PROCESSES {
@@ -127,7 +127,7 @@ async fn workers(programs: &Path, pool: &PgPool, report: &mut Report) {
         sqlx::query(jobs).bind(JOBS).execute(pool).await.unwrap();
         let started = Instant::now();
         while sqlx::query_scalar::<_, bool>("SELECT EXISTS (SELECT FROM jobs)").fetch_one(pool).await.unwrap() {
-            assert!(started.elapsed() < Duration::from_mins(2), "the queue does not get empty");
+            assert!(started.elapsed() < Duration::from_mins(2), "the queue did not drain");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let rate = f64::from(JOBS) / started.elapsed().as_secs_f64();

@@ -1,5 +1,5 @@
-//! `bin/bench start`: how long a process takes from its exec until it is ready, and from SIGTERM until it is gone, beside
-//! what it takes to start and end a program of that size which does nothing; and how large the programs and the image are.
+//! `bin/bench start`: how long a process takes from its start until it is ready, and from SIGTERM until it has exited. The
+//! yardstick is a program of the same size that does nothing. Also the sizes of the programs and the image.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -52,7 +52,7 @@ fn main() {
     report.finish("start");
 }
 
-/// Of the image that docker-compose.yml names, where an engine has it.
+/// The size of the image that docker-compose.yml names, if Docker has it.
 fn image_mb() -> Option<f64> {
     let name = std::env::var("IMAGE").ok()?;
     let output = Command::new("docker").args(["image", "inspect", "--format", "{{.Size}}", &name]).output().ok()?;
@@ -65,7 +65,7 @@ fn milliseconds(work: impl FnOnce()) -> f64 {
     started.elapsed().as_secs_f64() * 1000.0
 }
 
-/// One life of a process: until it is ready, and from SIGTERM until it is gone.
+/// Starts and stops a process. Returns the time until it is ready, and the time from SIGTERM until it has exited.
 fn live_and_die(programs: &std::path::Path, program: &str) -> (f64, f64) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let variable = if program == "web" { "PORT" } else { "METRICS_PORT" };
@@ -78,7 +78,7 @@ fn live_and_die(programs: &std::path::Path, program: &str) -> (f64, f64) {
         std::thread::sleep(Duration::from_micros(500));
     }
     let to_ready = started.elapsed().as_secs_f64() * 1000.0;
-    // What a start leaves to do is done by then.
+    // Waits for the work that a start leaves to do.
     std::thread::sleep(Duration::from_millis(200));
     let to_exit = milliseconds(|| {
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();

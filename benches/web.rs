@@ -1,6 +1,6 @@
-//! `bin/bench web`: what a request costs, beside the smallest program that does the same read the obvious way
-//! (`benches/floor/`), measured in turns on the same Postgres and Redis, because absolute figures do not travel.
-//! `wrk` asks; a server's own CPU is what the kernel counts for its process.
+//! `bin/bench web`: what a request costs. Absolute figures depend on the machine, so the yardstick is the smallest program
+//! that does the same read the obvious way (`benches/floor/`), measured in turns on the same Postgres and Redis. `wrk` sends
+//! the requests. The kernel counts the CPU time of each server's process.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -40,12 +40,12 @@ async fn main() {
     let reset = Some(json!({ "email": format!("bench-{}@example.com", ACCOUNTS - 2) }));
     let path = "/api/v1/password-resets";
     let reset = Request { name: "POST /api/v1/password-resets", method: "POST", path, body: reset, signed_in: false };
-    // Somebody who reads nothing: an account's hundredth log-in ends its first session.
+    // An account that sends no reads, because an account's hundredth log-in ends its first session.
     let login = json!({ "email": format!("bench-{}@example.com", ACCOUNTS - 1), "password": PASSWORD });
     let login = Request { name: "POST /api/v1/session", method: "POST", path: "/api/v1/session", body: Some(login), signed_in: false };
 
     for server in [&web, &floor] {
-        // Warm: connections are there, and every code path has been taken.
+        // Warms up: opens the connections and runs every code path.
         for request in [&livez, &read] {
             ask(server, request, &sessions, 32, &mut Rounds::default());
         }
@@ -92,7 +92,7 @@ async fn main() {
         costs.push((format!("ours, {connections} at a time"), median(&read_ours.cpu_us)));
         costs.push((format!("floor, {connections} at a time"), median(&read_theirs.cpu_us)));
 
-        // For these the floor's read is the yardstick: what they cost in reads.
+        // The yardstick for these is the floor's read: how many reads they cost.
         for request in [&reset, &login] {
             let mut rounds = Rounds::default();
             for _ in 0..ROUNDS {

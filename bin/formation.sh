@@ -1,13 +1,13 @@
-# The processes of a formation, for a script that sources this: how many of each type, started, kept up and drained together
-# as a platform does it. Needs services.sh, and the programs on the PATH.
+# Runs a formation, for a script that sources this: starts so many processes of each type, restarts those that end, and drains
+# all together, as a platform does. Needs services.sh, and the programs on the PATH.
 # shellcheck shell=bash disable=SC2153,SC2154 # PORT, run and launched are set elsewhere
 
-# The types of the Procfile in its order, but for the one-off that prepares a release.
+# The types of the Procfile in its order, except `release`, which is a one-off.
 procfile=${procfile:-Procfile}
 types=$(sed -n 's/^\([a-z_]*\):.*/\1/p' "$procfile" | grep -v '^release$')
 command_of() { sed -n "s/^$1: *//p" "$procfile"; }
 
-# form TYPE=COUNT…: sets the formation, one of each type unless told otherwise, and looks whether there is room for it.
+# form TYPE=COUNT…: sets the formation, by default one process of each type, and checks that its ports are free.
 formation=()
 form() {
     local word n
@@ -17,7 +17,7 @@ form() {
         fi
         formation+=("$word")
     done
-    if ! [[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] || [ "$PORT" -gt 65000 ]; then die "PORT must be a number from 1 to 65000, so that there is room for more than one web"; fi
+    if ! [[ $PORT =~ ^[1-9][0-9]{0,4}$ ]] || [ "$PORT" -gt 65000 ]; then die "PORT must be a number from 1 to 65000; each further web uses the next port"; fi
     for ((n = 0; n < $(count_of web); n++)); do
         is_free $((PORT + n)) || die "port $((PORT + n)) is taken: stop what listens there, or choose another with PORT="
     done
@@ -30,8 +30,8 @@ count_of() {
     printf '%s' "$count"
 }
 
-# prefix NAME [FILE]: prefixes each line with the name of its process, and adds it to a file as it was.
-# It ends with its input and not before, or last words would be lost.
+# prefix NAME [FILE]: prefixes each line with the name of its process, and appends the line without the prefix to a file.
+# It ignores signals and ends with its input, so that no last lines are lost.
 prefix() {
     trap '' INT TERM HUP
     exec 9>&-
@@ -42,7 +42,7 @@ prefix() {
     done
 }
 
-# What runs: names, commands, process ids, and when each was started.
+# The running processes: names, commands, process ids, and start times.
 names=() commands=() pids=() births=()
 start() {
     local port=$((PORT + ${names[$1]##*.} - 1)) metrics=
@@ -52,7 +52,7 @@ start() {
     births[$1]=$SECONDS
 }
 
-# run_formation: starts every process, the first web on PORT, the next on the next, and keeps them up until a signal.
+# run_formation: starts every process, the first web on PORT and each further one on the next port. Restarts them until a signal.
 run_formation() {
     local type n i signal id status failures=0
     for type in $types; do
@@ -63,10 +63,10 @@ run_formation() {
     done
     for i in "${!names[@]}"; do start "$i"; done
     [ "$(count_of web)" -eq 0 ] || say "web serves at http://localhost:$PORT"
-    # As a platform would: what ends is started again, unless it cannot run at all.
+    # As a platform does: a process that ends is restarted, unless it cannot run at all.
     while sleep 0.2; do
         while read -r signal id; do
-            if [ "$signal" = INT ] && ! kill -0 "$id" 2>/dev/null; then die "a service that was started here has ended; see $run/*.log"; fi
+            if [ "$signal" = INT ] && ! kill -0 "$id" 2>/dev/null; then die "a server that this script started has exited; see $run/*.log"; fi
         done <"$run/started"
         for i in "${!names[@]}"; do
             kill -0 "${pids[$i]}" 2>/dev/null && continue
@@ -75,13 +75,13 @@ run_formation() {
             forget "${pids[$i]}"
             if [ $((SECONDS - births[i])) -lt 3 ]; then failures=$((failures + 1)); else failures=0; fi
             if [ "$status" -eq 78 ] || [ "$failures" -ge 3 ]; then die "${names[$i]} cannot run (exit $status)"; fi
-            say "${names[$i]} ended (exit $status) and is started again"
+            say "${names[$i]} exited with status $status; restarting it"
             start "$i"
         done
     done
 }
 
-# Stops all that was started when the script ends, whatever ends it: the processes drain, then the services stop.
+# Stops everything when the script ends, whatever ends it: the processes drain, then the servers stop.
 ended() {
     local status=$?
     trap '' INT TERM HUP

@@ -1,41 +1,41 @@
-# Private Postgres, Redis and mail for a script that sources this file, and the processes that it runs beside them.
+# Starts private Postgres and Redis servers and other processes for a script that sources this file, and stops them.
 #
-# Everything started here is noted in $run, and a watchdog in a process group of its own stops it as soon as the script
-# is gone, whatever killed it: it waits for the end of a pipe whose other end only the script holds.
-# Written for the bash 3.2 of macOS too.
+# Everything that is started is recorded in $run. A watchdog in its own process group stops it as soon as the script has ended,
+# whatever ended it: the watchdog reads from a pipe that only the script holds open.
+# This works in the bash 3.2 of macOS too.
 # shellcheck shell=bash
 
-# Says on stderr what people should know.
+# say TEXT: prints a message for people on stderr.
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# For scripts that use what only GNU's tools have.
+# For scripts that use options of the GNU tools.
 need_gnu_tools() {
     mv --version >/dev/null 2>&1 && command -v sha256sum >/dev/null ||
-        die "this needs GNU's tools; on macOS: brew install coreutils gnu-tar, and put their gnubin folders first into PATH"
+        die "this needs the GNU tools; on macOS: brew install coreutils gnu-tar, and put their gnubin folders first in PATH"
 }
 
-# The version that docker-compose.yml pins: pinned postgres, pinned redis.
+# pinned NAME: the image that docker-compose.yml pins, for postgres or redis.
 pinned() { sed -n "s/.*image: *\($1:[^ ]*\).*/\1/p" docker-compose.yml; }
 
-# Where cargo puts what it builds.
+# The folder that cargo builds into.
 target_directory() { cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'; }
 
-# seed_target FOLDER: gives a target folder that is not there yet what this checkout's own holds, so that another project's
-# dependencies, which are mostly the same, are not built again. Linked, or copied where that is another disk.
+# seed_target FOLDER: creates a target folder with the dependencies from this checkout's own, so that another project, which has
+# mostly the same dependencies, does not build them again. The files are linked, or copied if the folder is on another disk.
 seed_target() {
     local from way
     from=$(target_directory)/debug
     if [ -d "$1" ] || [ ! -d "$from/deps" ]; then return; fi
     mkdir -p "$1/debug"
     for way in -Rlp -Rp; do if (cd "$from" && cp "$way" deps build .fingerprint "$1/debug/" 2>/dev/null); then break; fi; done
-    # cargo overwrites what it noted of this package, and by a link it would overwrite the checkout's own notes.
+    # cargo overwrites its records of this package. Through a link it would overwrite the checkout's own records.
     rm -rf "$1"/debug/.fingerprint/app-* "$1"/debug/build/app-* "$1"/debug/deps/app-* "$1"/debug/deps/libapp-*
 }
 
 is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# A free port: the preferred one, else any.
+# free_port [PORT]: prints a free port, the given one if it is free.
 free_port() {
     local port=${1:-0}
     while [ "$port" -eq 0 ] || ! is_free "$port"; do port=$((20000 + RANDOM % 12000)); done
@@ -44,17 +44,17 @@ free_port() {
 
 random_password() { LC_ALL=C tr -dc 'a-zA-Z0-9' </dev/urandom | head -c 24 || true; }
 
-# begin DIR: $run is DIR from now on, and belongs to this script alone.
+# begin DIR: sets $run to DIR, for this script alone, and starts the watchdog.
 begin() {
     run=$1
     mkdir -p "$run"
     local other
     other=$(cat "$run/watchdog" 2>/dev/null || true)
     if [ -n "$other" ] && kill -0 "$other" 2>/dev/null; then
-        # It may be on its way out already.
+        # The other script may already be stopping.
         local tries=0
         while kill -0 "$other" 2>/dev/null; do
-            [ -e "$run/stopping" ] || [ "$tries" -lt 4 ] || die "$0 runs here already, as process $(cat "$run/pid"): stop it first"
+            [ -e "$run/stopping" ] || [ "$tries" -lt 4 ] || die "$0 is already running here, as process $(cat "$run/pid"): stop it first"
             tries=$((tries + 1))
             sleep 0.25
         done
@@ -62,7 +62,7 @@ begin() {
     rm -f "$run/life" "$run/stopping"
     : >"$run/started"
     mkfifo "$run/life"
-    # Jobs that are started under -m get a process group of their own, so that Ctrl-C reaches this script alone.
+    # With -m, background jobs get their own process group, so that Ctrl-C reaches only this script.
     set -m
     watchdog <"$run/life" >/dev/null 2>&1 &
     set +m
@@ -86,7 +86,7 @@ watchdog() {
     esac
 }
 
-# Lets go, waits until everything has stopped.
+# Closes the pipe and waits until the watchdog has stopped everything.
 finish() {
     local watching
     watching=$(cat "$run/watchdog")
@@ -94,7 +94,7 @@ finish() {
     while kill -0 "$watching" 2>/dev/null; do sleep 0.1; done
 }
 
-# launch SIGNAL COMMAND…: starts a command, to be stopped by a signal; its process id is then in $launched.
+# launch SIGNAL COMMAND…: starts a command that SIGNAL stops. Sets $launched to its process id.
 launch() {
     set -m
     become "$@" </dev/null &
@@ -102,20 +102,20 @@ launch() {
     launched=$!
 }
 
-# A process notes itself before it lets go of the pipe: were this script killed as soon as it had started it, nobody else would.
+# A process records itself before it closes the pipe. Otherwise it would go unrecorded if this script were killed right after the start.
 become() {
-    # shellcheck disable=SC2016 # the bash of macOS knows the number of a subshell by a child alone
+    # shellcheck disable=SC2016 # macOS's bash has no BASHPID, so a child prints its parent's id
     printf '%s %s\n' "$1" "$(exec sh -c 'echo "$PPID"')" >>"$run/started"
     shift
     exec 9>&-
     case $(type -t "$1") in function) "$@" ;; *) exec "$@" ;; esac
 }
 
-# forget PID: it has ended, and its number may become another's.
+# forget PID: records that a process has ended, because its id may be reused.
 forget() { printf 'ended %s\n' "$1" >>"$run/started"; }
 
-# Stops what was started. The processes of a formation (TERM) drain together, and to their end they have their services;
-# then these are stopped one by one, the last first.
+# Stops everything that was started. The processes of a formation (TERM) drain together, while the servers still run. Then the
+# servers are stopped one by one, the last one first.
 stop_all() {
     local signal id
     sed '1!G;h;$!d' "$run/started" | awk '$1 == "ended" { ended[$2]; next } $2 in ended { delete ended[$2]; next } 1' >"$run/stop-order"
@@ -141,9 +141,9 @@ wait_for_end() {
     local tries=0
     while kill -0 "$1" 2>/dev/null; do
         tries=$((tries + 1))
-        # Above DRAIN_TIMEOUT and the five seconds that a process takes for its last words.
+        # Longer than DRAIN_TIMEOUT plus the five seconds that a process may take after it.
         if [ "$tries" -eq 350 ]; then kill -s KILL "$1" 2>/dev/null || true; fi
-        # What is still there now has ended, and its parent has not noticed.
+        # A process that is still listed now has ended, and its parent has not collected its status.
         if [ "$tries" -gt 360 ]; then return; fi
         sleep 0.1
     done
@@ -160,11 +160,11 @@ as_service_user() {
     exec setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups "$@"
 }
 
-# start_postgres OPTIONS…: a private server with its data in $run; its address is then in $postgres_url,
-# without the name of a database.
+# start_postgres OPTIONS…: starts a private server with its data in $run. Sets $postgres_url, without the name of a
+# database.
 start_postgres() {
     local data=$PWD/$run/postgres port password tries=0 auth=scram-sha-256
-    # For a test's client, unoptimized, SCRAM is 50 ms of work a connection.
+    # In the unoptimized programs of tests, SCRAM takes 50 ms for each connection.
     case $run in *.throwaway) auth=password ;; esac
     port=$(free_port "$(cat "$run/postgres.port" 2>/dev/null || echo 0)")
     printf '%s' "$port" >"$run/postgres.port"
@@ -182,7 +182,7 @@ start_postgres() {
             || die "Postgres did not start in Docker: $(cat "$run/postgres.log")"
     else
         if [ "$(id -u)" -eq 0 ]; then
-            # The other user must be able to reach its data, which below root's home it cannot.
+            # The other user must be able to reach the data, which it cannot below root's home.
             [ -L "$data" ] || mkdir -p "$data"
             if [ ! -L "$data" ] && ! (as_service_user test -x "$data"); then
                 rmdir "$data"
@@ -200,13 +200,13 @@ start_postgres() {
                 --pwfile="$secret" >"$run/postgres.log" 2>&1) || die "initdb failed: $(tail -n 5 "$run/postgres.log")"
             rm -f "$secret"
         fi
-        # INT is Postgres's fast shutdown. Without a socket file it needs no folder of its own.
+        # INT is Postgres's fast shutdown. Without a socket file it needs no other folder.
         launch INT as_service_user "$POSTGRES/postgres" -D "$data" -p "$port" -h 127.0.0.1 -k '' "$@" >>"$run/postgres.log" 2>&1
     fi
     until answers_postgres "$port"; do
         tries=$((tries + 1))
         if [ "$tries" -gt 300 ]; then die "Postgres does not answer: $(tail -n 5 "$run/postgres.log")"; fi
-        if [ "$POSTGRES" != docker ] && ! kill -0 "$launched" 2>/dev/null; then die "Postgres ended: $(tail -n 5 "$run/postgres.log")"; fi
+        if [ "$POSTGRES" != docker ] && ! kill -0 "$launched" 2>/dev/null; then die "Postgres exited: $(tail -n 5 "$run/postgres.log")"; fi
         sleep 0.1
     done
 }
@@ -219,7 +219,7 @@ answers_postgres() {
     fi
 }
 
-# start_redis OPTIONS…: a private server with its data in $run; its address is then in $redis_url, without a number.
+# start_redis OPTIONS…: starts a private server with its data in $run. Sets $redis_url, without the number of a database.
 start_redis() {
     local port tries=0
     port=$(free_port "$(cat "$run/redis.port" 2>/dev/null || echo 0)")
@@ -235,7 +235,7 @@ start_redis() {
     else
         launch INT "$REDIS" --port "$port" --bind 127.0.0.1 --dir "$PWD/$run/redis" "$@" >>"$run/redis.log" 2>&1
     fi
-    # Docker opens the port before Redis does, so Redis itself is asked.
+    # Docker opens the port before Redis does, so this waits until Redis answers.
     until (exec 3<>"/dev/tcp/127.0.0.1/$port" && printf 'PING\r\n' >&3 && read -r -t 1 answer <&3 && [ "${answer%?}" = +PONG ]) 2>/dev/null; do
         tries=$((tries + 1))
         if [ "$tries" -gt 100 ]; then die "Redis does not answer: $(tail -n 5 "$run/redis.log")"; fi
@@ -243,7 +243,7 @@ start_redis() {
     done
 }
 
-# start_pgbouncer: a pooler in transaction mode in front of the Postgres that was started; its address is then in $pooler_url.
+# start_pgbouncer: starts a pooler in transaction mode in front of the started Postgres. Sets $pooler_url.
 start_pgbouncer() {
     local port
     port=$(free_port)
@@ -255,17 +255,17 @@ start_pgbouncer() {
         'ignore_startup_parameters = extra_float_digits' 'max_client_conn = 1000' >"$run/pgbouncer.ini"
     chown "$(service_user)" "$run/pgbouncer.users" "$run/pgbouncer.ini"
     launch INT as_service_user "$(PATH=$PATH:/usr/sbin command -v pgbouncer)" "$run/pgbouncer.ini" >>"$run/pgbouncer.log" 2>&1
-    until ! is_free "$port"; do kill -0 "$launched" 2>/dev/null || die "PgBouncer ended: $(tail -n 5 "$run/pgbouncer.log")"; sleep 0.1; done
+    until ! is_free "$port"; do kill -0 "$launched" 2>/dev/null || die "PgBouncer exited: $(tail -n 5 "$run/pgbouncer.log")"; sleep 0.1; done
 }
 
-# Throw-away servers for tests, and where these find them.
+# Starts temporary servers for tests and exports their URLs.
 start_for_tests() {
     start_postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off -c max_connections=500
     start_redis --save '' --databases 1000
     export SERVER_URL=$postgres_url TEST_REDIS_URL=$redis_url
 }
 
-# take_config FILE: from here on the environment is what a release's config says, and nothing else; no command line shows it.
+# take_config FILE: replaces the environment by a release's config. The values never appear on a command line.
 take_config() {
     local name line
     for name in $(compgen -e); do unset "$name" 2>/dev/null || true; done

@@ -2,9 +2,10 @@
 //!
 //!     mail [SMTP-ADDRESS [PAGE-ADDRESS [KEPT]]]
 //!
-//! The addresses are 127.0.0.1:1025 and 127.0.0.1:8025 unless told; a free port where one is taken. The last 1000 mails are kept unless told.
+//! The default addresses are 127.0.0.1:1025 and 127.0.0.1:8025. If a port is taken, it uses a free one. By default it
+//! keeps the last 1000 mails.
 //!
-//! `/` is the page, `/mails` the mails as JSON, `/latest?to=ADDRESS` the text of the latest to an address.
+//! `/` is the page, `/mails` returns the mails as JSON, and `/latest?to=ADDRESS` the text of the latest mail to an address.
 #![allow(clippy::print_stdout, reason = "what it prints is what it is for")]
 
 use std::collections::VecDeque;
@@ -34,18 +35,18 @@ struct Mail {
     subject: String,
     message_id: String,
     text: String,
-    /// What the mail follows from.
+    /// The request that led to the mail.
     request_id: Option<String>,
     traceparent: Option<String>,
 }
 
-/// The mails, the latest first, and how many are kept.
+/// The mails, the latest first, and how many it keeps.
 #[derive(Clone)]
 struct Mails(Arc<Mutex<VecDeque<Mail>>>, usize);
 
 impl Mails {
     fn keep(&self, mail: Mail) {
-        // A reader that has gone away must not stop the sink.
+        // A closed stdout must not stop the sink.
         let text = mail.text.trim_end().replace('\n', "\n  ");
         let _ = writeln!(std::io::stdout(), "mail to {}: {}\n  {text}", mail.to.join(", "), mail.subject);
         let mut mails = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,7 +72,7 @@ async fn main() -> anyhow::Result<()> {
         .route("/mails", get(async |State(mails): State<Mails>| Json(mails.all())))
         .route("/latest", get(latest))
         .with_state(mails.clone());
-    // As the first process of a container it gets no default handling of signals.
+    // The first process of a container has no default signal handlers.
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         served = axum::serve(page, routes) => served?,
@@ -82,7 +83,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// At the address, or at any port of it where that one is taken.
+/// Listens at the address, or at a free port of it if the port is taken.
 async fn listen(address: &str) -> anyhow::Result<TcpListener> {
     let address: SocketAddr = address.parse()?;
     match TcpListener::bind(address).await {
@@ -124,7 +125,7 @@ async fn take(listener: TcpListener, mails: Mails) {
     }
 }
 
-/// The server's side of RFC 5321, as far as a client that only sends needs it.
+/// The server side of RFC 5321, as far as sending clients need it.
 async fn converse(stream: TcpStream, mails: &Mails) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let (mut from, mut to) = (String::new(), Vec::new());
@@ -142,7 +143,7 @@ async fn converse(stream: TcpStream, mails: &Mails) -> std::io::Result<()> {
                 to.clear();
                 "250 OK"
             }
-            // For tests of what a refusal does: the address says it.
+            // Tests cause a refusal by the recipient's address.
             "RCPT" if argument.contains("450@refuse.example") => "450 not now",
             "RCPT" if argument.contains("550@refuse.example") => "550 never",
             "RCPT" => {
@@ -172,7 +173,7 @@ fn address(argument: &str) -> String {
     argument.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or("", |(address, _)| address).to_owned()
 }
 
-/// Everything up to a lone dot; none if the client hangs up or does not end.
+/// Reads everything up to a line with a single dot. None if the client disconnects or sends too much.
 async fn data(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<Vec<u8>>> {
     let mut raw = Vec::new();
     while raw.len() < SIZE_LIMIT {

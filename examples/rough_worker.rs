@@ -1,4 +1,4 @@
-//! A worker for tests and measurements: its kinds misbehave on purpose. The production worker knows none of them.
+//! A worker for tests and benchmarks. Its jobs misbehave on purpose. The production worker does not know their kinds.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use app::jobs::{Job, JobContext, JobError, Priority, Registry};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-/// Writes a row into the table `effects`, in the transaction that is also the job's end.
+/// Writes a row into the table `effects`, in the transaction that also completes the job.
 #[derive(Serialize, Deserialize)]
 struct Count {
     number: i32,
@@ -51,7 +51,7 @@ impl Job for Sleep {
     }
 }
 
-/// Somebody waits for it.
+/// A job that a person waits for.
 #[derive(Serialize, Deserialize)]
 struct Awaited {}
 
@@ -64,7 +64,7 @@ impl Job for Awaited {
     }
 }
 
-/// One of very many.
+/// One of very many jobs.
 #[derive(Serialize, Deserialize)]
 struct Bulk {
     millis: u64,
@@ -80,7 +80,7 @@ impl Job for Bulk {
     }
 }
 
-/// Takes its whole process down.
+/// Aborts the whole process.
 #[derive(Serialize, Deserialize)]
 struct Abort {}
 
@@ -138,7 +138,7 @@ impl Job for TooSlow {
     }
 }
 
-/// Locks its own row for a while, as a job does that completes in a long transaction.
+/// Locks its own row for a while, like a job that completes in a long transaction.
 #[derive(Serialize, Deserialize)]
 struct HoldRow {
     millis: u64,

@@ -1,4 +1,4 @@
-//! What handlers reach ([`App`]), and what a feature hands over ([`Feature`]). Knows no feature.
+//! The state that handlers share ([`App`]) and the parts that a feature consists of ([`Feature`]). Knows no feature.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,16 +21,16 @@ use crate::jobs::schedule::Schedule;
 use crate::jobs::{EnqueueError, Notifier, Registry};
 use crate::resources::postgres::{self, Pool};
 
-/// What handlers reach, cheap to clone.
+/// The state that handlers share. Cheap to clone.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
 
-/// The attached resources, and what is passed in instead of being global.
+/// The attached resources and the values that are passed in instead of being global.
 pub struct Parts {
     pub postgres: Pool,
     pub sessions: Sessions,
     pub passwords: Passwords,
-    /// Wakes the workers after a commit that enqueued something.
+    /// Wakes the workers after a commit that enqueued a job.
     pub notifier: Notifier,
     pub features: &'static [Feature],
     /// The address of this deploy.
@@ -53,34 +53,36 @@ impl Deref for App {
     }
 }
 
-/// A feature: all that it brings, as one plain value. `features/mod.rs` lists the features.
+/// A feature, as one plain value. `features/mod.rs` lists the features.
 ///
-/// A feature names what it has and takes the rest from [`Feature::EMPTY`].
+/// A feature sets the fields that it needs and takes the rest from [`Feature::EMPTY`].
 pub struct Feature {
     pub name: &'static str,
-    /// Its operations, mounted under `/api/v1`.
+    /// Its operations, which are mounted under `/api/v1`.
     pub api: fn() -> OpenApiRouter<App>,
     /// Its HTML pages.
     pub pages: fn() -> Router<App>,
-    /// Who may do what with its routes. A route without a rule is served to nobody.
+    /// The access rules of its routes. A route without a rule responds 405 to everyone.
     pub access: &'static [Rule],
     /// Adds its kinds of jobs to the registry.
     pub jobs: fn(Registry) -> Registry,
-    /// The jobs that the clock enqueues for it.
+    /// The scheduled jobs that the clock enqueues for it.
     ///
     /// # Errors
     /// A cron expression is invalid or never ticks.
     pub schedule: fn() -> anyhow::Result<Vec<Schedule>>,
-    /// What it deletes, and after how long.
+    /// The rows that it deletes, and their age.
     pub retention: &'static [Retention],
-    /// What it stores about an account, as JSON, read in the export's one snapshot. Null adds nothing to the export.
+    /// The data that it stores about an account, as JSON. It reads them in the export's snapshot. Null adds nothing to
+    /// the export.
     pub export: for<'a> fn(&'a mut PgConnection, Uuid) -> BoxFuture<'a, sqlx::Result<Value>>,
-    /// Runs in the transaction that deletes an account, before its rows are gone: enqueues what must follow.
+    /// Runs in the transaction that deletes an account, before its rows are deleted, and enqueues the jobs that must
+    /// follow.
     pub deleted: for<'a> fn(&'a mut PgConnection, Uuid) -> BoxFuture<'a, Result<(), EnqueueError>>,
 }
 
 impl Feature {
-    /// A feature that brings nothing.
+    /// A feature without any parts.
     pub const EMPTY: Self = Self {
         name: "",
         api: OpenApiRouter::new,
@@ -94,16 +96,16 @@ impl Feature {
     };
 }
 
-/// Deletes at most `limit` rows from before a time, and returns their number. Without a limit it only counts them.
+/// Deletes at most `limit` rows from before a time and returns their number. Without a limit it only counts them.
 pub type Purge = for<'a> fn(&'a mut PgConnection, postgres::Timestamp, Option<i64>) -> BoxFuture<'a, sqlx::Result<i64>>;
 
 /// How long rows of one kind are kept.
 pub struct Retention {
-    /// The rows, in words: `expired API tokens`.
+    /// The rows in words, such as `expired API tokens`.
     pub what: &'static str,
-    /// The age at which the hourly job deletes them. None leaves them to `admin purge`.
+    /// The age at which the hourly job deletes them. If it is None, only `admin purge` does.
     pub age: Option<Duration>,
-    /// The age below which nothing deletes them, whatever `admin purge` is given.
+    /// The age below which nothing deletes them, not even `admin purge`.
     pub floor: Duration,
     pub purge: Purge,
 }

@@ -4,10 +4,10 @@
 // What each process type starts, serves and stops.
 pub mod processes;
 
-// What the service does: one folder a feature, one line each in `features/mod.rs`.
+// What the service does. A feature is a folder, and a line in `features/mod.rs`.
 pub mod features;
 
-// What handlers reach, and who may do what.
+// What handlers use, and who may do what.
 pub mod app;
 pub mod auth;
 
@@ -18,10 +18,10 @@ pub mod jobs;
 // Attached resources.
 pub mod resources;
 
-// The life of a process, and what it reports.
+// The lifecycle of a process, and its log, metrics and traces.
 pub mod lifecycle;
 pub mod telemetry;
 
-// Config, and which code this is.
+// Config, and which code and release this is.
 pub mod config;
 pub mod release;

@@ -1,8 +1,8 @@
-//! Life of a process (factor IX: disposability): start, signals, drain, exit codes.
+//! The lifecycle of a process (factor IX: disposability): start, signals, drain, exit codes.
 //!
-//! One object owns the signals. A process registers its tasks here and gives each the two tokens: `soft` says that a
-//! drain has begun, `hard` that its time is over. A task that panics or ends by itself takes the process down,
-//! because half a process serves nobody. Knows nothing of what the tasks do.
+//! One object owns the signals. A process registers its tasks here and gives each the two tokens. `soft` is cancelled
+//! when a drain begins, `hard` when the drain's time limit has passed. A task that panics or ends early takes the
+//! process down, because a process without one of its tasks does not work. Knows nothing of what the tasks do.
 
 use std::future::Future;
 use std::io::Write;
@@ -21,44 +21,44 @@ use crate::release::Release;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{self, Stream};
 
-/// `EX_CONFIG` of sysexits.h: the configuration is wrong, and starting again will not help.
+/// `EX_CONFIG` of sysexits.h: the configuration is wrong, and a restart cannot help.
 pub const EXIT_CONFIG: u8 = 78;
 
-/// 128 and the number of SIGINT, as shells count it: a person at a terminal did not want to wait.
+/// 128 plus the number of SIGINT, by the convention of shells: a person pressed Ctrl-C twice to skip the drain.
 const EXIT_INTERRUPTED: u8 = 130;
 
-/// After `hard`, tasks get this long to give back what they hold; then the process ends without them.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long tasks may take after `hard` to release what they hold. Then the process exits without them.
+const HARD_STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a process registers its tasks with.
+/// Registers the tasks of a process.
 pub struct Lifecycle {
     /// The environment that the config was read from.
     pub env: Env,
-    /// Which code and which release this process runs.
+    /// The code and the release that this process runs.
     pub release: Release,
     pub metrics: Metrics,
-    /// Cancelled when a drain begins: take nothing new, finish what is there.
+    /// Cancelled when a drain begins: accept no new work, finish the work in progress.
     pub soft: CancellationToken,
-    /// Cancelled when the drain's time is over: let go of what is left.
+    /// Cancelled when the drain's time limit has passed: abandon the work in progress.
     pub hard: CancellationToken,
     drain_limit: Duration,
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
 }
 
 impl Lifecycle {
-    /// Registers a task. It must live until `soft`, and end soon after `hard`.
-    /// An error, at any time, makes the exit status 1.
+    /// Registers a task. It must run until `soft` and end soon after `hard`.
+    /// If it returns an error, at any time, the exit status is 1.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
         self.tasks.spawn(async move { (name, task.await) });
     }
 
-    /// Puts `hard` this much later: `web` goes on accepting for a while after `soft`.
+    /// Delays `hard` by this long, because `web` keeps accepting for a while after `soft`.
     pub fn delay_drain(&mut self, delay: Duration) {
         self.drain_limit += delay;
     }
 }
 
-/// Runs a process from its config to its exit status: 0 after a drain, 1 after a failure, 78 for a wrong config.
+/// Runs a process, from reading its config to its exit status: 0 after a drain, 1 after a failure, 78 for a wrong config.
 ///
 /// `start` builds the process from its config and registers the tasks.
 pub fn run<C: Section>(
@@ -69,13 +69,13 @@ pub fn run<C: Section>(
     let (common, own) = match config::read::<(config::Process, C)>(&env) {
         Ok(config) => config,
         Err(problems) => {
-            // Not `eprintln!`, which panics where nobody holds the other end.
+            // Not `eprintln!`, which panics if stderr is closed.
             let _ = writeln!(std::io::stderr(), "{process}: {problems}");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     let (release, log) = telemetry::start(process, &common, Stream::Stdout);
-    // A panic is a log line like any other, not text on stderr.
+    // Panics go to the log instead of stderr.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         error!(panic.message = panic.payload_as_str(), panic.place = place, "panicked");
@@ -85,17 +85,17 @@ pub fn run<C: Section>(
         Err(e) => return failed(process, &e.into()),
     };
     let ended = runtime.block_on(async {
-        // Before anything else: a signal in mid-start must drain too.
+        // First of all, because a signal during the start must drain too.
         let signals = Signals::new()?;
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
         let metrics = Metrics::new(&release);
         let mut lifecycle = Lifecycle { env, release, metrics, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
         info!("{process} is starting");
-        tokio::spawn(log.tell_lost(lifecycle.metrics.clone()));
+        tokio::spawn(log.report_lost(lifecycle.metrics.clone()));
         start(common, own, &mut lifecycle).await?;
         anyhow::Ok(supervise(lifecycle, signals).await)
     });
-    // Work on blocking threads, such as a password's hash that nobody waits for any more, must not hold the exit.
+    // Work on blocking threads, such as hashing a password for a request that is gone, must not delay the exit.
     runtime.shutdown_background();
     match ended {
         Ok(0) => {
@@ -103,8 +103,11 @@ pub fn run<C: Section>(
             ExitCode::SUCCESS
         }
         Ok(status) => {
-            let how =
-                if status == EXIT_INTERRUPTED { "was interrupted twice, so nothing is waited for" } else { "has stopped after a failure" };
+            let how = if status == EXIT_INTERRUPTED {
+                "was interrupted twice and stopped without draining"
+            } else {
+                "has stopped after a failure"
+            };
             error!(exit_status = status, "{process} {how}");
             ExitCode::from(status)
         }
@@ -114,13 +117,13 @@ pub fn run<C: Section>(
 
 fn failed(process: &str, e: &anyhow::Error) -> ExitCode {
     let status = if e.is::<Problems>() { EXIT_CONFIG } else { 1 };
-    // Whatever the log's filter leaves out, a start that failed is heard.
+    // On stderr too, because the log's filter may drop the line.
     let _ = writeln!(std::io::stderr(), "{process} could not start: {e:#}");
     error!(exit_status = status, error = format!("{e:#}"), "{process} could not start: {e:#}");
     ExitCode::from(status)
 }
 
-/// What may be sent to a process. None of these may end it without a drain.
+/// The signals that a process handles. None of them may end it without a drain.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -141,7 +144,7 @@ impl Signals {
     }
 }
 
-/// Waits for the end of every task; returns the exit status.
+/// Waits until every task has ended and returns the exit status.
 async fn supervise(mut lifecycle: Lifecycle, mut signals: Signals) -> u8 {
     let mut status = 0;
     let mut interrupts = 0;
@@ -160,7 +163,7 @@ async fn supervise(mut lifecycle: Lifecycle, mut signals: Signals) -> u8 {
                 }
             },
             _ = signals.terminate.recv() => true,
-            // A terminal that was closed.
+            // The terminal was closed.
             _ = signals.hangup.recv() => true,
             _ = signals.user1.recv() => false,
             _ = signals.user2.recv() => false,
@@ -173,17 +176,17 @@ async fn supervise(mut lifecycle: Lifecycle, mut signals: Signals) -> u8 {
             }
             () = &mut deadline, if draining => {
                 if lifecycle.hard.is_cancelled() {
-                    error!(tasks = lifecycle.tasks.len(), "tasks did not end after the drain's limit and are left behind");
+                    error!(tasks = lifecycle.tasks.len(), "tasks still run after the drain's time limit; exiting without them");
                     return 1;
                 }
                 lifecycle.hard.cancel();
-                deadline.as_mut().reset(Instant::now() + LAST_WORDS);
+                deadline.as_mut().reset(Instant::now() + HARD_STOP_TIMEOUT);
                 false
             }
         };
         if begin && !draining {
             lifecycle.soft.cancel();
-            info!("draining, for {:?} at most", lifecycle.drain_limit);
+            info!("draining for at most {:?}", lifecycle.drain_limit);
             deadline.as_mut().reset(Instant::now() + lifecycle.drain_limit);
         }
     }
@@ -191,23 +194,23 @@ async fn supervise(mut lifecycle: Lifecycle, mut signals: Signals) -> u8 {
 
 fn report(ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) {
     match ended {
-        Ok((task, Ok(()))) => error!(task, "task {task} ended before its time"),
+        Ok((task, Ok(()))) => error!(task, "task {task} ended unexpectedly"),
         Ok((task, Err(e))) => error!(task, error = format!("{e:#}"), "task {task} failed: {e:#}"),
         Err(e) => error!(error = %e, "a task panicked"),
     }
 }
 
-/// When something last happened; by default never.
+/// Records when something last happened. By default that is never.
 #[derive(Clone, Default)]
-pub struct Pulse(Arc<Mutex<Option<Instant>>>);
+pub struct Heartbeat(Arc<Mutex<Option<Instant>>>);
 
-impl Pulse {
-    /// It happens now.
+impl Heartbeat {
+    /// Records that it happens now.
     pub fn beat(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// How long ago it happened.
+    /// How long ago it last happened.
     pub fn age(&self) -> Duration {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).map_or(Duration::MAX, |at| at.elapsed())
     }

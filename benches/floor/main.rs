@@ -1,6 +1,6 @@
-//! The yardstick of `bin/bench web`: the smallest program that does the same read the obvious way. A session in Redis, one
-//! row from Postgres, default pools, and nothing else: no limits, no log, no request ids, no errors worth reading.
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a yardstick, which nobody runs in production")]
+//! The yardstick of `bin/bench web`: the smallest program that does the same read the obvious way. It reads a session from
+//! Redis and a row from Postgres, with default pools. It has no limits, no log, no request ids and no error messages.
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a yardstick, which never runs in production")]
 
 use app::resources::postgres::Timestamp;
 use axum::extract::State;

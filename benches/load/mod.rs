@@ -1,4 +1,4 @@
-//! Load for the benchmarks that speak HTTP: servers as they are built for production, people who have signed in, and `wrk`.
+//! Load for the benchmarks that use HTTP: servers that are built as for production, logged-in accounts, and `wrk`.
 #![allow(dead_code, reason = "each benchmark uses some of it")]
 
 use std::net::{TcpListener, TcpStream};
@@ -41,7 +41,7 @@ impl Server {
         procfs::process::Process::new(i32::try_from(self.child.id()).unwrap()).unwrap()
     }
 
-    /// How many requests of measurements it has answered.
+    /// How many requests it has answered in measurements.
     pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
@@ -68,7 +68,7 @@ impl Drop for Server {
     }
 }
 
-/// What is asked.
+/// The request that is measured.
 pub struct Request {
     pub name: &'static str,
     pub method: &'static str,
@@ -77,7 +77,7 @@ pub struct Request {
     pub signed_in: bool,
 }
 
-/// What one round has shown.
+/// The results of the rounds.
 #[derive(Default)]
 pub struct Rounds {
     pub rate: Vec<f64>,
@@ -86,11 +86,11 @@ pub struct Rounds {
     pub p99_ms: Vec<f64>,
 }
 
-/// Asks for some seconds, and what that was like. Fails if an answer is no success.
+/// Sends requests for some seconds and adds the results to `rounds`. Panics if a request fails.
 pub fn ask(server: &Server, request: &Request, sessions: &[String], connections: usize, rounds: &mut Rounds) {
     let cookies: Vec<_> = sessions.iter().map(|session| format!("\"id={session}\"")).collect();
     let body = request.body.as_ref().map(|body| format!("[==[{body}]==]"));
-    // Every request is made before the first is sent.
+    // Every request is built before the first one is sent.
     let script = format!(
         "local cookies, requests, at = {{ {cookies} }}, {{}}, 0
          function init()
@@ -138,14 +138,14 @@ pub fn ask(server: &Server, request: &Request, sessions: &[String], connections:
     rounds.p99_ms.push(p99_us / 1000.0);
 }
 
-/// Makes the accounts, of which some have signed in. Gives their sessions, which the floor knows too.
+/// Creates the accounts and logs some of them in. Returns their sessions, which the floor can use too.
 pub async fn people(pool: &PgPool, web: &Server) -> Vec<String> {
     let client = reqwest::Client::new();
     let email = |n: usize| format!("bench-{n}@example.com");
     let account = json!({ "email": email(0), "password": PASSWORD });
     let answer = client.post(format!("{}/api/v1/accounts", web.url)).json(&account).send().await.unwrap();
     assert_eq!(answer.status(), 202);
-    // The others have the first one's password.
+    // The other accounts get the first one's password.
     let others = "INSERT INTO accounts (id, email, password_hash) SELECT gen_random_uuid(), 'bench-' || n || '@example.com', password_hash
                   FROM accounts, generate_series(1, $1) n WHERE email = 'bench-0@example.com'";
     sqlx::query(others).bind(i32::try_from(ACCOUNTS - 1).unwrap()).execute(pool).await.unwrap();

@@ -1,9 +1,9 @@
-//! What a benchmark has found: a table as it is found, and in the end the same as JSON and as a chart.
+//! Reports the results of a benchmark: prints a table row by row, and writes JSON and a chart at the end.
 #![allow(dead_code, reason = "each benchmark uses some of it")]
 
 use std::fmt::Write;
 
-/// The figures of one run, and whether a bar was missed.
+/// The figures of one run, and whether a target was missed.
 #[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
@@ -22,25 +22,26 @@ struct Row {
 }
 
 impl Report {
-    /// A figure without a bar.
+    /// Adds a figure without a target.
     pub fn figure(&mut self, name: &str, value: String) {
         println!("{name:<58} {value:>14}");
         self.rows.push(Row { name: name.to_owned(), value, bar: None, reached: None });
     }
 
-    /// A figure that must be reached.
+    /// Adds a figure that must reach a target.
     pub fn reach(&mut self, name: &str, value: f64, reached: bool, bar: &str) {
         self.missed |= !reached;
-        println!("{name:<58} {value:>14.2}   bar {bar}{}", if reached { "" } else { "   MISSED" });
+        println!("{name:<58} {value:>14.2}   target {bar}{}", if reached { "" } else { "   MISSED" });
         self.rows.push(Row { name: name.to_owned(), value: format!("{value:.2}"), bar: Some(bar.to_owned()), reached: Some(reached) });
     }
 
-    /// Bars beside each other, the longer the more.
+    /// Adds a bar chart.
     pub fn chart(&mut self, title: &str, bars: Vec<(String, f64)>) {
         self.charts.push((title.to_owned(), bars));
     }
 
-    /// Writes `NAME.json`, and `NAME.svg` where there are charts, into `REPORTS`. With `--check`, fails the run where a bar was missed.
+    /// Writes `NAME.json`, and `NAME.svg` where there are charts, into `REPORTS`. With `--check`, fails the run where a
+    /// bar was missed.
     pub fn finish(self, name: &str) {
         if let Ok(folder) = std::env::var("REPORTS") {
             let json = serde_json::to_string_pretty(&self.rows).expect("plain figures");

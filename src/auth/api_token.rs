@@ -1,4 +1,5 @@
-//! API tokens: what programs come in with. Shown once, kept as a hash, looked up in Postgres at each use.
+//! API tokens, which authenticate programs. A token is shown once, stored as a hash, and looked up in Postgres at each
+//! use.
 //!
 //! Unless noted, errors are `sqlx::Error`: the database is unreachable.
 
@@ -12,10 +13,10 @@ use super::caller::Caller;
 use super::secret;
 use crate::resources::postgres::{Timestamp, purge};
 
-/// What every token begins with, so that scanners of leaked secrets know it.
+/// The prefix of every token, by which scanners recognize leaked ones.
 pub const PREFIX: &str = "pat_";
 
-/// A token as its owner sees it later: not the token itself.
+/// A token's description. It does not contain the token itself.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Token {
     pub id: Uuid,
@@ -23,11 +24,11 @@ pub struct Token {
     pub scopes: Vec<String>,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
-    /// To the minute; none if it never was.
+    /// To the minute. Null if it was never used.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// A token that is good.
+/// A valid token.
 pub struct Found {
     pub id: Uuid,
     pub account_id: Uuid,
@@ -36,16 +37,16 @@ pub struct Found {
     pub epoch: i32,
 }
 
-/// How many tokens an account has at most.
-const TOKENS: i64 = 50;
+/// How many tokens an account may have.
+const MAX_TOKENS: i64 = 50;
 
-/// Whether a text can be a token at all, so that what is none costs nothing.
+/// Whether a text has the form of a token. Other texts are refused without a query.
 pub fn has_form(token: &str) -> bool {
     let secret = token.strip_prefix(PREFIX).unwrap_or_default();
     secret.len() == 43 && secret.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
 }
 
-/// Finds a token that has not expired, of an account that is not suspended, and notes that it was used.
+/// Finds a token that has not expired, of an account that is not suspended. Records that it was used.
 #[instrument(name = "postgres tokens find", level = "debug", skip_all)]
 pub async fn find(executor: impl PgExecutor<'_>, token: &str) -> sqlx::Result<Option<Found>> {
     sqlx::query_as!(
@@ -65,8 +66,8 @@ pub async fn find(executor: impl PgExecutor<'_>, token: &str) -> sqlx::Result<Op
     .await
 }
 
-/// Keeps a token that is good for so many days, if the caller's session still holds, the address is verified, and there are
-/// not too many tokens; none else.
+/// Stores a token that is valid for `days`. Returns None if the caller's session has ended, the address is not
+/// verified, or the account has too many tokens.
 #[instrument(name = "postgres tokens create", level = "debug", skip_all)]
 pub async fn create(
     connection: &mut PgConnection,
@@ -76,8 +77,8 @@ pub async fn create(
     scopes: &[String],
     days: i32,
 ) -> sqlx::Result<Option<Token>> {
-    // A statement of its own, so that the next sees what another has committed meanwhile. What ends tokens waits for the lock,
-    // and then sees this one too.
+    // A separate statement, so that the next one sees what other transactions have committed meanwhile. Transactions
+    // that delete tokens wait for this lock and then see the new token too.
     let held = sqlx::query!(
         r#"SELECT FROM accounts WHERE id = $1 AND session_epoch = $2 AND suspended_at IS NULL AND verified_at IS NOT NULL
            FOR NO KEY UPDATE"#,
@@ -99,13 +100,13 @@ pub async fn create(
         name,
         scopes,
         days,
-        TOKENS
+        MAX_TOKENS
     )
     .fetch_optional(connection)
     .await
 }
 
-/// One page of an account's tokens, the oldest first, from behind `after`.
+/// One page of an account's tokens after `after`, the oldest first.
 #[instrument(name = "postgres tokens list", level = "debug", skip_all)]
 pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, limit: i64) -> sqlx::Result<Vec<Token>> {
     sqlx::query_as!(
@@ -120,7 +121,7 @@ pub async fn list(executor: impl PgExecutor<'_>, account_id: Uuid, after: Uuid, 
     .await
 }
 
-/// Ends a token of the caller's, if the caller may still ask for it; says whether there was one.
+/// Deletes a token of the caller, if the caller's session still holds. Returns whether there was one.
 #[instrument(name = "postgres tokens delete", level = "debug", skip_all)]
 pub async fn delete(executor: impl PgExecutor<'_>, caller: &Caller, id: Uuid) -> sqlx::Result<bool> {
     let deleted = sqlx::query!(
@@ -133,7 +134,7 @@ pub async fn delete(executor: impl PgExecutor<'_>, caller: &Caller, id: Uuid) ->
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
 }
 
-/// Ends every token of an account.
+/// Deletes every token of an account.
 #[instrument(name = "postgres tokens delete_all", level = "debug", skip_all)]
 pub async fn delete_all(executor: impl PgExecutor<'_>, account_id: Uuid) -> sqlx::Result<()> {
     sqlx::query!("DELETE FROM api_tokens WHERE account_id = $1", account_id).execute(executor).await?;

@@ -13,10 +13,10 @@ use crate::http::ClientAddress;
 use crate::resources::postgres::{Timestamp, purge};
 use crate::telemetry;
 
-/// How long an event is kept at least, whatever a purge is given.
-pub const KEPT: Duration = Duration::from_hours(365 * 24);
+/// How long an event is kept at least. No purge deletes younger ones.
+pub const MIN_RETENTION: Duration = Duration::from_hours(365 * 24);
 
-/// What was done, as the trail stores it. A feature names its own actions with constants of this type.
+/// An action, as the trail stores it. A feature defines its own actions as constants of this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Action(pub &'static str);
 
@@ -38,7 +38,7 @@ impl Action {
     pub const SUSPENDED: Self = Self("suspended");
     pub const RESTORED: Self = Self("restored");
     pub const ACCOUNT_DELETED: Self = Self("account_deleted");
-    // Only operators do these, with one-off tasks.
+    // Only operators do these, in one-off tasks.
     pub const ACCOUNT_CREATED: Self = Self("account_created");
     pub const ACCOUNT_INVITED: Self = Self("account_invited");
     pub const DATA_EXPORTED: Self = Self("data_exported");
@@ -52,12 +52,12 @@ impl Action {
 /// Who did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actor {
-    /// Somebody who is not signed in: who has a mailed link, or shows a password.
+    /// A client without a session, such as one that uses a mailed link or tries a password.
     Anyone,
     Account(Uuid),
-    /// A program with the API token of this id.
+    /// A program that uses the API token with this id.
     Token(Uuid),
-    /// Somebody with a one-off task.
+    /// A person who runs a one-off task.
     Operator,
 }
 
@@ -65,7 +65,7 @@ pub enum Actor {
 #[derive(Debug, Clone, Copy)]
 pub struct By {
     pub actor: Actor,
-    /// None for an operator.
+    /// None if an operator did it.
     pub address: Option<ClientAddress>,
 }
 
@@ -77,8 +77,8 @@ impl By {
     }
 }
 
-/// Records an event, in the transaction of what it reports where there is one. `account_id` is the account to which it was
-/// done; none where a log-in named an unknown one. The request's id is our own, and what its caller named it is another.
+/// Records an event, in the transaction of the change if there is one. `account_id` is the affected account. It is None
+/// if a log-in named an unknown address. The request's id and the caller's own id for it are separate columns.
 #[instrument(name = "postgres audit record", level = "debug", skip_all)]
 pub async fn record(executor: impl PgExecutor<'_>, action: Action, account_id: Option<Uuid>, by: By) -> sqlx::Result<()> {
     let (actor, actor_id) = match by.actor {
@@ -103,12 +103,12 @@ pub async fn record(executor: impl PgExecutor<'_>, action: Action, account_id: O
     Ok(())
 }
 
-/// An event, as its account may see it.
+/// An event as the owner of the account sees it.
 #[derive(Debug, Serialize)]
 pub struct Event {
     pub at: Timestamp,
     pub action: String,
-    /// `anyone`, `account`, `token` or `operator`; none in events of 0.1.0.
+    /// `anyone`, `account`, `token` or `operator`. Null in events of version 0.1.0.
     pub actor: Option<String>,
     pub address: Option<String>,
 }

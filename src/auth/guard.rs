@@ -1,4 +1,5 @@
-//! The guard before every route of the features: who asks, whether they may, and whether too often.
+//! The guard before every route of the features. It authenticates the request, checks the access rule and applies the
+//! rate limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,12 +24,12 @@ use crate::http::problem::{Problem, Result};
 use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 
-/// How long a confirmation lasts.
-const CONFIRMED: Duration = Duration::from_mins(10);
+/// How long a session counts as confirmed after the password was entered.
+const CONFIRMATION_LIFETIME: Duration = Duration::from_mins(10);
 
-/// What the guard needs.
+/// The parts of the guard.
 pub struct Guard {
-    /// The rules of all features. What they do not name is served to nobody.
+    /// The rules of all features. A route without a rule is refused.
     pub rules: Vec<Rule>,
     pub postgres: Pool,
     pub redis: Redis,
@@ -36,22 +37,23 @@ pub struct Guard {
     pub standings: Standings,
     pub config: config::Http,
     pub site: PublicUrl,
-    /// Whether it was logged that limits are not counted, which is logged once.
+    /// Whether the warning that limits are not counted has been logged, which happens once for each outage.
     pub unlimited: AtomicBool,
 }
 
 impl Guard {
-    /// Lets a request in, or says why not; with what is left of its bucket, if Redis can tell.
+    /// Admits a request, or returns the problem to refuse it with. Returns the state of its rate limit, if Redis is
+    /// available.
     async fn admit(&self, request: &mut Request) -> Result<Option<Budget>> {
         let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
         let Rule { method, who, rate, .. } = rules::find(&self.rules, request.method(), path)?;
         let (who, rate) = (*who, *rate);
         let address = request.extensions().get::<ClientAddress>().copied();
-        let address = address.ok_or_else(|| Problem::internal(anyhow::anyhow!("nobody tells the client's address")))?;
+        let address = address.ok_or_else(|| Problem::internal(anyhow::anyhow!("the request has no client address")))?;
 
         let token = bearer(request.headers()).map(str::to_owned);
         let cookie = self.sessions.id_in(request.headers()).map(str::to_owned);
-        // Where anyone may, a token decides nothing, and the cookie may count.
+        // If anyone may call the operation, a token is ignored and the cookie may take effect.
         if (token.is_none() || who == Who::Anyone) && !method.is_safe() {
             self.refuse_other_sites(request.headers(), cookie.is_some())?;
         }
@@ -81,8 +83,8 @@ impl Guard {
         Ok(budget)
     }
 
-    /// Browsers say which site a request comes from. Who brings a cookie and does not say it is not let in, since the
-    /// cookie alone may be another site's doing.
+    /// Refuses changes from other sites. Browsers send the site that a request comes from. A request with a cookie and
+    /// without that header is refused, because another site may have caused it.
     fn refuse_other_sites(&self, headers: &HeaderMap, with_cookie: bool) -> Result<()> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         let listed = self.config.cors_origins.as_ref();
@@ -92,7 +94,7 @@ impl Guard {
             (Some(_), None) => false,
             (None, None) => !with_cookie,
         };
-        let detail = "a change must come from this site, and with a cookie say so: in an `Origin` or `Sec-Fetch-Site` header";
+        let detail = "A change must come from this site. A request with a cookie needs an `Origin` or `Sec-Fetch-Site` header.";
         if own { Ok(()) } else { Err(Problem::forbidden("cross-site", detail)) }
     }
 
@@ -100,20 +102,20 @@ impl Guard {
         self.config.rate_limit_requests.get()
     }
 
-    /// Whether a session that holds may do what the rule is for.
+    /// Checks whether a valid session satisfies the rule.
     fn allow(&self, who: Who, session: &Session, standing: Standing) -> Result<()> {
         let age = |at| self.sessions.now().duration_since(at).unsigned_abs();
         match who {
-            Who::Admin if standing.role != Role::Admin => Err(Problem::forbidden("insufficient-role", "this needs the role admin")),
-            Who::Confirmed if session.confirmed_at.is_none_or(|at| age(at) > CONFIRMED) => {
-                let detail = "show your password first: `POST /api/v1/session/confirm`";
+            Who::Admin if standing.role != Role::Admin => Err(Problem::forbidden("insufficient-role", "This requires the role admin.")),
+            Who::Confirmed if session.confirmed_at.is_none_or(|at| age(at) > CONFIRMATION_LIFETIME) => {
+                let detail = "Confirm your password first: `POST /api/v1/session/confirm`.";
                 Err(Problem::forbidden("confirmation-required", detail))
             }
             _ => Ok(()),
         }
     }
 
-    /// Session and limit in one round trip. Without Redis there is neither: 503.
+    /// Finds the session and counts the request in one round trip. 503 while Redis is unavailable.
     async fn by_session(&self, id: &str, for_login: Option<(String, u32)>) -> Result<Option<(Session, Standing, Budget)>> {
         let Some((session, answer, a_minute)) = self.sessions.find(id, for_login, self.a_minute()).await? else { return Ok(None) };
         let standing = self.standings.of(session.account_id, session.epoch).await?;
@@ -121,7 +123,7 @@ impl Guard {
         Ok(Some((session, standing, Budget::of(answer, a_minute)?)))
     }
 
-    /// A token is looked up in Postgres at each use; 403 where it lacks the scope.
+    /// Looks the token up in Postgres. 403 if it lacks the scope.
     async fn by_token(&self, token: &str, who: Who, address: ClientAddress) -> Result<Option<(Caller, Option<Budget>)>> {
         if !api_token::has_form(token) {
             return Ok(None);
@@ -132,25 +134,25 @@ impl Guard {
         let caller = Caller { account_id: found.account_id, epoch: found.epoch, by };
         match who {
             Who::Scope(scope) if found.scopes.iter().any(|has| has == scope) => Ok(Some((caller, budget))),
-            Who::Scope(scope) => Err(insufficient_scope(&format!("the token lacks the scope {scope}"))),
-            _ => Err(insufficient_scope("this needs a session, not a token")),
+            Who::Scope(scope) => Err(insufficient_scope(&format!("The token lacks the scope {scope}."))),
+            _ => Err(insufficient_scope("This requires a session. API tokens are not accepted.")),
         }
     }
 
-    /// 401, but counted: guessing has its limit.
+    /// Counts the request and returns a 401, so that guessing is limited.
     async fn nobody(&self, bucket: (String, u32)) -> Result<Problem> {
         self.count(bucket).await?;
         Ok(Problem::unauthenticated())
     }
 
-    /// Counts a request that needs no session: while Redis is away, it passes unlimited.
+    /// Counts a request that needs no session. While Redis is unavailable, the request passes without a limit.
     async fn count(&self, bucket: (String, u32)) -> Result<Option<Budget>> {
         let asked = self.ask(&bucket).await;
         match asked {
             Err(Problem { status: StatusCode::SERVICE_UNAVAILABLE, source, .. }) => {
                 if !self.unlimited.swap(true, Ordering::Relaxed) {
                     let why = source.map(|source| format!("{source:#}")).unwrap_or_default();
-                    warn!(error = why, "requests without a session pass unlimited, Redis is away: {why}");
+                    warn!(error = why, "requests without a session are not rate limited: Redis unavailable: {why}");
                 }
                 Ok(None)
             }

@@ -1,5 +1,5 @@
-//! Who may do what (factor XV: authentication and authorization): rules, the guard, sessions, API tokens, passwords, the
-//! audit trail. It knows the account's row, and no feature.
+//! Authentication and authorization (factor XV): access rules, the guard, sessions, API tokens, passwords and the audit
+//! trail. Knows the account's row, and no feature.
 
 pub mod api_token;
 pub mod audit;
@@ -11,7 +11,7 @@ pub mod secret;
 pub mod session;
 pub mod standing;
 
-// What handlers are made of.
+// The types that handlers use.
 pub use audit::By;
 pub use caller::Caller;
 pub use rules::Role;

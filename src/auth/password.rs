@@ -1,4 +1,4 @@
-//! Passwords: argon2id, off the runtime's threads, and never more at once than `HASH_CONCURRENCY`.
+//! Hashes passwords with argon2id on blocking threads, at most `HASH_CONCURRENCY` at a time.
 
 use std::sync::Arc;
 
@@ -16,25 +16,25 @@ const MEMORY_KIB: u32 = 19 * 1024;
 const ITERATIONS: u32 = 2;
 const LANES: u32 = 1;
 
-/// Blocks that are reserved for a hash, of which only what it works on becomes resident: 33 MiB, since above 32 glibc gives
-/// memory back to the system as soon as it is free. Below it keeps all and finds none of it again, for it looks for a
-/// little more than it once gave: twenty log-ins would leave 200 MB behind.
-const RESERVED: usize = 33 * 1024;
+/// The KiB blocks that are reserved for a hash. Only the blocks that it uses become resident. The reservation is 33 MiB
+/// because glibc returns freed allocations above 32 MiB to the system at once. It keeps smaller ones and cannot reuse
+/// them here, because it searches for slightly more than it gave before: twenty log-ins would leave 200 MB behind.
+const RESERVED_BLOCKS: usize = 33 * 1024;
 
-/// How many characters of a password are looked at for what can be guessed: what lies behind makes it no weaker.
-const LOOKED_AT: usize = 100;
+/// How many characters of a password the strength estimate reads. Further characters cannot make a password weaker.
+const MAX_ESTIMATED_CHARS: usize = 100;
 
-/// A rule for a new password's length, as typed and as hashed. NIST SP 800-63B, 3.1.1: length is what counts. The upper
-/// bound keeps hashing cheap.
+/// Validates a new password's length, as typed and as hashed. Length is what matters for its strength (NIST SP 800-63B,
+/// 3.1.1). The upper bound keeps hashing cheap.
 ///
 /// # Errors
-/// It is too short or too long.
+/// The password is too short or too long.
 pub fn length(password: &SecretString, (): &()) -> garde::Result {
     let [typed, hashed] = [password, &normal(password)].map(|text| text.expose_secret().chars().count());
     if (12..=256).contains(&typed) && hashed >= 12 { Ok(()) } else { Err(garde::Error::new("must have 12 to 256 characters")) }
 }
 
-/// A password as it is hashed: the same text, whichever of Unicode's ways it was typed in (NIST SP 800-63B, 3.1.1.2).
+/// Normalizes a password before hashing, so that all Unicode forms of a text are equal (NIST SP 800-63B, 3.1.1.2).
 fn normal(password: &SecretString) -> SecretString {
     password.expose_secret().nfkc().collect::<String>().into()
 }
@@ -43,19 +43,19 @@ fn normal(password: &SecretString) -> SecretString {
 #[derive(Clone)]
 pub struct Passwords {
     params: Params,
-    /// Hashing is all CPU and memory, and unbounded it would starve the process.
+    /// Limits concurrent hashing, which uses much CPU and memory and would otherwise starve the process.
     permits: Arc<Semaphore>,
-    /// What an unknown address is compared with, so that it takes as long as a known one.
+    /// The hash that a password for an unknown address is compared with, so that it takes as long as for a known one.
     nobody: Arc<str>,
-    /// This deploy's host, which everybody would try.
+    /// This deploy's host, which is an obvious guess.
     host: Arc<str>,
 }
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Comparison {
     pub same: bool,
-    /// Whether the hash is of another cost or another form than those that are made now.
+    /// Whether the hash has another cost or form than new hashes.
     pub outdated: bool,
 }
 
@@ -70,7 +70,7 @@ impl Passwords {
         Ok(Self { params, permits, nobody: nobody()?.into(), host })
     }
 
-    /// A hash that no password has.
+    /// A hash that matches no password.
     ///
     /// # Errors
     /// The system has no randomness.
@@ -78,29 +78,30 @@ impl Passwords {
         nobody()
     }
 
-    /// Hashes a new password of the account with this address, as a PHC string.
+    /// Hashes a new password of the account with this address. Returns a PHC string.
     ///
     /// # Errors
     /// 422 for a password that is easy to guess.
     pub async fn hash_new(&self, password: SecretString, field: &str, address: &str) -> Result<String> {
         let password = normal(&password);
-        let (looked_at, host, address) = (password.clone(), self.host.clone(), address.to_lowercase());
+        let (estimated, host, address) = (password.clone(), self.host.clone(), address.to_lowercase());
         let weak = self.blocking(move || {
-            let looked_at: String = looked_at.expose_secret().chars().take(LOOKED_AT).collect();
+            let estimated: String = estimated.expose_secret().chars().take(MAX_ESTIMATED_CHARS).collect();
             let name = address.split('@').next().unwrap_or_default();
-            let told = looked_at.to_lowercase();
+            let lower = estimated.to_lowercase();
             let known = [address.as_str(), name, &*host];
-            // The estimator takes them for guesses; the whole password must be no more than one of them and a little.
-            known.iter().any(|known| known.len() > 3 && told.replace(known, "").chars().count() < 6)
-                || zxcvbn::zxcvbn(&looked_at, &known).score() < zxcvbn::Score::Three
+            // The estimator counts these as guesses. A password that is one of them plus a few characters is refused as
+            // well.
+            known.iter().any(|known| known.len() > 3 && lower.replace(known, "").chars().count() < 6)
+                || zxcvbn::zxcvbn(&estimated, &known).score() < zxcvbn::Score::Three
         });
         if weak.await? {
-            return Err(Problem::invalid_field(field, "is easy to guess: take several words that do not belong together"));
+            return Err(Problem::invalid_field(field, "is easy to guess: use several unrelated words"));
         }
         self.hash(&password).await
     }
 
-    /// Hashes a password that need not be looked at: it is right already, or random.
+    /// Hashes a password without estimating its strength, because it is already in use or random.
     ///
     /// # Errors
     /// The system has no randomness for a salt.
@@ -112,10 +113,10 @@ impl Passwords {
         hash.await?.map_err(|e| Problem::internal(anyhow::anyhow!("hashing: {e}")))
     }
 
-    /// Whether the password fits the hash. Without a hash it does not, which takes as long to find out.
+    /// Compares a password with a hash. Without a hash the result is never `same`, and it takes as long.
     ///
     /// # Errors
-    /// The stored hash is none.
+    /// The stored hash is invalid.
     pub async fn verify(&self, password: &SecretString, hash: Option<SecretString>) -> Result<Comparison> {
         let known = hash.is_some();
         let hash = hash.unwrap_or_else(|| self.nobody.as_ref().into());
@@ -126,12 +127,12 @@ impl Passwords {
             let salt = hash.salt.ok_or(password_hash::Error::SaltInvalid)?;
             let params = Params::try_from(&hash)?;
             let outdated = (params.m_cost(), params.t_cost(), params.p_cost()) != now;
-            // Digests are compared in a time that tells nothing (`Output`'s own promise).
+            // `Output` compares digests in constant time.
             let fits = |password| Ok::<_, password_hash::Error>(hash == argon2id(password, salt, params.clone())?);
             if fits(&normal)? {
                 return Ok(Comparison { same: true, outdated });
             }
-            // 0.1.0 hashed what was typed, byte by byte.
+            // Version 0.1.0 hashed the password as it was typed, without normalizing it.
             let as_typed = typed.expose_secret() != normal.expose_secret() && fits(&typed)?;
             Ok(Comparison { same: as_typed, outdated: true })
         };
@@ -141,7 +142,7 @@ impl Passwords {
 
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let permit = self.permits.clone().acquire_owned().await.map_err(Problem::internal)?;
-        // The permit goes with the work, which goes on when the request that asked for it has timed out.
+        // The permit moves with the work, because the work continues even if its request has timed out.
         let done = tokio::task::spawn_blocking(move || {
             let result = work();
             drop(permit);
@@ -151,7 +152,7 @@ impl Passwords {
     }
 }
 
-/// The hash of no password: its salt and digest are random, its parameters are everyone's.
+/// A hash that matches no password. Its salt and digest are random, and its parameters are those of real hashes.
 fn nobody() -> anyhow::Result<String> {
     let (mut salt, mut digest) = ([0; 16], [0; 32]);
     for bytes in [&mut salt[..], &mut digest[..]] {
@@ -161,10 +162,10 @@ fn nobody() -> anyhow::Result<String> {
     Ok(format!("$argon2id$v=19$m={MEMORY_KIB},t={ITERATIONS},p={LANES}${}${}", text(&salt), text(&digest)))
 }
 
-/// The hash of a password, with all that it takes to make it again.
+/// The hash of a password, including the parameters to compute it again.
 fn argon2id(password: &SecretString, salt: Salt, params: Params) -> password_hash::Result<PasswordHash> {
     let (algorithm, version, text) = (Algorithm::Argon2id, Version::V0x13, ParamsString::try_from(&params)?);
-    let mut memory = Vec::with_capacity(RESERVED);
+    let mut memory = Vec::with_capacity(RESERVED_BLOCKS);
     memory.resize(params.block_count(), Block::new());
     let mut digest = [0; Params::DEFAULT_OUTPUT_LEN];
     let argon2 = Argon2::new(algorithm, version, params);

@@ -1,6 +1,7 @@
-//! Rules: who may ask for an operation, and how often. The features' tables of rules decide, and nothing else does.
+//! Access rules: who may call an operation, and how often. Only the features' tables of rules decide that.
 //!
-//! No rule can say whose data a request may see: each query asks for the caller's own rows, and another's are 404.
+//! A rule cannot say whose data a request may see. Each query selects the caller's own rows, so another account's data
+//! is 404.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,7 +14,7 @@ use utoipa::ToSchema;
 use crate::http::openapi::{Access, DocumentedProblem};
 use crate::http::problem::{Problem, Result};
 
-/// What a person may do.
+/// An account's role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema, sqlx::Type, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -22,22 +23,24 @@ pub enum Role {
     Admin,
 }
 
-/// Who may ask for an operation.
+/// Who may call an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
-    /// Everybody.
+    /// Every client, signed in or not.
     Anyone,
-    /// A session. A token is refused, whatever its scopes.
+    /// A session. Tokens are refused, whatever their scopes.
     SignedIn,
-    /// A session whose person showed the password in the last ten minutes: a stolen session is not a stolen account.
+    /// A session in which the password was entered in the last ten minutes. A thief of the session cannot take the
+    /// account over.
     Confirmed,
     /// A session, or a token with this scope.
     Scope(&'static str),
-    /// An admin's session.
+    /// The session of an admin.
     Admin,
 }
 
-/// As `admin access` prints it: `anyone`, `session`, `confirmed session`, `session or scope tokens:read`, `admin session`.
+/// As `admin access` prints it: `anyone`, `session`, `confirmed session`, `session or scope tokens:read`, `admin
+/// session`.
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -50,30 +53,31 @@ impl fmt::Display for Who {
     }
 }
 
-/// How often an operation may be asked for.
+/// How often an operation may be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rate {
-    /// `RATE_LIMIT_REQUESTS`, by account, and by client address for a request that is nobody's. While Redis is unavailable
-    /// requests without a session pass unlimited.
+    /// `RATE_LIMIT_REQUESTS`, counted by account, or by client address for a request without one. While Redis is
+    /// unavailable, requests without a session are not limited.
     Requests,
-    /// `RATE_LIMIT_LOGIN`, by client address: what sends mails or tries secrets. Never by account alone, which would let
-    /// anyone lock a person out. By account and address together it would never be reached before the address's own limit.
-    /// While Redis is unavailable it is 503, since both must be counted.
+    /// `RATE_LIMIT_LOGIN`, counted by client address, for operations that send a mail or try a password. Counting by
+    /// account alone would let anyone lock a person out, and the limit of an account at one address could never be
+    /// reached before the address's own. While Redis is unavailable these operations are 503, because they must not go
+    /// uncounted.
     LogIn,
 }
 
 impl Rate {
-    /// The variable that sets the limit.
+    /// The environment variable that sets the limit.
     pub fn variable(self) -> &'static str {
         if self == Self::Requests { "RATE_LIMIT_REQUESTS" } else { "RATE_LIMIT_LOGIN" }
     }
 }
 
-/// A line of a table of rules.
+/// One line of a feature's table of rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     pub method: Method,
-    /// The route's template: `/api/v1/tokens/{id}`.
+    /// The route's template, such as `/api/v1/tokens/{id}`.
     pub path: &'static str,
     pub who: Who,
     pub rate: Rate,
@@ -84,7 +88,7 @@ impl Rule {
         Self { method, path, who, rate }
     }
 
-    /// What the API's document says of the rule.
+    /// The rule as the `OpenAPI` document describes it.
     pub fn access(&self) -> Access {
         let security = match self.who {
             Who::Anyone => json!([]),
@@ -107,37 +111,37 @@ impl Rule {
     }
 }
 
-/// The problems that the guard answers with.
+/// The problems that the guard responds with.
 const REFUSALS: &[DocumentedProblem] = &[
-    DocumentedProblem::new("401", "unauthenticated", "There is no session or token, or it has ended"),
+    DocumentedProblem::new("401", "unauthenticated", "The request has no session or token, or it has ended"),
     DocumentedProblem::new(
         "403",
         "confirmation-required",
-        "The password was not shown in the last ten minutes: `POST /api/v1/session/confirm`",
+        "The password was not confirmed in the last ten minutes: `POST /api/v1/session/confirm`",
     ),
     DocumentedProblem::new("403", "cross-site", "A change with a cookie came from another site"),
     DocumentedProblem::new("403", "insufficient-role", "The session is not an admin's"),
-    DocumentedProblem::new("403", "insufficient-scope", "The token may not do this"),
+    DocumentedProblem::new("403", "insufficient-scope", "The token lacks the scope, or the operation requires a session"),
 ];
 
-/// How a request can show whose it is, as the API's document names it.
+/// The ways to authenticate a request, as the `OpenAPI` document names them.
 pub fn security_schemes() -> Value {
     json!({
         "session": { "type": "apiKey", "in": "cookie", "name": "id",
-            "description": "Set by a log-in. `__Host-id` over https. A change needs an `Origin` or `Sec-Fetch-Site` header too." },
-        "token": { "type": "http", "scheme": "bearer", "description": "An API token with the scope that the operation names." },
+            "description": "Set at log-in. Named `__Host-id` over https. A change also needs an `Origin` or `Sec-Fetch-Site` header." },
+        "token": { "type": "http", "scheme": "bearer", "description": "An API token that has the operation's scope." },
     })
 }
 
-/// The scopes that the rules ask for, in order.
+/// The scopes that the rules require, sorted.
 pub fn scopes<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> BTreeSet<&'static str> {
     rules.into_iter().filter_map(|rule| if let Who::Scope(scope) = rule.who { Some(scope) } else { None }).collect()
 }
 
-/// The rule for a route, whose GET is also its HEAD.
+/// The rule for a route. The rule for GET applies to HEAD too.
 ///
 /// # Errors
-/// 405 with `Allow`: no rule names the method on that path, so nobody may.
+/// 405 with `Allow`: no rule names the method on that path.
 pub fn find<'a>(rules: &'a [Rule], method: &Method, path: &str) -> Result<&'a Rule> {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let of_path = || rules.iter().filter(|rule| rule.path == path);

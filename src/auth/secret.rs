@@ -1,10 +1,11 @@
-//! Secrets that open something: made of 256 random bits, kept as a hash, so that a look into a store opens nothing.
+//! Secrets of 256 random bits for sessions, tokens and links. Only their hash is stored, so that reading a store
+//! reveals no secret.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
-/// A new secret, as 43 characters that need no escaping in an address.
+/// Creates a secret of 43 characters that need no escaping in a URL.
 ///
 /// # Errors
 /// The system has no randomness.
@@ -14,7 +15,7 @@ pub fn mint() -> anyhow::Result<String> {
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// What is kept of a secret. SHA-256 is enough: nobody guesses 256 random bits.
+/// The hash of a secret, as it is stored. SHA-256 is enough, because nobody can guess 256 random bits.
 pub fn hash(secret: &str) -> Vec<u8> {
     Sha256::digest(secret).to_vec()
 }

@@ -1,7 +1,8 @@
-//! Sessions in Redis (factor VI: a process keeps nothing): the next request may meet another process.
+//! Sessions live in Redis (factor VI), because any process may serve the next request.
 //!
-//! A cookie holds 256 random bits; Redis knows only their hash, so that a look into Redis opens no session.
-//! `session:{hash}` is the session, `sessions:{account}` the set of an account's hashes, sorted by the time of their log-in.
+//! A cookie holds 256 random bits. Redis stores only their hash, so that reading Redis reveals no session.
+//! `session:{hash}` is the session. `sessions:{account}` is the set of an account's hashes, sorted by the time of their
+//! log-in.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -22,30 +23,30 @@ use crate::config::{self, PublicUrl};
 use crate::http::{Problem, limits};
 use crate::resources::redis::{self, Redis};
 
-/// What Redis keeps of a session; the guard adds it to a request where a rule asks for one.
+/// A session as Redis stores it. The guard adds it to a request if the rule requires a session.
 #[derive(Debug, Clone, Serialize, Deserialize, FromRequestParts)]
 #[from_request(via(Extension))]
 pub struct Session {
     pub account_id: Uuid,
-    /// The account's epoch at log-in; a session of an older epoch has been ended.
+    /// The account's epoch at log-in. If the account's epoch is higher now, the session has ended.
     pub epoch: i32,
-    /// For 0.1.0, which went by it. What an account may do is asked of Postgres.
+    /// Only version 0.1.0 reads it. This version reads the role from Postgres.
     pub role: Role,
     pub created_at: Timestamp,
-    /// When the password was last shown. None in sessions of 0.1.0.
+    /// When the password was last entered. None in sessions of version 0.1.0.
     #[serde(default)]
     pub confirmed_at: Option<Timestamp>,
-    /// The program that logged in, as it calls itself.
+    /// The `User-Agent` of the program that logged in.
     pub user_agent: Option<String>,
-    /// The Redis key's last part.
+    /// The last part of the Redis key.
     #[serde(skip)]
     pub hash: String,
 }
 
-/// A new session's id, which only its cookie may hold.
+/// A new session's id. Only the cookie may contain it.
 pub struct SessionId(String);
 
-/// Finds a session and counts a request, in the bucket that is named or in the account's.
+/// The script that finds a session, renews its TTL and counts the request, in the named bucket or in the account's.
 static FIND: LazyLock<String> = LazyLock::new(|| {
     format!(
         "local data = redis.call('GETEX', KEYS[1], 'PX', ARGV[2])
@@ -57,8 +58,8 @@ static FIND: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// How many sessions an account has at most, or one account could fill the store.
-const SESSIONS: isize = 100;
+/// How many sessions an account may have. Without a limit, one account could fill the store.
+const MAX_SESSIONS: isize = 100;
 
 /// The store of sessions.
 #[derive(Clone)]
@@ -82,10 +83,11 @@ impl Sessions {
         Self { redis, ttl: config.session_ttl.0, max_age: config.session_max_age.0, cookie, attributes, now }
     }
 
-    /// Starts a session and gives its id, for [`Self::cookie`]; its `hash` is set here. The oldest end where there are too many.
+    /// Starts a session, sets its `hash` and returns its id for [`Self::cookie`]. If the account has too many sessions,
+    /// the oldest end.
     ///
     /// # Errors
-    /// Redis is away, or the system has no randomness.
+    /// Redis is unavailable, or the system has no randomness.
     pub async fn start(&self, session: Session) -> Result<(SessionId, Session), Problem> {
         let id = secret::mint().map_err(Problem::internal)?;
         let session = Session { hash: hash(&id), ..session };
@@ -95,10 +97,10 @@ impl Sessions {
         commands.cmd("SET").arg(key(&session.hash)).arg(data).arg("PX").arg(millis(self.ttl.min(self.max_age))).ignore();
         let born = session.created_at.as_millisecond();
         commands.zadd(&set, &session.hash, born).ignore();
-        // What is too old anyway needs no place in the set.
+        // Removes sessions that have exceeded their maximum age from the set.
         commands.cmd("ZREMRANGEBYSCORE").arg(&set).arg("-inf").arg(born.saturating_sub_unsigned(millis(self.max_age))).ignore();
         commands.cmd("PEXPIRE").arg(&set).arg(millis(self.max_age)).ignore();
-        commands.zrange(&set, 0, -SESSIONS - 1);
+        commands.zrange(&set, 0, -MAX_SESSIONS - 1);
         let (beyond,): (Vec<String>,) = self.redis.run(commands.atomic()).await?;
         if !beyond.is_empty() {
             self.thin_out(session.account_id).await?;
@@ -106,8 +108,7 @@ impl Sessions {
         Ok((SessionId(id), session))
     }
 
-    /// Takes the sessions out of an account's set that have run out by themselves, and ends the oldest of those that are
-    /// still too many.
+    /// Removes expired sessions from an account's set and ends the oldest ones if there are still too many.
     async fn thin_out(&self, account_id: Uuid) -> Result<(), redis::Error> {
         let hashes = members(&self.redis, account_id).await?;
         let mut ask = pipe();
@@ -115,7 +116,7 @@ impl Sessions {
             ask.exists(key(hash));
         }
         let live: Vec<bool> = self.redis.run(&ask).await?;
-        let mut beyond = live.iter().filter(|live| **live).count().saturating_sub(SESSIONS.unsigned_abs());
+        let mut beyond = live.iter().filter(|live| **live).count().saturating_sub(MAX_SESSIONS.unsigned_abs());
         let mut commands = pipe();
         for (hash, live) in hashes.iter().zip(live) {
             if !live || beyond > 0 {
@@ -126,11 +127,11 @@ impl Sessions {
         self.redis.run(commands.atomic()).await
     }
 
-    /// Finds a session, gives it a new lease of life, and counts a request in a bucket, all in one round trip: in `bucket`,
-    /// or in the account's own, which so many fit into a minute. None if there is no such session, or it is too old.
+    /// Finds a session, renews its TTL and counts the request, all in one round trip. The request counts in `bucket`,
+    /// or in the account's own bucket, which allows `a_minute`. None if there is no such session or it is too old.
     ///
     /// # Errors
-    /// Redis is away.
+    /// Redis is unavailable.
     pub async fn find(
         &self,
         id: &str,
@@ -153,15 +154,15 @@ impl Sessions {
         (self.now)()
     }
 
-    /// Notes that the session's person has shown the password, now.
+    /// Records that the password has just been entered in this session.
     ///
     /// # Errors
-    /// Redis is away.
+    /// Redis is unavailable.
     pub async fn confirm(&self, session: Session) -> Result<(), Problem> {
         let session = Session { confirmed_at: Some((self.now)()), ..session };
         let data = serde_json::to_string(&session).map_err(Problem::internal)?;
         let mut commands = pipe();
-        // One that has ended meanwhile stays ended.
+        // XX: a session that has ended meanwhile is not created again.
         commands.cmd("SET").arg(key(&session.hash)).arg(data).arg("XX").arg("KEEPTTL").ignore();
         Ok(self.redis.run(&commands).await?)
     }
@@ -169,7 +170,7 @@ impl Sessions {
     /// An account's sessions with the time of their last use, the oldest first.
     ///
     /// # Errors
-    /// Redis is away.
+    /// Redis is unavailable.
     pub async fn list(&self, account_id: Uuid) -> Result<Vec<(Session, Timestamp)>, redis::Error> {
         let hashes = members(&self.redis, account_id).await?;
         let mut commands = pipe();
@@ -182,7 +183,7 @@ impl Sessions {
             .zip(answers)
             .filter_map(|(hash, (data, left))| {
                 let session = Session { hash, ..serde_json::from_str(&data?).ok()? };
-                // Each use sets its time to live anew, so what is missing of it is the time since.
+                // Each use renews the TTL, so the missing part of it is the time since the last use.
                 let idle = self.ttl.saturating_sub(Duration::from_millis(u64::try_from(left).ok()?));
                 let last_used = (self.now)().checked_sub(idle).ok()?.max(session.created_at);
                 Some((session, last_used))
@@ -192,10 +193,10 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Ends one session of an account, by its hash; says whether the account had it.
+    /// Ends one session of an account by its hash. Returns whether the account had it.
     ///
     /// # Errors
-    /// Redis is away, and the session goes on.
+    /// Redis is unavailable, and the session has not ended.
     pub async fn end(&self, account_id: Uuid, hash: &str) -> Result<bool, redis::Error> {
         let mut ask = pipe();
         ask.cmd("ZSCORE").arg(set_key(account_id)).arg(hash);
@@ -206,10 +207,10 @@ impl Sessions {
         Ok(born.is_some())
     }
 
-    /// Ends the session whose id a request brings, if it brings one.
+    /// Ends the session that a request's cookie names, if there is one.
     ///
     /// # Errors
-    /// Redis is away, and the session goes on.
+    /// Redis is unavailable, and the session has not ended.
     pub async fn end_of(&self, headers: &HeaderMap) -> Result<(), redis::Error> {
         let Some(hash) = self.id_in(headers).map(hash) else { return Ok(()) };
         let mut commands = pipe();
@@ -221,12 +222,12 @@ impl Sessions {
         self.redis.run(&commands).await
     }
 
-    /// The `Set-Cookie` value that hands a session to the browser.
+    /// The `Set-Cookie` value that stores a session in the browser.
     pub fn cookie(&self, id: &SessionId) -> Result<HeaderValue, Problem> {
         self.set_cookie(&id.0, self.max_age.as_secs())
     }
 
-    /// The `Set-Cookie` value that takes the session from the browser.
+    /// The `Set-Cookie` value that removes the session from the browser.
     pub fn no_cookie(&self) -> Result<HeaderValue, Problem> {
         self.set_cookie("", 0)
     }
@@ -244,7 +245,7 @@ impl Sessions {
     }
 }
 
-/// The value of a request's cookie (RFC 6265, 5.4). Other cookies may hold any bytes.
+/// The value of a request's cookie (RFC 6265, 5.4). Other cookies may contain any bytes.
 pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut pairs = headers.get_all(header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
     pairs.find_map(|pair| str::from_utf8(pair).ok()?.trim().split_once('=').filter(|(known, _)| *known == name)).map(|(_, value)| value)
@@ -253,7 +254,7 @@ pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// Ends every session of an account that began before `epoch`.
 ///
 /// # Errors
-/// Redis is away; some sessions may have ended.
+/// Redis is unavailable. Some of the sessions may have ended.
 pub async fn end_before(redis: &Redis, account_id: Uuid, epoch: i32) -> Result<(), redis::Error> {
     for hash in members(redis, account_id).await? {
         let mut get = pipe();
@@ -267,7 +268,8 @@ pub async fn end_before(redis: &Redis, account_id: Uuid, epoch: i32) -> Result<(
     Ok(())
 }
 
-/// At once, or a session that goes on would be in no list, and nobody could end it.
+/// Deletes the session and its entry in the set together. Otherwise a live session could be missing from the list, and
+/// nobody could end it.
 async fn end(redis: &Redis, account_id: Uuid, hash: &str) -> Result<(), redis::Error> {
     let mut commands = pipe();
     commands.del(key(hash)).ignore().zrem(set_key(account_id), hash).ignore();
@@ -281,7 +283,7 @@ async fn members(redis: &Redis, account_id: Uuid) -> Result<Vec<String>, redis::
     Ok(hashes)
 }
 
-/// What Redis knows of a session's id.
+/// The hash of a session's id, as Redis stores it.
 pub fn hash(id: &str) -> String {
     URL_SAFE_NO_PAD.encode(secret::hash(id))
 }

@@ -1,7 +1,7 @@
-//! How an account stands: whether its sessions still hold, and what it may do.
+//! The standing of an account: whether its sessions still hold, and its role.
 //!
-//! Ending a session deletes it in Redis, but a deletion may be late or lost. So a process asks Postgres too, when what it
-//! knows of an account is older than five seconds.
+//! Ending a session deletes it in Redis, but the deletion may be late or lost. So a process also asks Postgres, and
+//! caches the answer for five seconds.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,13 +15,13 @@ use super::rules::Role;
 use crate::http::Result;
 use crate::resources::postgres::Pool;
 
-/// How long a process goes by what it knows: so long an ended session may still be let in.
-const KNOWN: Duration = Duration::from_secs(5);
+/// How long a process uses a cached standing. An ended session may still be admitted for this long.
+const CACHE_TTL: Duration = Duration::from_secs(5);
 
-/// How many accounts a process remembers; some 100 bytes each.
-const REMEMBERED: usize = 10_000;
+/// How many accounts a process caches, at some 100 bytes each.
+const CACHE_CAPACITY: usize = 10_000;
 
-/// What decides whether a session holds.
+/// The columns that decide whether a session holds.
 #[derive(Debug, Clone, Copy)]
 pub struct Standing {
     /// Sessions of an earlier epoch have been ended.
@@ -30,7 +30,7 @@ pub struct Standing {
     pub suspended: bool,
 }
 
-/// What a process knows of the accounts whose sessions it has met.
+/// The cached standings of a process.
 pub struct Standings {
     postgres: Pool,
     known: Mutex<HashMap<Uuid, (Instant, Standing)>>,
@@ -41,27 +41,27 @@ impl Standings {
         Self { postgres, known: Mutex::default() }
     }
 
-    /// How an account stands, as of five seconds ago at most; none where there is no such account.
+    /// The standing of an account, at most five seconds old. None if there is no such account.
     ///
-    /// `epoch` is that of a session. A newer one than is known shows that what is known is too old.
+    /// `epoch` is that of the session. If it is newer than the cached one, the cache is outdated.
     ///
     /// # Errors
-    /// 503: Postgres is away, and what is known is too old.
+    /// 503: the cache is outdated and Postgres is unavailable.
     pub async fn of(&self, account_id: Uuid, epoch: i32) -> Result<Option<Standing>> {
         let now = Instant::now();
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&account_id).copied();
         if let Some((at, standing)) = known
-            && now < at + KNOWN
+            && now < at + CACHE_TTL
             && standing.epoch >= epoch
         {
             return Ok(Some(standing));
         }
         let found = self.ask(account_id).await?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= REMEMBERED {
-            known.retain(|_, (at, _)| now < *at + KNOWN);
+        if known.len() >= CACHE_CAPACITY {
+            known.retain(|_, (at, _)| now < *at + CACHE_TTL);
         }
-        if known.len() >= REMEMBERED {
+        if known.len() >= CACHE_CAPACITY {
             known.clear();
         }
         match found {

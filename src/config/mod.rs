@@ -1,7 +1,7 @@
 //! Every environment variable that a program reads (factor III: config).
 //!
-//! A section is one plain struct that `envy` fills; a field is a variable, its name in lower case, its doc comment
-//! the variable's meaning, unit and default. Knows nothing of what the settings are for.
+//! A section is one plain struct that `envy` fills. A field is a variable, with its name in lower case. Its doc comment is the
+//! variable's description in `.env.example` and `docs/config.md`. Knows nothing of what the settings are for.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub use database_url::DatabaseUrl;
 pub use reading::{Env, Problems, Section, Setting, Variable, read};
 use reading::{group, section};
 pub use settings::{
-    CertificateFile, Endpoint, Exporter, Lasting, Lease, LogFilter, LogFormat, Names, Origins, Protocol, PublicUrl, RedisUrl, Sampler,
+    CertificateFile, Endpoint, Exporter, Lease, LogFilter, LogFormat, MinDuration, Names, Origins, Protocol, PublicUrl, RedisUrl, Sampler,
     Share,
 };
 pub use smtp_url::{SmtpServer, SmtpTls, SmtpUrl};
@@ -26,11 +26,11 @@ pub use smtp_url::{SmtpServer, SmtpTls, SmtpUrl};
 section! {
     /// What every long-running process type reads.
     pub struct Process {
-        /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or filter directives such as `info,sqlx=warn`
+        /// Log level: `error`, `warn`, `info`, `debug`, `trace`, or filter directives such as `info,sqlx=warn`
         log_level: LogFilter = "info",
-        /// `json`, one object a line, or `pretty`, for people
+        /// Log format: `json`, one object a line, or `pretty`, for people
         log_format: LogFormat = "json",
-        /// The release's id, as the platform counts it; shown by `/version` and on every log line
+        /// The platform's id of the release; `/version` and every log line show it
         release_version: Option<String>,
         /// Name of this process in the log; Heroku sets it
         dyno: Option<String>,
@@ -38,17 +38,17 @@ section! {
         hostname: Option<String>,
         /// Port of a second listener with `/metrics`, `/livez` and `/readyz`; unset opens none
         metrics_port: Option<u16>,
-        /// File with the certificates of a private authority, in place of the system's: for TLS to Postgres, Redis, the mail server and the collector
+        /// File with the certificates of a private authority, which replace the system's for TLS to Postgres, Redis, the mail server and the collector
         ssl_cert_file: Option<CertificateFile>,
-        /// How long requests and jobs in flight may finish after SIGTERM
+        /// How long requests and jobs in flight may take to finish after SIGTERM
         drain_timeout: Duration = "25s",
-        /// OpenTelemetry collector that takes traces over HTTP or HTTPS: `http://collector:4318`; unset sends none
+        /// OpenTelemetry collector that accepts traces over HTTP or HTTPS: `http://collector:4318`; unset sends none
         otel_exporter_otlp_endpoint: Option<Endpoint>,
-        /// The whole address that takes traces, path and all, in place of the collector's
+        /// The full address for traces, including the path; replaces the collector's address
         otel_exporter_otlp_traces_endpoint: Option<Endpoint>,
-        /// How traces are sent: `http/protobuf`
+        /// Protocol for all signals: `http/protobuf`
         otel_exporter_otlp_protocol: Option<Protocol>,
-        /// How traces are sent, in place of the one for all
+        /// Protocol for traces; replaces the one for all signals
         otel_exporter_otlp_traces_protocol: Option<Protocol>,
         /// Where traces are sent: `otlp` or `none`
         otel_traces_exporter: Exporter = "otlp",
@@ -56,15 +56,15 @@ section! {
         otel_sdk_disabled: bool = "false",
         /// Headers for the collector, such as its key: `name=value,name=value`
         otel_exporter_otlp_headers: Option<SecretString>,
-        /// Name of the service, in the log, in traces and at `/version`: tells two services in one log store apart
+        /// Name of the service in the log, in traces and at `/version`; distinguishes two services in one log store
         otel_service_name: String = "app",
-        /// More about this deploy in traces: `name=value,name=value`
+        /// More attributes of this deploy for traces: `name=value,name=value`
         otel_resource_attributes: Option<String>,
         /// Which traces are sent: `always_on`, `always_off`, `traceidratio`, or one of these after `parentbased_`
         otel_traces_sampler: Option<Sampler>,
         /// The share of traces that `traceidratio` sends, from 0 to 1
         otel_traces_sampler_arg: Option<Share>,
-        /// Milliseconds that spans wait to be sent together
+        /// How many milliseconds spans wait, so that several are sent together
         otel_bsp_schedule_delay: Option<u16>,
     }
 }
@@ -82,7 +82,7 @@ section! {
     pub struct Database {
         /// Postgres database: `postgres://user:password@host:5432/name`
         database_url: DatabaseUrl,
-        /// Connections to Postgres that one process may hold, and one more for its probes; a worker holds another, to hear of new jobs
+        /// Connections to Postgres that one process may hold; it holds one more for its probes, and a worker one more to listen for new jobs
         database_pool_size: NonZeroU32 = "10",
     }
 }
@@ -100,7 +100,7 @@ section! {
 section! {
     /// The mail server.
     pub struct Smtp {
-        /// Mail server: `smtp://host:25`, `smtps://user:password@host`, or `smtp://host:587?tls=required`; `tls` may be `opportunistic` or `none` too, and is `required` where there is a password and the host is another
+        /// Mail server: `smtp://host:25`, `smtps://user:password@host`, or `smtp://host:587?tls=required`; `tls` may also be `opportunistic` or `none`, and defaults to `required` for a password on another host
         smtp_url: SmtpUrl,
         /// Sender of every mail: `Example <hello@example.com>`
         mail_from: Mailbox,
@@ -108,9 +108,9 @@ section! {
 }
 
 section! {
-    /// How people reach this deploy.
+    /// The public address of this deploy.
     pub struct Site {
-        /// Canonical address of this deploy, for links, cookies and the origin check: `https://example.com`; `https` makes cookies `Secure`
+        /// Canonical address of this deploy, for links, cookies and the origin check: `https://example.com`; with `https`, cookies are `Secure`
         public_url: PublicUrl,
     }
 }
@@ -120,23 +120,23 @@ section! {
     pub struct Http {
         /// Port that `web` listens on, on all interfaces
         port: u16 = "8080",
-        /// A session's life after its last use
-        session_ttl: Lasting = "14d",
-        /// A session's life in all
-        session_max_age: Lasting = "90d",
-        /// A request's time, after which it gets 503
-        request_timeout: Lasting = "10s",
-        /// How long `web` keeps accepting after SIGTERM while `/readyz` already says no
+        /// How long a session lives after its last use
+        session_ttl: MinDuration = "14d",
+        /// How long a session lives in total
+        session_max_age: MinDuration = "90d",
+        /// How long a request may take; after that it gets a 503
+        request_timeout: MinDuration = "10s",
+        /// How long `web` keeps accepting connections after SIGTERM, while `/readyz` already fails
         drain_delay: Duration = "0s",
-        /// Log-ins, sign-ups, resets and other requests that try a password or send a mail, a minute, by client address
+        /// Log-ins, sign-ups, resets and other requests that try a password or send a mail, per minute and client address
         rate_limit_login: NonZeroU32 = "10",
-        /// Requests a minute, by account; by client address for who has neither session nor token
+        /// Requests per minute and account; without a session or token, per client address
         rate_limit_requests: NonZeroU32 = "1200",
-        /// Passwords that one process hashes at a time, with 33 MiB for each; unset means as many as it has cores, but at most 4
+        /// Passwords that one process hashes at a time, which takes 33 MiB each; unset means one per core, but at most 4
         hash_concurrency: Option<NonZeroU32>,
-        /// How many proxies stand in front, each of which adds the address it was called from to `X-Forwarded-For`
+        /// How many proxies are in front of `web`, each of which appends its caller's address to `X-Forwarded-For`
         trusted_proxies: u16 = "0",
-        /// Other sites whose pages may call the API, separated by commas: `https://app.example.com`; unset allows none. The cookie is `SameSite=Lax`, so it comes along only from hosts of the same registrable domain; others need a token
+        /// Other sites whose pages may call the API, separated by commas: `https://app.example.com`; unset allows none. Browsers send the `SameSite=Lax` cookie only from hosts of the same registrable domain; other sites need a token
         cors_origins: Option<Origins>,
         /// Whether `/docs` and `/openapi.json` are served: `true` or `false`
         api_docs: bool = "true",
@@ -148,7 +148,7 @@ section! {
     pub struct Jobs {
         /// Jobs that one worker runs at a time
         worker_concurrency: NonZeroU32 = "10",
-        /// How long a claimed job is a worker's own without a heartbeat, 10s or longer; there is one every third of it
+        /// How long a worker holds a claimed job without a heartbeat, at least 10s; a heartbeat comes every third of it
         job_lease: Lease = "30s",
         /// Kinds of jobs that this worker runs, separated by commas; unset means all
         worker_kinds: Option<Names>,

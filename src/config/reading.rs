@@ -1,14 +1,14 @@
-//! How variables become sections: all problems are found at once, and none shows a value.
+//! Reads variables into sections. It reports all problems at once, and no problem shows a value.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
 use serde::{Deserialize, Deserializer};
 
-/// Reads a section, or a group of them.
+/// Reads a section or a group of sections.
 ///
 /// # Errors
-/// All problems at once, each with the variable's name and none with its value.
+/// Every problem, with the variable's name and without its value.
 pub fn read<S: Section>(env: &Env) -> Result<S, Problems> {
     let mut problems = Problems::default();
     S::read(env, &mut problems).filter(|_| problems.0.is_empty()).ok_or(problems)
@@ -31,7 +31,7 @@ impl<A: Section, B: Section> Section for (A, B) {
     }
 }
 
-/// What a variable means, for people.
+/// A variable and its description for people.
 #[derive(Debug, Clone)]
 pub struct Variable {
     pub name: String,
@@ -54,10 +54,10 @@ impl Variable {
         }
     }
 
-    /// The value as it stands in the environment and where it came from, checked.
+    /// The validated value and where it comes from.
     ///
     /// # Errors
-    /// What is wrong with it, in words that complete the variable's name.
+    /// The problem with the value. The text completes a sentence that begins with the variable's name.
     pub fn find(&self, env: &Env) -> Result<Option<(String, &'static str)>, String> {
         let found = self.look_up(env)?;
         if let Some((text, _)) = &found {
@@ -70,7 +70,7 @@ impl Variable {
         let here = env.get(&self.name)?.map(|text| (text, "environment"));
         let file = if self.secret { env.get(&format!("{}_FILE", self.name))? } else { None };
         match (here, file) {
-            (Some(_), Some(_)) => Err(format!("is set, and so is {}_FILE: keep one of them", self.name)),
+            (Some(_), Some(_)) => Err(format!("is set, and so is {}_FILE: set only one of them", self.name)),
             (None, Some(path)) => match std::fs::read_to_string(path) {
                 Ok(text) if text.trim_end().is_empty() => Err("is an empty file".to_owned()),
                 Ok(text) => Ok(Some((text.trim_end().to_owned(), "file"))),
@@ -81,18 +81,18 @@ impl Variable {
     }
 }
 
-/// The environment, read once at start.
+/// The environment, which is read once at the start.
 #[derive(Clone)]
 pub struct Env(BTreeMap<String, Option<String>>);
 
 impl Env {
-    /// The process's own environment. A value that is not UTF-8 is kept as a problem of its variable.
+    /// Reads the process's environment. A value that is not UTF-8 becomes a problem of its variable.
     pub fn of_process() -> Self {
         let text = |os: std::ffi::OsString| os.into_string().ok();
         Self(std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)))).collect())
     }
 
-    /// Whether a secret may stand in a file, which can change while the process runs.
+    /// Whether a secret may be in a file, which can change while the process runs.
     pub fn names_files(&self) -> bool {
         self.0.keys().any(|name| name.ends_with("_FILE") && name != "SSL_CERT_FILE")
     }
@@ -100,24 +100,25 @@ impl Env {
     fn get(&self, name: &str) -> Result<Option<String>, String> {
         match self.0.get(name) {
             Some(None) => Err("is not valid UTF-8".to_owned()),
-            // Empty counts as unset, but not to the TLS library, which reads SSL_CERT_FILE itself.
+            // An empty value counts as unset. SSL_CERT_FILE is an exception, because the TLS library reads it itself.
             Some(Some(text)) if !text.is_empty() || name == "SSL_CERT_FILE" => Ok(Some(text.clone())),
             _ => Ok(None),
         }
     }
 }
 
-/// What is wrong with the configuration, a line for each variable.
+/// The problems of the configuration, one for each variable.
 #[derive(Debug, Clone, Default)]
 pub struct Problems(Vec<(String, String)>);
 
 impl Problems {
-    /// A problem that only the process itself can see.
+    /// A problem that only the process itself can detect.
     pub fn of(variable: &str, problem: impl Into<String>) -> Self {
         Self(vec![(variable.to_owned(), problem.into())])
     }
 
-    /// Adds a problem. A variable has one: what two sections share, or what is wrong and so also missing, is told once.
+    /// Adds a problem, unless the variable already has one. Two sections may share a variable, and an invalid value
+    /// also counts as missing.
     fn add(&mut self, variable: &Variable, problem: impl Into<String>) {
         if self.0.iter().all(|(name, _)| *name != variable.name) {
             self.0.push((variable.name.clone(), problem.into()));
@@ -134,21 +135,21 @@ impl Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A type that a variable's text can be read as.
+/// A type that a variable's text can be parsed into.
 pub trait Setting: Sized {
     /// Whether the value must never be shown.
     const SECRET: bool = false;
 
-    /// Reads the text; the error completes a sentence that begins with the variable's name, and never holds the text.
+    /// Parses the text. The error completes a sentence that begins with the variable's name and never contains the text.
     fn parse(text: &str) -> Result<Self, String>;
 
-    /// The value when the variable is unset and has no default; none makes the variable required.
+    /// The value if the variable is unset and has no default. None makes the variable required.
     fn absent() -> Option<Self> {
         None
     }
 }
 
-/// What `envy` fills: a deserialization that never fails, so that all problems are found at once.
+/// A field that `envy` fills. Its deserialization never fails, so that all problems are found at once.
 pub(super) struct Field<T>(Option<Result<T, String>>);
 
 impl<T> Default for Field<T> {
@@ -175,7 +176,7 @@ impl<T: Setting> Field<T> {
     }
 }
 
-/// Fills the raw form of a section, which never fails for what a value holds.
+/// Fills the raw form of a section. An invalid value does not make it fail.
 pub(super) fn fill<R: for<'de> Deserialize<'de>>(section: &str, variables: &[Variable], env: &Env, problems: &mut Problems) -> Option<R> {
     let mut pairs = Vec::new();
     for variable in variables {

@@ -1,4 +1,4 @@
-//! The types that a variable can have, each read from text once and good from then on.
+//! The types that a variable can have. Each is parsed once from text and valid from then on.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use super::Setting;
 #[derive(Debug, Clone)]
 pub struct LogFilter(pub Targets);
 
-/// How a log line looks.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Json,
     Pretty,
 }
 
-/// A file with certificates in PEM, which the TLS library reads.
+/// A file with PEM certificates. The TLS library reads it.
 #[derive(Debug, Clone)]
 pub struct CertificateFile;
 
@@ -30,7 +30,7 @@ pub struct CertificateFile;
 #[derive(Debug, Clone)]
 pub struct RedisUrl(pub SecretString);
 
-/// The address of this deploy: scheme, host and port, and nothing behind them.
+/// The address of this deploy: only scheme, host and port.
 #[derive(Debug, Clone)]
 pub struct PublicUrl(Url);
 
@@ -48,17 +48,18 @@ impl PublicUrl {
         self.0.host_str().unwrap_or_default()
     }
 
-    /// An absolute link for mails; `path` begins with a slash.
+    /// An absolute link for mails. `path` begins with a slash.
     pub fn link(&self, path: &str) -> String {
         format!("{}{path}", self.origin())
     }
 }
 
-/// A duration that is long enough for something to happen in it.
+/// A duration of at least 100 ms.
 #[derive(Debug, Clone, Copy)]
-pub struct Lasting(pub Duration);
+pub struct MinDuration(pub Duration);
 
-/// How long a job is a worker's own: shorter than this, a slow moment of the database would look like a lost worker.
+/// How long a worker holds a job, at least 10 s. With a shorter lease, a slow moment of the database would look like a
+/// lost worker.
 #[derive(Debug, Clone, Copy)]
 pub struct Lease(pub Duration);
 
@@ -66,11 +67,11 @@ pub struct Lease(pub Duration);
 #[derive(Debug, Clone)]
 pub struct Names(pub Vec<String>);
 
-/// The address of an OpenTelemetry collector, to which the SDK adds the path.
+/// The address of an OpenTelemetry collector. The SDK appends the path.
 #[derive(Debug, Clone)]
 pub struct Endpoint(pub Url);
 
-/// How traces are sent; there is one way.
+/// The protocol for traces. Only one is supported.
 #[derive(Debug, Clone, Copy)]
 pub struct Protocol;
 
@@ -81,11 +82,11 @@ pub enum Exporter {
     None,
 }
 
-/// A share of traces, which the SDK reads itself.
+/// The share of traces to send. The SDK reads the variable itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Share;
 
-/// Which traces are sent, as the SDK understands it.
+/// The sampler for traces. The SDK reads the variable itself.
 #[derive(Debug, Clone)]
 pub struct Sampler(pub String);
 
@@ -146,14 +147,14 @@ impl Setting for Duration {
             .ok()
             .zip(millis)
             .and_then(|(number, millis)| number.checked_mul(millis))
-            // A century: past it, sums with the time of day overflow.
+            // A century. Adding longer durations to the current time would overflow.
             .filter(|millis| *millis <= 100 * 366 * 86_400_000)
             .map(Duration::from_millis)
             .ok_or_else(|| "must be a duration such as 250ms, 30s, 5m, 12h or 14d".to_owned())
     }
 }
 
-impl Setting for Lasting {
+impl Setting for MinDuration {
     fn parse(text: &str) -> Result<Self, String> {
         match Duration::parse(text)? {
             long if long >= Duration::from_millis(100) => Ok(Self(long)),
@@ -180,14 +181,14 @@ impl Setting for Names {
 
 impl Setting for Mailbox {
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| "must be a mail address such as `Example <hello@example.com>`".to_owned())
+        text.parse().map_err(|_| "must be an email address such as `Example <hello@example.com>`".to_owned())
     }
 }
 
 impl Setting for LogFilter {
     fn parse(text: &str) -> Result<Self, String> {
         let shape = || "must be a level (error, warn, info, debug, trace, off) or filter directives such as `info,sqlx=warn`".to_owned();
-        // The parser takes what is no level for a target, which would silence all others.
+        // The parser reads an unknown level as a target, which would silence all other targets.
         let levels = ["off", "error", "warn", "info", "debug", "trace"];
         let known = |directive: &str| {
             let (target, level) = directive.rsplit_once('=').unwrap_or(("", directive));
@@ -197,7 +198,7 @@ impl Setting for LogFilter {
         if !text.split(',').all(known) {
             return Err(shape());
         }
-        // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
+        // Postgres's notices, such as "already exists, skipping", are not worth logging. A directive can turn them on.
         let directives = format!("sqlx::postgres::notice=warn,{text}");
         directives.parse().map(Self).map_err(|_| shape())
     }
@@ -217,7 +218,7 @@ impl Setting for CertificateFile {
     fn parse(text: &str) -> Result<Self, String> {
         match std::fs::read(text) {
             Ok(pem) if String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") => Ok(Self),
-            Ok(_) => Err("must be a file with certificates in PEM".to_owned()),
+            Ok(_) => Err("must be a file with PEM certificates".to_owned()),
             Err(e) => Err(format!("must be a file that can be read: {}", e.kind())),
         }
     }
@@ -231,7 +232,7 @@ impl Setting for PublicUrl {
             .filter(|url| url.path() == "/" && url.query().is_none() && url.fragment().is_none())
             .filter(|url| url.username().is_empty() && url.password().is_none())
             .map(Self)
-            .ok_or_else(|| "must be an address such as https://example.com, with nothing behind the host".to_owned())
+            .ok_or_else(|| "must be an address such as https://example.com, with nothing after the host".to_owned())
     }
 }
 
@@ -263,7 +264,7 @@ impl Setting for Origins {
     fn parse(text: &str) -> Result<Self, String> {
         let shape = || "must be addresses such as https://app.example.com, separated by commas".to_owned();
         if text.contains('*') {
-            return Err("has a `*`, which browsers do not take together with cookies: name each site".to_owned());
+            return Err("contains a `*`, which browsers do not accept together with cookies: name each site".to_owned());
         }
         let origins: Result<_, _> = text.split(',').map(|origin| PublicUrl::parse(origin.trim()).map(|url| url.origin())).collect();
         origins.map(Self).map_err(|_| shape())
@@ -272,7 +273,7 @@ impl Setting for Origins {
 
 impl Setting for Protocol {
     fn parse(text: &str) -> Result<Self, String> {
-        if text == "http/protobuf" { Ok(Self) } else { Err("must be http/protobuf, the one that is built in".to_owned()) }
+        if text == "http/protobuf" { Ok(Self) } else { Err("must be http/protobuf, the only one that is supported".to_owned()) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! `SMTP_URL`: where mail goes, and how it is encrypted on the way.
+//! `SMTP_URL`: the mail server, and how the connection to it is encrypted.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ pub struct SmtpUrl {
     pub server: SmtpServer,
 }
 
-/// What an SMTP URL names.
+/// The mail server that an SMTP URL names.
 #[derive(Debug, Clone)]
 pub struct SmtpServer {
     pub host: String,
@@ -24,14 +24,14 @@ pub struct SmtpServer {
     pub tls: SmtpTls,
 }
 
-/// How the way to a mail server is encrypted.
+/// How the connection to a mail server is encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SmtpTls {
-    /// From the beginning.
+    /// TLS from the beginning.
     Implicit,
-    /// By STARTTLS, or nothing is said.
+    /// STARTTLS. Without it no mail is sent.
     Required,
-    /// By STARTTLS where the server offers it.
+    /// STARTTLS if the server offers it.
     Opportunistic,
     None,
 }
@@ -53,7 +53,7 @@ impl SmtpServer {
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let credentials = match (url.username(), url.password()) {
             ("", None) => None,
-            (_, None) => return Err("names a user and no password".to_owned()),
+            (_, None) => return Err("names a user but no password".to_owned()),
             (user, Some(password)) => Some((decoded(user), SecretString::from(decoded(password)))),
         };
         let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
@@ -61,18 +61,18 @@ impl SmtpServer {
         for (key, value) in url.query_pairs() {
             match &*key {
                 "tls" => asked = Some(value.into_owned()),
-                _ => return Err(format!("has the parameter {key}, which means nothing here: there is only tls")),
+                _ => return Err(format!("has the unknown parameter {key}: the only parameter is tls")),
             }
         }
         let tls = match (url.scheme(), asked.as_deref()) {
             ("smtps", None) => SmtpTls::Implicit,
             ("smtp", Some("required")) => SmtpTls::Required,
             ("smtp", Some("opportunistic")) => SmtpTls::Opportunistic,
-            // A password must not be readable on the way.
+            // A password must not cross a network unencrypted.
             ("smtp", None) if credentials.is_some() && !loopback => SmtpTls::Required,
             ("smtp", None | Some("none")) => SmtpTls::None,
-            ("smtp", Some(_)) => return Err("has a tls that is none of required, opportunistic and none".to_owned()),
-            ("smtps", Some(_)) => return Err("says smtps, which is TLS from the beginning: leave tls out".to_owned()),
+            ("smtp", Some(_)) => return Err("has a tls that is not one of required, opportunistic and none".to_owned()),
+            ("smtps", Some(_)) => return Err("begins with smtps, which is TLS from the beginning: leave tls out".to_owned()),
             _ => return Err(shape()),
         };
         let port = url.port().unwrap_or(match tls {

@@ -1,4 +1,4 @@
-//! The registry of features: one line each. Routes, access rules, jobs, the schedule, retention and export come from it.
+//! The list of features, one line each. Routes, access rules, jobs, the schedule, retention and exports come from it.
 //!
 //! To delete a feature, delete its folder, its lines here, its module in `tests/features/` and its migration.
 
@@ -9,6 +9,6 @@ use crate::app::Feature;
 
 /// Every feature of the service.
 pub const FEATURES: &[Feature] = &[
-    accounts::FEATURE,  // sign-up, log-in, one's own account, API tokens
-    reminders::FEATURE, // the sample
+    accounts::FEATURE,  // sign-up, log-in, account settings, API tokens
+    reminders::FEATURE, // the sample feature
 ];

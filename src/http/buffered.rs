@@ -1,6 +1,7 @@
-//! Requests whose whole body is read before work on them begins, within limits of size, time and number.
+//! Reads a request's whole body before the handler runs, within limits of size, time and number.
 //!
-//! A request takes one of the places for work only when its body is there, so slow clients take none.
+//! A request counts as in flight only once its body is complete, so slow clients cannot use up the limit of requests in
+//! flight.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,20 +25,20 @@ use crate::resources::postgres::{self, Pool};
 /// The largest body that a request may have, in bytes.
 const BODY_LIMIT: usize = 1024 * 1024;
 
-/// How long a client may send nothing of a body.
+/// How long a client may pause while it sends a body.
 const STALL: Duration = Duration::from_secs(3);
 
-/// What all bodies that are not yet complete may take, in bytes; and those of one client address, and their number.
+/// The limits for all incomplete bodies: their bytes in total, and the bytes and the number from one client address.
 const BYTES: usize = 64 * 1024 * 1024;
 const BYTES_OF_ONE: usize = 8 * 1024 * 1024;
 const BODIES_OF_ONE: usize = 64;
 
-/// How many requests are worked on at a time; more would wait for each other until all are too late.
+/// How many requests are in flight at a time. More would delay each other until all of them time out.
 const IN_FLIGHT: usize = 512;
 
 /// The limits of one listener.
 pub(super) struct Buffered {
-    /// A request's time, and a body's.
+    /// The time limit of a request, and of receiving a body.
     pub(super) limit: Duration,
     free: Semaphore,
     bodies: Arc<Bodies>,
@@ -58,12 +59,12 @@ impl Buffered {
         let again = Request::from_parts(parts.clone(), Body::from(body.clone()));
         let work = async {
             let response = next.clone().run(Request::from_parts(parts, Body::from(body))).await;
-            // Nothing was done, and on a new connection it will be.
+            // The request has changed nothing yet, and it succeeds on a new connection.
             if self.met_changed_type(&response) { next.run(again).await } else { response }
         };
         timeout(self.limit, work).await.map_err(|_| {
             let problem = Problem::from_status(StatusCode::SERVICE_UNAVAILABLE);
-            // Of a change it is not known whether it was made, so nobody is told to ask for it again.
+            // The change may have been made, so the response must not ask the client to repeat it.
             if safe { problem } else { Problem::timed_out() }
         })
     }
@@ -80,7 +81,7 @@ impl Buffered {
             let frame = timeout_at(end.min(Instant::now() + STALL), body.frame()).await;
             let frame = frame.map_err(|_| Problem::from_status(StatusCode::REQUEST_TIMEOUT))?;
             let Some(frame) = frame else { break };
-            let frame = frame.map_err(|_| Problem::malformed("the body ended early"))?;
+            let frame = frame.map_err(|_| Problem::malformed("The body ended early."))?;
             let Ok(piece) = frame.into_data() else { continue };
             share.grow(piece.len())?;
             if share.bytes > BODY_LIMIT {
@@ -91,8 +92,8 @@ impl Buffered {
         Ok(if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() })
     }
 
-    /// Whether the request failed because a migration has changed a type under a prepared statement. What other errors
-    /// say of the connections is noted.
+    /// Whether the request failed because a migration has changed a type under a prepared statement. The pool also
+    /// examines the error, because it may affect the connections.
     fn met_changed_type(&self, response: &Response) -> bool {
         let source = response.extensions().get::<Arc<Problem>>().and_then(|problem| problem.source.as_ref());
         let error = source.and_then(|source| source.chain().find_map(|cause| cause.downcast_ref::<sqlx::Error>()));
@@ -109,17 +110,17 @@ pub(super) async fn buffered(State(buffered): State<Arc<Buffered>>, request: Req
 }
 
 fn overloaded() -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many requests at a time; try again in a moment")
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many concurrent requests. Please retry shortly.")
 }
 
-/// The bodies that are not yet complete: all bytes, and by client address their number and bytes.
+/// Counts incomplete bodies: their bytes in total, and their number and bytes by client address.
 #[derive(Default)]
 struct Bodies {
     bytes: AtomicUsize,
     clients: Mutex<HashMap<String, (usize, usize)>>,
 }
 
-/// What one of them takes, until it is dropped.
+/// One body's share of these counts, until it is dropped.
 struct Share {
     bodies: Arc<Bodies>,
     client: String,
@@ -128,7 +129,7 @@ struct Share {
 
 impl Share {
     /// # Errors
-    /// 429: the client is sending too many.
+    /// 429: the client is sending too many bodies at a time.
     fn take(bodies: &Arc<Bodies>, client: String) -> Result<Self> {
         let share = Self { bodies: bodies.clone(), client, bytes: 0 };
         share.of_client(|(number, _)| {
@@ -139,7 +140,7 @@ impl Share {
     }
 
     /// # Errors
-    /// 503 where all bodies together are too large, 429 where the client's are.
+    /// 503 if all bodies together are too large, 429 if the client's are.
     fn grow(&mut self, more: usize) -> Result<()> {
         self.bytes += more;
         let all = self.bodies.bytes.fetch_add(more, Ordering::Relaxed) + more;
@@ -153,7 +154,7 @@ impl Share {
     fn of_client(&self, change: impl FnOnce(&mut (usize, usize)) -> bool) -> Result<()> {
         let mut clients = self.bodies.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = change(clients.entry(self.client.clone()).or_default());
-        let detail = "this address is sending too much at a time; try again in a moment";
+        let detail = "This address is sending too much at once. Please retry shortly.";
         if fits { Ok(()) } else { Err(Problem::too_many(detail, 1)) }
     }
 }

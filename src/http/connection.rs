@@ -1,4 +1,4 @@
-//! How far a request has come on its connection, which decides what a drain waits for and what it may cut off.
+//! Tracks the stage of the request on a connection. A drain waits for some stages and may cut off others.
 
 use std::io;
 use std::pin::Pin;
@@ -13,54 +13,54 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// How long a client may take over the head of a request.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may be idle: longer than balancers keep theirs (60 s at most of them, 90 s at Heroku's router), since
-/// one that asks on a connection that is just being closed gets no answer.
-const IDLE_LIMIT: Duration = Duration::from_secs(100);
+/// How long a connection may be idle. Load balancers close theirs sooner (most after 60 s, Heroku's router after 90 s),
+/// because a request on a connection that is just being closed gets no response.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// How long a client may take to read an answer.
-const READ_LIMIT: Duration = Duration::from_mins(1);
+/// How long a client may take to read a response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// How much of an answer is handed on at a time, so that what is not yet read is known to be not yet sent.
-const PIECE: usize = 16 * 1024;
+/// How many bytes of a response are passed on at a time, so that the bytes not yet passed on are known to be unsent.
+const PIECE_SIZE: usize = 16 * 1024;
 
-/// How much of an unread body, and for how long, is read after its answer.
-const LINGER_LIMIT: usize = 2 * 1024 * 1024;
-const LINGER: Duration = Duration::from_secs(2);
+/// How many bytes of an unread request body are read after the response, and for how long.
+const MAX_LINGER_BYTES: usize = 2 * 1024 * 1024;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a connection is at.
+/// The stage of the request on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Stage {
     /// Between requests, or in the head of one.
     #[default]
     Idle,
-    /// A request's body comes in.
+    /// The request's body is being received.
     Receiving,
-    /// The request is all there, and worked on.
+    /// The request is complete and being handled.
     Working,
-    /// Its answer goes out.
+    /// The response is being sent.
     Sending,
 }
 
-/// What a connection is at, and since when.
+/// The connection's stage, and since when.
 pub(super) struct Progress(Mutex<State>);
 
 #[derive(Clone, Copy)]
 struct State {
     stage: Stage,
     since: Instant,
-    /// Since when the head of a request comes in.
+    /// Since when the head of a request is being received.
     head: Option<Instant>,
-    /// Since when the client takes nothing of what is sent.
+    /// Since when the client reads nothing of the response.
     stuck: Option<Instant>,
 }
 
 impl Default for Progress {
     fn default() -> Self {
         let now = Instant::now();
-        // Who connects is expected to ask.
+        // A new connection must send a request head in time.
         Self(Mutex::new(State { stage: Stage::Idle, since: now, head: Some(now), stuck: None }))
     }
 }
@@ -74,7 +74,7 @@ impl Progress {
         self.state().stage
     }
 
-    /// Nobody waits for an answer, or for the rest of one.
+    /// Whether no client waits for a response or the rest of one.
     pub(super) fn is_idle(&self) -> bool {
         self.idle_since().is_some()
     }
@@ -96,18 +96,19 @@ impl Progress {
         }
     }
 
-    /// Returns when the client has taken longer than it may: over a request's head, over an answer, or over nothing.
+    /// Returns when the client has exceeded a time limit: for a request's head, for reading a response, or for being
+    /// idle.
     pub(super) async fn late(&self) {
         loop {
             let (state, now) = (*self.state(), Instant::now());
             let whole = match state.stage {
-                Stage::Sending => Some(state.since + READ_LIMIT),
-                Stage::Idle => Some(state.since + IDLE_LIMIT),
+                Stage::Sending => Some(state.since + RESPONSE_TIMEOUT),
+                Stage::Idle => Some(state.since + IDLE_TIMEOUT),
                 Stage::Receiving | Stage::Working => None,
             };
-            let ends = [whole, state.head.map(|at| at + HEAD_LIMIT), state.stuck.map(|at| at + READ_LIMIT)];
-            // What begins later is not late before the next look, so no change needs to wake anybody.
-            let next = ends.into_iter().flatten().fold(now + HEAD_LIMIT, Instant::min);
+            let ends = [whole, state.head.map(|at| at + HEAD_TIMEOUT), state.stuck.map(|at| at + RESPONSE_TIMEOUT)];
+            // A stage that begins later cannot be late before the next check, so changes need not wake this loop.
+            let next = ends.into_iter().flatten().fold(now + HEAD_TIMEOUT, Instant::min);
             if next <= now {
                 return;
             }
@@ -116,14 +117,14 @@ impl Progress {
     }
 }
 
-/// A client's connection, which notes when something comes in and when nothing goes out.
-pub(super) struct Noted {
+/// A client's connection that records when bytes arrive and when writes are stuck.
+pub(super) struct TrackedStream {
     stream: TcpStream,
     progress: Arc<Progress>,
     stuck: bool,
 }
 
-impl Noted {
+impl TrackedStream {
     pub(super) fn new(stream: TcpStream, progress: Arc<Progress>) -> Self {
         Self { stream, progress, stuck: false }
     }
@@ -137,7 +138,7 @@ impl Noted {
     }
 }
 
-impl AsyncRead for Noted {
+impl AsyncRead for TrackedStream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut task::Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
@@ -148,7 +149,7 @@ impl AsyncRead for Noted {
     }
 }
 
-impl AsyncWrite for Noted {
+impl AsyncWrite for TrackedStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut task::Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, data);
         self.sent(written)
@@ -172,14 +173,14 @@ impl AsyncWrite for Noted {
     }
 }
 
-/// A request's body, which notes its end, and whose rest is read and dropped when nobody asks for it: closing a connection
-/// with unread bytes resets it, and who was refused would never read why (RFC 9112, 9.6).
-pub(super) struct Lingering {
+/// A request body that records its end. If the handler does not read all of it, the rest is read and discarded. Closing a
+/// connection with unread bytes resets it, and the client might never read the response (RFC 9112, 9.6).
+pub(super) struct LingeringBody {
     body: Option<Incoming>,
     progress: Arc<Progress>,
 }
 
-impl Lingering {
+impl LingeringBody {
     pub(super) fn new(body: Incoming, progress: Arc<Progress>) -> Self {
         progress.set(Stage::Receiving);
         let body = Self { body: Some(body), progress };
@@ -194,15 +195,15 @@ impl Lingering {
     }
 }
 
-impl Drop for Lingering {
+impl Drop for LingeringBody {
     fn drop(&mut self) {
-        // Nobody asks for the rest, so nothing is missing.
+        // The handler does not need the rest, so the request counts as complete.
         self.note_end(true);
         if let Some(mut body) = self.body.take().filter(|body| !body.is_end_stream()) {
             let progress = self.progress.clone();
             tokio::spawn(async move {
                 let rest = async {
-                    let mut left = LINGER_LIMIT;
+                    let mut left = MAX_LINGER_BYTES;
                     while let Some(Ok(frame)) = body.frame().await {
                         left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
                         if left == 0 {
@@ -210,8 +211,8 @@ impl Drop for Lingering {
                         }
                     }
                 };
-                let _ = timeout(LINGER, rest).await;
-                // What came in was no head of another request.
+                let _ = timeout(LINGER_TIMEOUT, rest).await;
+                // The bytes that were read were not the head of another request.
                 if progress.stage() == Stage::Idle {
                     progress.set(Stage::Idle);
                 }
@@ -220,13 +221,13 @@ impl Drop for Lingering {
     }
 }
 
-impl hyper::body::Body for Lingering {
+impl hyper::body::Body for LingeringBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context));
-        // Of a body in chunks, only this tells.
+        // The end of a chunked body shows only here.
         self.note_end(matches!(frame, Poll::Ready(None)));
         frame
     }
@@ -240,27 +241,27 @@ impl hyper::body::Body for Lingering {
     }
 }
 
-/// A response's body that goes out piece by piece, and keeps its request counted until it has.
-pub(super) struct Guarded {
+/// A response body that is sent piece by piece. The connection stays in [`Stage::Sending`] until it is dropped.
+pub(super) struct TrackedBody {
     body: Body,
     rest: Bytes,
     progress: Arc<Progress>,
 }
 
-impl Guarded {
+impl TrackedBody {
     pub(super) fn new(body: Body, progress: Arc<Progress>) -> Self {
         progress.set(Stage::Sending);
         Self { body, rest: Bytes::new(), progress }
     }
 }
 
-impl Drop for Guarded {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
         self.progress.set(Stage::Idle);
     }
 }
 
-impl hyper::body::Body for Guarded {
+impl hyper::body::Body for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -275,7 +276,7 @@ impl hyper::body::Body for Guarded {
                 end => return Poll::Ready(end),
             }
         }
-        let piece = this.rest.split_to(this.rest.len().min(PIECE));
+        let piece = this.rest.split_to(this.rest.len().min(PIECE_SIZE));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
@@ -284,7 +285,7 @@ impl hyper::body::Body for Guarded {
     }
 
     fn size_hint(&self) -> hyper::body::SizeHint {
-        // It is asked for the length of the whole, before the first piece.
+        // hyper asks for the whole length, before the first piece.
         self.body.size_hint()
     }
 }

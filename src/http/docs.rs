@@ -1,4 +1,4 @@
-//! What explains the API to people: its document, a page that renders it, and a page for each type of problem.
+//! Serves the API's documentation: the `OpenAPI` document, a page that renders it, and a page for each problem type.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use utoipa_swagger_ui::{Config as SwaggerConfig, SwaggerUi};
 use super::problem::{Problem, Result};
 use super::{html, openapi};
 
-/// Makes the document.
+/// Builds the document.
 type Make = fn() -> serde_json::Result<Value>;
 
-/// What is served of the document: made at the first request for it, since it takes a megabyte and most processes never
-/// get one.
+/// The rendered documentation. It is built at the first request, because it takes a megabyte and most processes never
+/// need it.
 struct Docs {
     json: Bytes,
-    /// The types of problems: each with its status and, line by line, when it happens.
+    /// The problem types, each with its status and its descriptions of when it happens, one a line.
     problems: BTreeMap<String, (u16, String)>,
 }
 
@@ -34,7 +34,7 @@ impl Docs {
     }
 }
 
-/// The pages for problems, and with `all` the document and the page that renders it.
+/// The routes of the problem pages. With `all` also those of the document and the page that renders it.
 pub fn routes(make: Make, all: bool) -> Router {
     let docs = Arc::new(OnceCell::new());
     let problems = Router::new().route(
@@ -60,7 +60,7 @@ async fn document(cell: &OnceCell<Docs>, make: Make) -> Result<([(HeaderName, &'
     Ok(([(header::CONTENT_TYPE, "application/json")], docs(cell, make).await?.json.clone()))
 }
 
-/// What a type of problem means.
+/// The page that explains a problem type.
 #[derive(Template)]
 #[template(path = "problem.html")]
 struct ProblemPage<'a> {

@@ -1,4 +1,4 @@
-//! Extractors whose refusals are problems: a body, a query, an id in the path.
+//! Extractors for a body, a query string and an id in the path. Each rejects with a [`Problem`].
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -12,27 +12,28 @@ use uuid::Uuid;
 use super::problem::{FieldError, Problem};
 use crate::resources::smtp;
 
-/// A JSON body that keeps its type's rules.
+/// A JSON body that satisfies its type's validation rules.
 ///
-/// 400 for what is no JSON, 415 for another content type, 422 with one entry a field for what breaks a rule.
+/// Rejects with 400 if the body is not JSON, 415 if the content type is another one, and 422 with one entry for each
+/// field that breaks a rule.
 pub struct Json<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        // Nothing here is unpacked: a small body could become a large one.
+        // Compressed bodies are refused: a small one could expand into a large one.
         if !is_json(request.headers()) || request.headers().contains_key(header::CONTENT_ENCODING) {
             return Err(Problem::from_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
         let body = Bytes::from_request(request, state).await.map_err(|e| match e.status() {
             StatusCode::PAYLOAD_TOO_LARGE => Problem::from_status(StatusCode::PAYLOAD_TOO_LARGE),
-            _ => Problem::malformed("the body ended early"),
+            _ => Problem::malformed("The body ended early."),
         })?;
-        // To its end first: what is no JSON is 400, even where its beginning breaks a rule.
-        let body = std::str::from_utf8(&body).map_err(|_| Problem::malformed("not UTF-8"))?;
-        serde_json::from_str::<IgnoredAny>(body).map_err(|e| Problem::malformed(format!("not JSON: {e}")))?;
-        // Serde would take an array for its fields in their order.
+        // Parses to the end first, so that invalid JSON is 400 even if its beginning breaks a rule.
+        let body = std::str::from_utf8(&body).map_err(|_| Problem::malformed("The body is not UTF-8."))?;
+        serde_json::from_str::<IgnoredAny>(body).map_err(|e| Problem::malformed(format!("The body is not JSON: {e}")))?;
+        // Serde would also accept an array and read it as the fields in their order.
         if !body.trim_start().starts_with('{') {
             return Err(Problem::invalid_field("", "must be an object"));
         }
@@ -43,18 +44,18 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequest<S
 
 fn is_json(headers: &HeaderMap) -> bool {
     let essence = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).and_then(|v| v.split(';').next());
-    // A PATCH may say what RFC 7396 calls it.
+    // RFC 7396's content type, for a PATCH.
     let known = ["application/json", "application/merge-patch+json"];
     essence.is_some_and(|essence| known.iter().any(|known| essence.trim().eq_ignore_ascii_case(known)))
 }
 
 fn refused(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
     if error.inner().is_data() {
-        // Where in the text it stands is the path's to say.
+        // The field's path already says where the error is, so the line and column are cut off.
         let words = error.inner().to_string();
         Problem::invalid_field(&error.path().to_string(), words.split(" at line ").next().unwrap_or_default())
     } else {
-        Problem::malformed(format!("not JSON: {}", error.inner()))
+        Problem::malformed(format!("The body is not JSON: {}", error.inner()))
     }
 }
 
@@ -65,7 +66,7 @@ fn valid<T: Validate<Context = ()>>(value: T) -> Result<T, Problem> {
     Ok(value)
 }
 
-/// A query string that keeps its type's rules; 422 for one that breaks them.
+/// A query string that satisfies its type's validation rules. Rejects with 422.
 pub struct Query<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequestParts<S> for Query<T> {
@@ -78,7 +79,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequestPa
     }
 }
 
-/// The id at the end of a path; one that is no id names nothing, so it is 404.
+/// The id at the end of a path. Rejects with 404 if it is not a UUID, because nothing can have that id.
 pub struct Id(pub Uuid);
 
 impl<S: Send + Sync> FromRequestParts<S> for Id {
@@ -90,35 +91,35 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     }
 }
 
-/// For a member of a merge patch (RFC 7396) that cannot be removed: it may be absent, and it may not be null.
+/// Deserializes a member of a merge patch (RFC 7396) that cannot be removed. It may be absent but not null.
 ///
 /// # Errors
-/// It is null, or of another type.
+/// The value is null or of another type.
 pub fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// A whole number, which JSON may write as `3` or `3.0` (JSON Schema 2020-12, 6.1.1).
+/// Deserializes a whole number, which JSON may write as `3` or `3.0` (JSON Schema 2020-12, 6.1.1).
 ///
 /// # Errors
-/// It has a fraction, or is too large.
+/// The number has a fraction or is too large.
 pub fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
     let number = f64::deserialize(deserializer)?;
     format!("{number}").parse().map_err(|_| D::Error::custom("must be a whole number"))
 }
 
-/// A rule for mail addresses: what cannot be mailed to is none.
+/// Validates an email address by the same rule as the mailer.
 ///
 /// # Errors
-/// It is none.
+/// Mail cannot be sent to the address.
 pub fn mail_address<C>(text: &str, _: &C) -> garde::Result {
-    if smtp::is_address(text) { Ok(()) } else { Err(garde::Error::new("must be a mail address such as ada@example.com")) }
+    if smtp::is_address(text) { Ok(()) } else { Err(garde::Error::new("must be an email address such as ada@example.com")) }
 }
 
-/// A rule for text that Postgres keeps: it cannot hold the character NUL.
+/// Validates text for Postgres, which cannot store the character NUL.
 ///
 /// # Errors
-/// The text holds one.
+/// The text contains NUL.
 pub fn no_nul<C>(text: &str, _: &C) -> garde::Result {
-    if text.contains('\0') { Err(garde::Error::new("must not hold the character NUL")) } else { Ok(()) }
+    if text.contains('\0') { Err(garde::Error::new("must not contain the character NUL")) } else { Ok(()) }
 }

@@ -1,7 +1,8 @@
-//! `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header-07): who did not hear the answer to a creation may ask
-//! again, and gets the same answer instead of a second one of what it created.
+//! `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header-07): a client that did not receive the response to a
+//! creation may send the request again. It gets the same response, and nothing is created twice.
 //!
-//! Never for an answer that holds a secret: it is kept for a day, in the transaction of what was created.
+//! The response is stored for a day, in the transaction that creates the resource. Never use it for a response with a
+//! secret.
 //!
 //! Unless noted, errors are `sqlx::Error`: the database is unreachable.
 
@@ -21,12 +22,12 @@ use uuid::Uuid;
 use super::problem::{Problem, Result};
 use crate::resources::postgres::purge;
 
-/// How long an answer is kept, and a key is taken.
-pub const KEPT: Duration = Duration::from_hours(24);
+/// How long a response is stored, and its key is taken.
+pub const KEY_LIFETIME: Duration = Duration::from_hours(24);
 
 static HEADER: &str = "idempotency-key";
 
-/// The header of a request, if it has one: 1 to 255 visible ASCII characters.
+/// The request's header, if it has one. It must have 1 to 255 visible ASCII characters.
 pub struct IdempotencyKey {
     key: Option<String>,
     body_hash: Vec<u8>,
@@ -43,7 +44,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// An answer as it is kept: given again, it is the same, byte by byte.
+/// A stored response. Sent again, it is the same byte by byte.
 pub struct Answer {
     status: StatusCode,
     headers: Vec<(String, String)>,
@@ -71,11 +72,11 @@ impl IntoResponse for Answer {
 }
 
 impl IdempotencyKey {
-    /// Looks for an earlier answer; without one the request is to be worked on, and its answer to be [saved](Self::save).
-    /// Until the transaction's end no other request has the key.
+    /// Looks up an earlier response. If there is none, the caller handles the request and [saves](Self::save) its
+    /// response. No other request can use the key until the transaction ends.
     ///
     /// # Errors
-    /// 409 while another request with the key runs, 422 when it came with another body.
+    /// 409 while another request with the key runs, 422 if the key was used with another body.
     pub async fn earlier(
         &mut self,
         transaction: &mut PgConnection,
@@ -86,10 +87,10 @@ impl IdempotencyKey {
         let Some(key) = &self.key else { return Ok(None) };
         self.body_hash = Sha256::digest(serde_json::to_vec(body).map_err(Problem::internal)?).to_vec();
         let name = format!("{account_id} {route} {key}");
-        // Without waiting: a transaction that waits for another would hold its connection for as long.
+        // Does not wait, because a waiting transaction would occupy a connection.
         let locked = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0)) AS "locked!""#, name);
         if !locked.fetch_one(&mut *transaction).await? {
-            let detail = "another request with this Idempotency-Key is still running; ask again in a moment";
+            let detail = "Another request with this Idempotency-Key is still running. Please retry shortly.";
             return Err(Problem::new(StatusCode::CONFLICT, "idempotency-key-in-use", detail));
         }
         let earlier = sqlx::query!(
@@ -98,7 +99,7 @@ impl IdempotencyKey {
             account_id,
             route,
             key,
-            KEPT.as_secs_f64()
+            KEY_LIFETIME.as_secs_f64()
         );
         match earlier.fetch_optional(transaction).await? {
             None => Ok(None),
@@ -106,17 +107,17 @@ impl IdempotencyKey {
                 let status = row.status.and_then(|status| StatusCode::from_u16(status.try_into().ok()?).ok());
                 let headers = row.headers.map(|headers| headers.0).unwrap_or_default();
                 let body = row.body.unwrap_or_else(|| row.answer.to_string().into_bytes());
-                // In rows of 0.1.0 there is the body alone.
+                // Rows of version 0.1.0 have only the body.
                 Ok(Some(Answer { status: status.unwrap_or(StatusCode::CREATED), headers, body: body.into() }))
             }
             Some(_) => {
-                let detail = "this Idempotency-Key came with another body before; take a new key for a new request";
+                let detail = "This Idempotency-Key was used with a different body. Use a new key for a new request.";
                 Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", detail))
             }
         }
     }
 
-    /// Keeps the answer, in the transaction of what it tells of.
+    /// Stores the response, in the transaction that creates the resource.
     pub async fn save(self, transaction: &mut PgConnection, account_id: Uuid, route: &str, answer: &Answer) -> Result<()> {
         let Some(key) = self.key else { return Ok(()) };
         sqlx::query!(
@@ -128,7 +129,7 @@ impl IdempotencyKey {
             route,
             key,
             self.body_hash,
-            // What 0.1.0 reads.
+            // For version 0.1.0, which reads this column.
             serde_json::from_slice(&answer.body).unwrap_or(Value::Null),
             i16::try_from(answer.status.as_u16()).map_err(Problem::internal)?,
             serde_json::to_value(&answer.headers).map_err(Problem::internal)?,

@@ -1,7 +1,7 @@
-//! Rate limits, counted in Redis so that they hold across all processes (factor VI).
+//! Rate limits, counted in Redis so that they apply across all processes (factor VI).
 //!
-//! A bucket lets a minute's worth of requests through at once, and from then on one for each that a minute's share of
-//! time brings back (GCRA: one number a bucket, no window whose edge lets twice as many through).
+//! A full bucket allows a minute's worth of requests at once and then refills steadily. The algorithm is GCRA: it
+//! stores one number for each bucket, and has no window whose edge lets twice as many requests through.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use deadpool_redis::redis::{Pipeline, pipe};
 
 use super::problem::{Problem, Result};
 
-/// The number is the time, in microseconds, at which the bucket is full again.
+/// The stored number is the time, in microseconds, at which the bucket is full again.
 const COUNT: &str = "
     local time, minute, key = redis.call('TIME'), 60000000, $key
     local now, share = time[1] * 1000000 + time[2], minute / $a_minute
@@ -21,16 +21,16 @@ const COUNT: &str = "
     redis.call('SET', key, string.format('%.0f', full), 'PX', math.max(math.ceil((full - now) / 1000), 1))
     return { 1, math.floor((minute - (full - now)) / share + 0.001), 0, math.ceil((full - now) / 1000) }";
 
-/// What the script answers: whether the request may pass, how many more may, and in how many milliseconds the next may
-/// and all may again.
+/// The script's result: whether the request may pass, how many more may pass now, and the milliseconds until the next
+/// one may and until the bucket is full.
 pub type Answer = (bool, u32, u64, u64);
 
-/// A script, or the body of a function in one, that counts a request. `key` and `a_minute` are expressions in Lua.
+/// A Lua script, or the body of a Lua function, that counts a request. `key` and `a_minute` are Lua expressions.
 pub fn count(key: &str, a_minute: &str) -> String {
     COUNT.replace("$key", key).replace("$a_minute", a_minute)
 }
 
-/// Asks whether one more request may pass.
+/// The command that counts a request and returns an [`Answer`].
 pub fn ask(bucket: &str, a_minute: u32) -> Pipeline {
     static SCRIPT: LazyLock<String> = LazyLock::new(|| count("KEYS[1]", "ARGV[1]"));
     let mut commands = pipe();
@@ -38,7 +38,7 @@ pub fn ask(bucket: &str, a_minute: u32) -> Pipeline {
     commands
 }
 
-/// What is left in a bucket after a request.
+/// The state of a bucket after a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     a_minute: u32,
@@ -55,19 +55,20 @@ impl Budget {
             return Ok(budget);
         }
         let wait = retry_ms.div_ceil(1000);
-        let detail = format!("too many requests: {a_minute} a minute are allowed, wait {wait} s");
+        let detail = format!("Too many requests: the limit is {a_minute} a minute. Retry in {wait} s.");
         let mut problem = Problem::too_many(detail, wait);
         problem.headers.extend(budget.headers());
         Err(problem)
     }
 
-    /// The headers of draft-ietf-httpapi-ratelimit-headers-10: requests left, seconds until all are back.
+    /// The headers of draft-ietf-httpapi-ratelimit-headers-10: the requests left, and the seconds until the bucket is
+    /// full.
     pub fn headers(self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
         let texts = [
             (HeaderName::from_static("ratelimit-policy"), format!("\"minute\";q={};w=60", self.a_minute)),
             (HeaderName::from_static("ratelimit"), format!("\"minute\";r={};t={}", self.left, self.full_s)),
         ];
-        // Digits and punctuation always make a header.
+        // Digits and punctuation are always valid in a header.
         texts.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)))
     }
 }

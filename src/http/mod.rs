@@ -1,4 +1,4 @@
-//! Transport: what every route is built with and served by. It knows no account and no feature.
+//! The HTTP transport that every route uses. Knows no account and no feature.
 
 mod buffered;
 pub mod client_address;
@@ -34,39 +34,40 @@ use crate::telemetry::metrics::Metrics;
 use buffered::{Buffered, buffered};
 use observe::Observer;
 
-// What handlers are made of.
+// The types that handlers use.
 pub use client_address::ClientAddress;
 pub use extract::{Id, Json, Query, mail_address, no_nul, not_null};
 pub use paging::{List, Page};
 pub use problem::{Problem, Result};
 
-/// Puts around the routes what holds for all of them: limits of time, size and number, CORS, problem bodies, the
-/// headers that make browsers careful, the access line.
+/// Adds the layers that all routes share: limits of time, size and number, CORS, problem bodies, security headers and the
+/// access log.
 pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: Metrics, postgres: Pool) -> Router {
     let observer = Arc::new(Observer::new(metrics, config.trusted_proxies.into()));
     let limits = Arc::new(Buffered::new(config.request_timeout.0, postgres));
-    // The outermost first. One layer for all, since each that is put on routes by itself is boxed, and cloned for each request.
+    // The outermost layer first. They are combined into one layer, because axum boxes each separate layer and clones it
+    // for each request.
     let https = site.is_https();
     let around = ServiceBuilder::new()
         .layer(middleware::from_fn_with_state(observer, observe::observe))
         .map_response(move |response| harden(response, https))
         .layer(option_layer(cors(config)))
-        // The panic hook has logged it; the client gets a bare 500, which `observe` gives a body.
+        // The panic hook logs the panic. The client gets a 500, to which `observe` adds the problem body.
         .layer(CatchPanicLayer::custom(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response()))
         .layer(middleware::from_fn_with_state(limits, buffered));
     routes.fallback(|| async { Problem::not_found() }).layer(around)
 }
 
-/// How long a browser may go by an answer of [`cors`] before it asks again.
-const PREFLIGHT: Duration = Duration::from_hours(1);
+/// How long a browser may cache a preflight response.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_hours(1);
 
-/// Other sites may call the API if they are listed, with cookies and all; without a list nobody may.
+/// Allows the listed sites to call the API, with cookies. Without a list no other site may.
 fn cors(config: &config::Http) -> Option<CorsLayer> {
     let origins = config.cors_origins.as_ref()?.0.iter().filter_map(|origin| HeaderValue::from_str(origin).ok());
     let layer = CorsLayer::new()
         .allow_origin(origins.collect::<Vec<_>>())
         .allow_credentials(true)
-        .max_age(PREFLIGHT)
+        .max_age(PREFLIGHT_MAX_AGE)
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
         .allow_headers([
             header::CONTENT_TYPE,
@@ -82,14 +83,14 @@ fn cors(config: &config::Http) -> Option<CorsLayer> {
     Some(layer)
 }
 
-/// What OWASP's HTTP Headers Cheat Sheet asks for; a page that needs more than nothing brings a policy of its own.
+/// Adds the headers that OWASP's HTTP Headers Cheat Sheet recommends. A page that loads anything sets its own policy.
 fn harden<B>(mut response: Response<B>, https: bool) -> Response<B> {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
         (header::REFERRER_POLICY, "same-origin"),
-        // Nearly everything here is one person's; no cache may keep it.
+        // Nearly every response is personal, so no cache may store it.
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
     ] {

@@ -1,4 +1,4 @@
-//! What every request gets: an id, a span, a body for its problem, and one line in the log.
+//! Gives every request an id, a span, a problem body if it fails, and one log line.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,27 +17,27 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
 
 /// The largest head that a request may have, in bytes.
-const HEAD_LIMIT: usize = 32 * 1024;
+const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What observes the requests of one listener.
+/// The settings and state for observing the requests of one listener.
 pub(super) struct Observer {
     metrics: Metrics,
     trusted_proxies: usize,
-    /// Whether it was logged that a proxy seems to stand in front, which is logged once.
-    told: AtomicBool,
+    /// Whether the warning about a proxy has been logged, which happens once.
+    warned: AtomicBool,
 }
 
 impl Observer {
     pub(super) fn new(metrics: Metrics, trusted_proxies: usize) -> Self {
-        Self { metrics, trusted_proxies, told: AtomicBool::new(false) }
+        Self { metrics, trusted_proxies, warned: AtomicBool::new(false) }
     }
 
     fn client(&self, request: &Request) -> Option<ClientAddress> {
         let forwarded = self.trusted_proxies == 0 && request.headers().contains_key(FORWARDED_FOR);
-        if forwarded && !self.told.swap(true, Ordering::Relaxed) {
-            warn!("X-Forwarded-For counts for nothing while TRUSTED_PROXIES is 0: behind a proxy all clients are one to the limits");
+        if forwarded && !self.warned.swap(true, Ordering::Relaxed) {
+            warn!("ignoring X-Forwarded-For because TRUSTED_PROXIES is 0; behind a proxy, all clients share one rate limit");
         }
         let Peer(peer) = request.extensions().get()?;
         Some(ClientAddress::of(request.headers(), peer.ip(), self.trusted_proxies))
@@ -46,15 +46,15 @@ impl Observer {
 
 /// The outermost layer of the routes.
 pub(super) async fn observe(State(observer): State<Arc<Observer>>, mut request: Request, next: Next) -> Response {
-    // Always our own: what the caller brings is a second field, or two requests could be made to look like one.
+    // Always a new id. The caller's id is a separate field, because callers could give two requests the same id.
     let id = Uuid::new_v4().to_string();
     let callers = request.headers().get(&REQUEST_ID).and_then(|value| callers_id(value.as_bytes())).map(field::display);
-    // The template, never the path itself: paths hold ids, and queries hold tokens.
+    // The route's template, never the path itself, because paths contain ids and queries contain tokens.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    // Of all levels the one that no filter of the log leaves out: the fields go on into jobs and the audit trail.
+    // A level that no log filter drops, because jobs and the audit trail use the span's fields.
     let span = error_span!("request", request_id = %id, caller_request_id = callers, traceparent = field::Empty,
         account_id = field::Empty, otel.name = route, otel.kind = "server", otel.status_code = field::Empty);
-    // Only a proxy of ours may say which trace a request belongs to.
+    // Only a trusted proxy may name the trace that a request belongs to.
     let traceparent = request.headers().get("traceparent").filter(|_| observer.trusted_proxies > 0);
     traces::join(&span, traceparent.and_then(|value| value.to_str().ok()));
     if let Some(client) = observer.client(&request) {
@@ -72,7 +72,7 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &
         None => next.run(request).await,
     };
     let status = response.status();
-    // A page for people says itself what is wrong.
+    // An HTML page explains the problem itself.
     let is_page = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html"));
     if !is_page && (status.is_client_error() || status.is_server_error()) {
         let problem = response.extensions_mut().remove::<Arc<Problem>>().unwrap_or_else(|| Arc::new(Problem::from_status(status)));
@@ -80,7 +80,7 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &
             error!(error = format!("{source:#}"), "{method} {route} failed: {source:#}");
         }
         let rendered = problem.render(id);
-        // Headers such as `Allow` stay; the body and what describes it are the problem's.
+        // Headers such as `Allow` stay. The problem replaces the body and the headers that describe it.
         response.headers_mut().remove(header::CONTENT_LENGTH);
         response.headers_mut().extend(rendered.headers().clone());
         *response.body_mut() = rendered.into_body();
@@ -97,18 +97,18 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &
     response
 }
 
-/// What is wrong with the head of a request, whatever it asks for.
+/// Checks the head of a request, whatever its route. Returns a problem if it is invalid.
 fn refuse(request: &Request) -> Option<Problem> {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     // RFC 9112, 3.2.
     if request.version() == Version::HTTP_11 && hosts != 1 || hosts > 1 {
-        return Some(Problem::malformed("the request must have one `Host` header"));
+        return Some(Problem::malformed("The request must have exactly one `Host` header."));
     }
     let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    (size > HEAD_LIMIT).then(|| Problem::from_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
+    (size > MAX_HEAD_BYTES).then(|| Problem::from_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE))
 }
 
-/// A caller's `X-Request-Id`, if it is a sane one.
+/// The caller's `X-Request-Id`, if it is short and contains only safe characters.
 fn callers_id(id: &[u8]) -> Option<&str> {
     let sane = (1..=64).contains(&id.len()) && id.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b));
     str::from_utf8(id).ok().filter(|_| sane)

@@ -1,8 +1,8 @@
-//! The `OpenAPI` document: what the handlers' annotations say, completed by what holds for all operations.
+//! Builds the `OpenAPI` document from the handlers' annotations.
 //!
-//! An annotation names an operation's own answers. A problem of its own has the description `slug: when`. The rules add who
-//! may ask, this module adds the problems that every operation shares. What several operations share stands once, under
-//! `components`.
+//! An annotation names an operation's own responses. The description of its own problem is `slug: when`. The access
+//! rules add who may call the operation, and this module adds the problems that every operation shares. Parts that
+//! several operations share stand once, under `components`.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use utoipa::PartialSchema;
 
 use super::problem;
 
-/// A problem as the document describes it: status, last part of its `type`, and when it happens.
+/// A problem as the document describes it: its status, the last part of its `type`, and when it happens.
 #[derive(Debug, Clone, Copy)]
 pub struct DocumentedProblem {
     pub status: &'static str,
@@ -26,45 +26,45 @@ impl DocumentedProblem {
     }
 }
 
-/// Who may ask for an operation, in the document's words.
+/// Who may call an operation, in the document's terms.
 pub struct Access {
     /// In lower case, as the document writes it.
     pub method: String,
     pub path: &'static str,
     /// The operation's `security`.
     pub security: Value,
-    /// The variable that sets its limit.
+    /// The environment variable that sets its rate limit.
     pub limit: &'static str,
-    /// What a request is answered that may not.
+    /// The problems that the access check responds with.
     pub problems: Vec<DocumentedProblem>,
 }
 
 /// Problems that many operations share.
-const SHARED: &[DocumentedProblem] = &[
+const SHARED_PROBLEMS: &[DocumentedProblem] = &[
     DocumentedProblem::new("400", "malformed", "The request is not HTTP, or its body is not JSON"),
     DocumentedProblem::new("404", "not-found", "It does not exist, or you do not have access to it"),
-    DocumentedProblem::new("408", "slow-body", "The rest of the body did not come"),
-    DocumentedProblem::new("413", "body-too-large", "The body is larger than one mebibyte"),
+    DocumentedProblem::new("408", "slow-body", "The rest of the body did not arrive in time"),
+    DocumentedProblem::new("413", "body-too-large", "The body is larger than 1 MiB"),
     DocumentedProblem::new("415", "unsupported-media-type", "The body's content type is not JSON"),
-    DocumentedProblem::new("422", "invalid-input", "The input can be read and breaks a rule"),
-    DocumentedProblem::new("429", "too-many-requests", "The limit is reached. `Retry-After` says how long to wait"),
+    DocumentedProblem::new("422", "invalid-input", "The input is invalid. `errors` names the fields"),
+    DocumentedProblem::new("429", "too-many-requests", "A rate limit is reached. `Retry-After` says how long to wait"),
     DocumentedProblem::new("500", "internal", "An error on our side. `request_id` finds it in the log"),
-    DocumentedProblem::new("503", "overloaded", "Too many requests at a time. Retry shortly"),
-    DocumentedProblem::new("503", "timed-out", "It took too long, and may have been done all the same. No `Retry-After`"),
+    DocumentedProblem::new("503", "overloaded", "Too many concurrent requests. Retry shortly"),
+    DocumentedProblem::new("503", "timed-out", "The request took too long and may still have taken effect. No `Retry-After`"),
     DocumentedProblem::new("503", "unavailable", "A dependency is unavailable or timed out. Retry shortly"),
 ];
 
-/// Problems of requests that are for none of the operations.
-const OUTSIDE: &[DocumentedProblem] = &[
-    DocumentedProblem::new("405", "method-not-allowed", "The method cannot be used here. `Allow` has those that can"),
+/// Problems of requests that match no operation.
+const PROBLEMS_OUTSIDE_OPERATIONS: &[DocumentedProblem] = &[
+    DocumentedProblem::new("405", "method-not-allowed", "The method is not allowed here. `Allow` lists those that are"),
     DocumentedProblem::new("431", "head-too-large", "The head of the request is larger than 32 KiB"),
-    DocumentedProblem::new("400", "refused", "The request was refused before anything looked into it"),
+    DocumentedProblem::new("400", "refused", "The request was refused before it reached an operation"),
 ];
 
-/// Completes the document that the handlers' annotations give.
+/// Completes the document that comes from the handlers' annotations.
 ///
 /// # Errors
-/// The annotations cannot be written as JSON.
+/// The annotations cannot be serialized to JSON.
 pub fn complete(
     document: &utoipa::openapi::OpenApi,
     security_schemes: Value,
@@ -94,7 +94,7 @@ pub fn complete(
     Ok(document)
 }
 
-/// The types of problems that a document names, each with its status and, line by line, when it happens.
+/// The problem types that a document names. Each has its status and its descriptions of when it happens, one a line.
 pub fn problems(document: &Value) -> BTreeMap<String, (u16, String)> {
     let operations = document["paths"].as_object().into_iter().flatten().filter_map(|(_, path)| path.as_object()).flatten();
     let own = operations.filter_map(|(_, operation)| operation["responses"].as_object()).flatten();
@@ -112,7 +112,7 @@ pub fn problems(document: &Value) -> BTreeMap<String, (u16, String)> {
         let status = example["value"]["status"].as_u64().and_then(|status| status.try_into().ok());
         add(slug, status.unwrap_or_default(), example["summary"].as_str().unwrap_or_default());
     }
-    for problem in OUTSIDE {
+    for problem in PROBLEMS_OUTSIDE_OPERATIONS {
         add(problem.slug, problem.status.parse().unwrap_or_default(), problem.when);
     }
     problems
@@ -136,7 +136,7 @@ fn describe(operation: &mut Value, access: &Access) {
         responses["200"]["headers"]["Link"] = reference("headers", "Link");
     }
     let mut problems = own_problems(&responses);
-    let others = access.problems.iter().chain(SHARED.iter().filter(|problem| happens(problem.slug)));
+    let others = access.problems.iter().chain(SHARED_PROBLEMS.iter().filter(|problem| happens(problem.slug)));
     for problem in others {
         problems.entry(problem.status.to_owned()).or_default().push((problem.slug.to_owned(), problem.when.to_owned()));
     }
@@ -146,7 +146,7 @@ fn describe(operation: &mut Value, access: &Access) {
     operation["responses"] = responses;
 }
 
-/// The problems that an annotation names itself, by status: slug and when.
+/// The problems that an operation's annotation names, by status: slug and when.
 fn own_problems(responses: &Value) -> BTreeMap<String, Vec<(String, String)>> {
     let mut problems = BTreeMap::<_, Vec<_>>::new();
     for (status, response) in responses.as_object().into_iter().flatten().filter(|(status, _)| status.as_str() >= "400") {
@@ -156,7 +156,7 @@ fn own_problems(responses: &Value) -> BTreeMap<String, Vec<(String, String)>> {
     problems
 }
 
-/// A problem response: its types, and an example of each.
+/// A problem response with its types and an example of each.
 fn response(status: &str, problems: &[(String, String)]) -> Value {
     let number: u16 = status.parse().unwrap_or_default();
     let title = StatusCode::from_u16(number).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
@@ -168,7 +168,7 @@ fn response(status: &str, problems: &[(String, String)]) -> Value {
                 "request_id": "0b8f0c3e-6a7e-4b52-9a3c-2f8a6f0a7c11",
             });
             if slug == "invalid-input" {
-                example["errors"] = json!([{ "field": "email", "detail": "not a valid email" }]);
+                example["errors"] = json!([{ "field": "email", "detail": "must be an email address such as ada@example.com" }]);
             }
             (slug.clone(), json!({ "summary": when, "value": example }))
         })
@@ -186,7 +186,7 @@ fn response(status: &str, problems: &[(String, String)]) -> Value {
     response
 }
 
-/// Parts of an operation that others may have too: their kind, and each with a name.
+/// Parts of an operation that other operations may share: their kind under `components`, and each with a name.
 type Parts<'a> = (&'static str, Vec<(String, &'a mut Value)>);
 
 fn parameters_of(operation: &mut Value) -> Parts<'_> {
@@ -204,7 +204,7 @@ fn problems_of(operation: &mut Value) -> Parts<'_> {
     ("responses", responses.map(|(_, response)| (name(response), response)).collect())
 }
 
-/// Puts each part that several operations have into one component, which it returns by name, and leaves a reference.
+/// Moves each part that several operations share into a component and leaves a reference. Returns the components by name.
 fn share(document: &mut Value, parts_of: fn(&mut Value) -> Parts<'_>) -> Value {
     let mut count = BTreeMap::<String, usize>::new();
     for (_, part) in operations(document).flat_map(|operation| parts_of(operation).1) {
@@ -224,7 +224,7 @@ fn share(document: &mut Value, parts_of: fn(&mut Value) -> Parts<'_>) -> Value {
     Value::Object(shared)
 }
 
-/// Puts a reference into each list in place of its item's schema, which the derive macro repeats there.
+/// Replaces the item schema of each list, which the derive macro repeats there, by a reference.
 fn refer_to_items(schemas: &mut Value) {
     let known = schemas.as_object().cloned().unwrap_or_default();
     for (_, schema) in schemas.as_object_mut().into_iter().flatten() {

@@ -1,7 +1,7 @@
-//! `/livez` and `/readyz`: what a platform asks a process.
+//! `/livez` and `/readyz`: the probes of a platform.
 //!
 //! Live means that the process runs. Ready means that its resources answer and no drain has begun. A background task
-//! looks often enough that an answer is never older than a second; load on the routes cannot fail a probe.
+//! runs the checks, so that a result is never older than a second and load on the routes cannot fail a probe.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -18,24 +18,24 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::lifecycle::{Lifecycle, Pulse};
+use crate::lifecycle::{Heartbeat, Lifecycle};
 use crate::resources::postgres::{self, Pool};
 use crate::resources::redis::Redis;
 use crate::telemetry::metrics::Metrics;
 
-/// Two looks and a time-out fit into the second that an answer may be old.
-const EVERY: Duration = Duration::from_millis(400);
-const PATIENCE: Duration = Duration::from_millis(500);
+/// A result may be one second old. Two checks and a time-out fit into that.
+const CHECK_INTERVAL: Duration = Duration::from_millis(400);
+const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Why a check fails that nothing else can be said of.
+/// The reason of a failed check if no other is known.
 const NO_ANSWER: &str = "no answer in time";
 
-/// What clients may know: a name and one word, no address and no error's text.
+/// The failed checks, as clients see them: a name and a word each, without addresses or error texts.
 type Failed = BTreeMap<&'static str, &'static str>;
 
 type Look = Box<dyn Fn() -> BoxFuture<'static, Result<(), Failure>> + Send + Sync>;
 
-/// Why a check fails: a word for the probe, and the whole for the log.
+/// Why a check fails: a word for the probe, and a text for the log.
 type Failure = (&'static str, String);
 
 /// The checks of one process type.
@@ -49,17 +49,18 @@ struct Check {
 }
 
 impl Check {
-    /// What takes longer is not stopped, and its end is the next look's: a connection that is slow to come is there then.
+    /// Runs the check with a time limit. A check that takes longer continues, and the next round uses its result. So a
+    /// slow connection attempt is not abandoned.
     async fn outcome(&mut self) -> Result<(), Failure> {
         let running = self.running.get_or_insert_with(|| tokio::spawn((self.look)()));
-        let Ok(ended) = timeout(PATIENCE, running).await else { return Err(("unavailable", NO_ANSWER.to_owned())) };
+        let Ok(ended) = timeout(CHECK_TIMEOUT, running).await else { return Err(("unavailable", NO_ANSWER.to_owned())) };
         self.running = None;
         ended.unwrap_or_else(|panic| Err(("unavailable", panic.to_string())))
     }
 }
 
 impl Health {
-    /// Adds a check, which must end by itself.
+    /// Adds a check. It must end without being cancelled.
     pub fn check<F>(mut self, name: &'static str, look: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Result<(), Failure>> + Send + 'static,
@@ -68,7 +69,7 @@ impl Health {
         self
     }
 
-    /// Postgres answers and takes writes, and no migration is pending.
+    /// Checks that Postgres answers and accepts writes, and that no migration is pending.
     pub fn postgres(self, pool: &Pool) -> Self {
         let (pool, probes) = (pool.clone(), pool.for_probes());
         self.check("postgres", move || {
@@ -81,11 +82,11 @@ impl Health {
                     let answer = async {
                         Ok((postgres::is_read_only(&mut connection).await?, postgres::pending_migrations(&mut *connection).await?))
                     };
-                    timeout(PATIENCE, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+                    timeout(CHECK_TIMEOUT, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
                 };
                 let mut look = std::pin::pin!(look);
-                // Sooner than callers give up and hand their connections back.
-                let ended = if let Ok(ended) = timeout(PATIENCE, &mut look).await {
+                // Doubts the pool before callers time out and return their connections.
+                let ended = if let Ok(ended) = timeout(CHECK_TIMEOUT, &mut look).await {
                     ended
                 } else {
                     pool.doubt();
@@ -94,7 +95,7 @@ impl Health {
                 match ended {
                     Ok((true, _)) => {
                         pool.replace();
-                        Err(("read-only", "it takes no writes: it is a standby, or default_transaction_read_only is set".to_owned()))
+                        Err(("read-only", "it accepts no writes: it is a standby, or default_transaction_read_only is set".to_owned()))
                     }
                     Ok((false, pending)) if pending.is_empty() => Ok(()),
                     Ok((false, pending)) => {
@@ -110,7 +111,7 @@ impl Health {
         })
     }
 
-    /// Redis answers.
+    /// Checks that Redis answers.
     pub fn redis(self, redis: &Redis) -> Self {
         let redis = redis.clone();
         self.check("redis", move || {
@@ -119,19 +120,19 @@ impl Health {
         })
     }
 
-    /// Something that must keep happening, from now on, has happened not longer ago than `limit`.
-    pub fn pulse(self, name: &'static str, pulse: &Pulse, limit: Duration) -> Self {
-        let pulse = pulse.clone();
-        pulse.beat();
+    /// Checks that something still happens: the last beat, or this call, is at most `limit` ago.
+    pub fn heartbeat(self, name: &'static str, heartbeat: &Heartbeat, limit: Duration) -> Self {
+        let heartbeat = heartbeat.clone();
+        heartbeat.beat();
         self.check(name, move || {
-            let age = pulse.age();
-            async move { if age <= limit { Ok(()) } else { Err(("stalled", format!("nothing for more than {limit:?}"))) } }
+            let age = heartbeat.age();
+            async move { if age <= limit { Ok(()) } else { Err(("stalled", format!("no heartbeat for more than {limit:?}"))) } }
         })
     }
 
-    /// Starts the task that looks, and gives the probes' routes.
+    /// Starts the task that runs the checks and returns the probes' routes.
     pub fn start(self, lifecycle: &mut Lifecycle) -> Router {
-        let (result, latest) = watch::channel((Instant::now(), Failed::from([("start", "no look yet")])));
+        let (result, latest) = watch::channel((Instant::now(), Failed::from([("start", "no check yet")])));
         lifecycle.spawn("health", keep_looking(self, result, lifecycle.metrics.clone(), lifecycle.soft.clone()));
         let soft = lifecycle.soft.clone();
         Router::new()
@@ -140,7 +141,7 @@ impl Health {
     }
 }
 
-/// Adds the metrics, which are for the platform alone.
+/// Adds the metrics, which only the platform may read.
 pub fn with_metrics(probes: Router, metrics: &Metrics) -> Router {
     let metrics = metrics.clone();
     let content_type = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
@@ -153,8 +154,8 @@ fn ready((at, failed): &(Instant, Failed), draining: bool) -> Response {
     if draining {
         failed.insert("drain", "has begun");
     }
-    if at.elapsed() > EVERY + PATIENCE + Duration::from_millis(100) {
-        failed.insert("health", "no fresh look");
+    if at.elapsed() > CHECK_INTERVAL + CHECK_TIMEOUT + Duration::from_millis(100) {
+        failed.insert("health", "no recent check");
     }
     #[derive(Serialize)]
     struct Body {
@@ -171,9 +172,9 @@ async fn keep_looking(
     metrics: Metrics,
     soft: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut tick = interval(EVERY);
+    let mut tick = interval(CHECK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut before, mut told) = (None, HashSet::new());
+    let (mut before, mut logged) = (None, HashSet::new());
     loop {
         tokio::select! {
             () = soft.cancelled() => {
@@ -187,15 +188,15 @@ async fn keep_looking(
         let failed: Failed = failures.iter().map(|(name, failure)| (*name, failure.0)).collect();
         metrics.ready(failed.is_empty());
         result.send_replace((Instant::now(), failed.clone()));
-        // Each reason is told once, not at each look.
+        // Each reason is logged once, not at each check.
         for (name, (_, reason)) in &failures {
-            if told.insert(format!("{name}: {reason}")) {
+            if logged.insert(format!("{name}: {reason}")) {
                 warn!(check = name, "not ready: {name}: {reason}");
             }
         }
         if failed.is_empty() && before != Some(true) {
             info!("ready");
-            told.clear();
+            logged.clear();
         }
         before = Some(failed.is_empty());
     }

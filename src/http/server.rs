@@ -1,4 +1,4 @@
-//! The serving loop: accepts connections until the drain, and then lets the requests in flight finish.
+//! Accepts connections until the drain and then finishes the requests in flight.
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -22,39 +22,39 @@ use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::client_address::Peer;
-use super::connection::{Guarded, Lingering, Noted, Progress, Stage};
+use super::connection::{LingeringBody, Progress, Stage, TrackedBody, TrackedStream};
 use crate::lifecycle::Lifecycle;
 
-/// How much of a head is read: more than it may have, so that a larger one is 431 and no broken connection.
-const HEADER_LIMIT: usize = 64 * 1024;
+/// How many bytes of a head are read. That is more than a head may have, so that a larger one gets a 431 response.
+const READ_BUFFER_SIZE: usize = 64 * 1024;
 
-/// How often it is told that connections cannot be accepted.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// How often a failure to accept connections is logged.
+const ACCEPT_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How many connections a listener holds at a time. The longest idle ones make room for those that come after; while none
-/// is idle they wait in the system's queue.
-const CONNECTIONS: usize = 4096;
+/// How many connections a listener holds at a time. At the limit the longest idle ones are closed for new ones. While
+/// none is idle, new connections wait in the operating system's queue.
+const MAX_CONNECTIONS: usize = 4096;
 
-/// How many of them one address may hold.
-const CONNECTIONS_OF_ONE: usize = 1024;
+/// How many connections one address may hold.
+const MAX_CONNECTIONS_PER_ADDRESS: usize = 1024;
 
-/// How many make room at a time: to look for them takes longer than to close them.
-const ROOM: usize = 64;
+/// How many idle connections are closed at a time. Searching for them takes longer than closing them.
+const MAX_CLOSED_FOR_ROOM: usize = 64;
 
-/// What has come in when a listener closes is read within this time.
-const ARRIVED: Duration = Duration::from_millis(5);
+/// How long a request that has already arrived may take to be read when a listener closes.
+const ARRIVED_REQUEST_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// After an answer's end its last bytes may still be on the way to the client.
-const FLUSH: Duration = Duration::from_millis(300);
+/// How long the last bytes of a response may take to reach the client.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// The connections of a listener.
 #[derive(Default)]
 struct Connections {
     running: JoinSet<bool>,
     open: HashMap<task::Id, Open>,
-    /// How many each address holds, without those that make room.
+    /// How many connections each address holds, without those that are being closed.
     of_one: HashMap<IpAddr, usize>,
-    /// How many make room, and have not ended yet.
+    /// How many connections are being closed for new ones.
     leaving: usize,
 }
 
@@ -66,11 +66,11 @@ struct Open {
 }
 
 impl Connections {
-    /// Serves a connection, once there is room for it.
+    /// Serves a connection. It closes idle ones if a limit is reached.
     fn begin(&mut self, stream: TcpStream, peer: SocketAddr, server: &Server) {
         let one = peer.ip().to_canonical();
         let of_one = self.of_one.get(&one).copied().unwrap_or_default();
-        if server.limits_peers && of_one >= CONNECTIONS_OF_ONE && self.make_room(Some(one)) == 0 {
+        if server.limits_peers && of_one >= MAX_CONNECTIONS_PER_ADDRESS && self.make_room(Some(one)) == 0 {
             debug!("connection refused: its address has too many");
             return;
         }
@@ -79,17 +79,17 @@ impl Connections {
         let id = self.running.spawn(served).id();
         *self.of_one.entry(one).or_default() += 1;
         self.open.insert(id, Open { peer: one, progress, closing, leaves: false });
-        if self.open.len() - self.leaving >= CONNECTIONS {
+        if self.open.len() - self.leaving >= MAX_CONNECTIONS {
             self.make_room(None);
         }
     }
 
-    /// Closes the connections that have been idle for longest, of one address or of all; says how many.
+    /// Closes the connections that have been idle for longest, of one address or of all. Returns how many.
     fn make_room(&mut self, of: Option<IpAddr>) -> usize {
         let open = self.open.values_mut().filter(|open| of.is_none_or(|of| of == open.peer) && !open.leaves);
         let mut idle: Vec<_> = open.filter_map(|open| Some((open.progress.idle_since()?, open))).collect();
         idle.sort_by_key(|(since, _)| *since);
-        idle.truncate(ROOM);
+        idle.truncate(MAX_CLOSED_FOR_ROOM);
         for (_, open) in &mut idle {
             open.closing.cancel();
             open.leaves = true;
@@ -99,7 +99,7 @@ impl Connections {
         idle.len()
     }
 
-    /// Waits for the end of one; says whether it was cut off, or nothing if there is none.
+    /// Waits until a connection has ended. Returns whether it was cut off, or None if there is no connection.
     async fn ended(&mut self) -> Option<bool> {
         let (id, cut) = self.running.join_next_with_id().await?.unwrap_or_else(|panicked| (panicked.id(), false));
         match self.open.remove(&id) {
@@ -111,7 +111,7 @@ impl Connections {
     }
 }
 
-/// Counts one connection less of an address.
+/// Decrements the number of an address's connections.
 fn leave(of_one: &mut HashMap<IpAddr, usize>, peer: IpAddr) {
     if let Entry::Occupied(mut held) = of_one.entry(peer) {
         *held.get_mut() -= 1;
@@ -121,25 +121,26 @@ fn leave(of_one: &mut HashMap<IpAddr, usize>, peer: IpAddr) {
     }
 }
 
-/// What all connections of a listener share.
+/// The values that all connections of a listener share.
 struct Server {
     routes: Router,
-    /// Whether an address's number of connections is limited: not behind a proxy, whose address is everybody's.
+    /// Whether the connections of one address are limited. Behind a proxy they are not, because all clients share its
+    /// address.
     limits_peers: bool,
     closing: CancellationToken,
     hard: CancellationToken,
 }
 
-/// A port that is taken, at which clients wait until it is served.
+/// A bound port. Clients that connect wait until it is served.
 pub struct Listener {
     name: &'static str,
     socket: TcpListener,
 }
 
-/// Listens on all interfaces; `name` is the listener's in the log.
+/// Listens on all interfaces. The log shows `name`.
 ///
 /// # Errors
-/// The port is taken or forbidden.
+/// The port is taken, or this process may not use it.
 pub async fn listen(name: &'static str, port: u16) -> anyhow::Result<Listener> {
     let socket = bind(port).await.with_context(|| format!("cannot listen on port {port}"))?;
     let address = socket.local_addr()?;
@@ -147,7 +148,7 @@ pub async fn listen(name: &'static str, port: u16) -> anyhow::Result<Listener> {
     Ok(Listener { name, socket })
 }
 
-/// On IPv6 and IPv4 alike; on IPv4 alone where the machine has no IPv6.
+/// Binds to IPv6 and IPv4, or to IPv4 alone if the machine has no IPv6.
 async fn bind(port: u16) -> std::io::Result<TcpListener> {
     match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
         Err(e) if e.kind() != std::io::ErrorKind::AddrInUse => TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))).await,
@@ -155,8 +156,8 @@ async fn bind(port: u16) -> std::io::Result<TcpListener> {
     }
 }
 
-/// Registers the task that serves. At `soft` it goes on accepting for `delay`, and then closes the listener.
-/// `behind_proxy` says that the connections are those of a proxy.
+/// Registers the task that serves. After `soft` it keeps accepting for `delay` and then closes the listener.
+/// Set `behind_proxy` if a proxy makes the connections.
 pub fn serve(listener: Listener, routes: Router, delay: Duration, behind_proxy: bool, lifecycle: &mut Lifecycle) {
     let (closing, hard) = (CancellationToken::new(), lifecycle.hard.clone());
     let server = Server { routes, limits_peers: !behind_proxy, closing, hard };
@@ -165,7 +166,7 @@ pub fn serve(listener: Listener, routes: Router, delay: Duration, behind_proxy: 
 
 async fn accept(Listener { name, socket }: Listener, server: Server, delay: Duration, soft: CancellationToken) -> anyhow::Result<()> {
     let mut connections = Connections::default();
-    let mut told: Option<Instant> = None;
+    let mut logged: Option<Instant> = None;
     let mut closed = pin!(async {
         soft.cancelled().await;
         sleep(delay).await;
@@ -174,21 +175,22 @@ async fn accept(Listener { name, socket }: Listener, server: Server, delay: Dura
         tokio::select! {
             () = &mut closed => break,
             Some(_) = connections.ended() => {}
-            accepted = socket.accept(), if connections.open.len() < CONNECTIONS => match accepted {
+            accepted = socket.accept(), if connections.open.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, peer)) => connections.begin(stream, peer, &server),
                 Err(e) => {
-                    // Out of file descriptors, most often: accepting again at once would spin, and telling it each time too.
-                    if told.is_none_or(|at| at.elapsed() > TELL_AGAIN) {
-                        told = Some(Instant::now());
-                        warn!(error = %e, "connections to {name} wait, they cannot be accepted: {e}");
+                    // Mostly because there are no free file descriptors. Without the pause this loop would spin.
+                    if logged.is_none_or(|at| at.elapsed() > ACCEPT_ERROR_LOG_INTERVAL) {
+                        logged = Some(Instant::now());
+                        warn!(error = %e, "cannot accept connections to {name}, which wait: {e}");
                     }
                     sleep(Duration::from_millis(100)).await;
                 }
             }
         }
     }
-    // Who has connected by now is answered too, all of them: tokio's budget would end this after a hundred.
-    while connections.open.len() < CONNECTIONS
+    // Accepts every connection that has already been made. Without `unconstrained`, tokio's budget would end this after
+    // a hundred.
+    while connections.open.len() < MAX_CONNECTIONS
         && let Some(Ok((stream, peer))) = unconstrained(socket.accept()).now_or_never()
     {
         connections.begin(stream, peer, &server);
@@ -199,11 +201,11 @@ async fn accept(Listener { name, socket }: Listener, server: Server, delay: Dura
     while let Some(ended) = connections.ended().await {
         cut += usize::from(ended);
     }
-    anyhow::ensure!(cut == 0, "{cut} request(s) were still being answered on {name} when the drain's time was over, and were cut off");
+    anyhow::ensure!(cut == 0, "{cut} request(s) on {name} were cut off at the end of the drain's time limit");
     Ok(())
 }
 
-/// Serves one connection; says whether it was cut off in mid-answer.
+/// Serves one connection. Returns whether a request or its response was cut off.
 async fn connection(
     stream: TcpStream,
     peer: Peer,
@@ -212,25 +214,25 @@ async fn connection(
     closing: CancellationToken,
     hard: CancellationToken,
 ) -> bool {
-    // Small answers must not wait for the client's acknowledgement of the one before.
+    // Small responses must not wait for the client's acknowledgement of the previous one.
     let _ = stream.set_nodelay(true);
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
         let (routes, progress) = (routes.clone(), progress.clone());
-        let request = request.map(|body| Lingering::new(body, progress.clone()));
-        async move { routes.oneshot(request).await.map(|response| response.map(|body| Guarded::new(body, progress))) }
+        let request = request.map(|body| LingeringBody::new(body, progress.clone()));
+        async move { routes.oneshot(request).await.map(|response| response.map(|body| TrackedBody::new(body, progress))) }
     });
     let mut connection = pin!(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            // It would end idle connections too; `progress` tells the two apart.
+            // hyper's time limit would end idle connections too. `progress` distinguishes the two.
             .header_read_timeout(None)
-            .max_buf_size(HEADER_LIMIT)
-            .serve_connection(TokioIo::new(Noted::new(stream, progress.clone())), service)
+            .max_buf_size(READ_BUFFER_SIZE)
+            .serve_connection(TokioIo::new(TrackedStream::new(stream, progress.clone())), service)
     );
     tokio::select! {
         biased;
-        // A client that hangs up or talks nonsense is its own business.
+        // A client that disconnects or violates the protocol is not an error of this service.
         ended = connection.as_mut() => {
             if let Err(e) = ended { debug!("connection ended: {e}") }
             return false;
@@ -241,13 +243,13 @@ async fn connection(
         }
         () = closing.cancelled() => {}
     }
-    // A request may lie in the socket, and to close now would reset it.
-    if timeout(ARRIVED, connection.as_mut()).await.is_ok() {
+    // A request may already be in the socket, and closing now would reset the connection.
+    if timeout(ARRIVED_REQUEST_TIMEOUT, connection.as_mut()).await.is_ok() {
         return false;
     }
     connection.as_mut().graceful_shutdown();
-    // Idle connections close at once; what is left is a half-sent first head, whose rest may come, or an answer's last bytes.
-    if progress.is_idle() && (timeout(FLUSH, connection.as_mut()).await.is_ok() || progress.is_idle()) {
+    // Idle connections close at once. The others have an incomplete first head, or the last bytes of a response.
+    if progress.is_idle() && (timeout(FLUSH_TIMEOUT, connection.as_mut()).await.is_ok() || progress.is_idle()) {
         return false;
     }
     tokio::select! {
@@ -255,6 +257,6 @@ async fn connection(
         () = progress.late() => {}
         () = hard.cancelled() => {}
     }
-    // A request that was not all there has not been cut off.
+    // A request that was not complete does not count as cut off.
     progress.stage() != Stage::Receiving
 }

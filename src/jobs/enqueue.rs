@@ -1,4 +1,4 @@
-//! Enqueueing: a job goes into the queue in its caller's transaction, and workers are woken after the commit.
+//! Enqueues jobs in the caller's transaction and wakes the workers after the commit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,49 +13,49 @@ use super::Job;
 use crate::resources::postgres::{self, Pool};
 use crate::telemetry::traces;
 
-/// The channel on which workers hear that there is something new.
+/// The Postgres channel that notifies workers of new jobs.
 pub const CHANNEL: &str = "jobs";
 
-/// What fits into a payload, in bytes; what is larger belongs into a table, and its id into the payload.
-const PAYLOAD_LIMIT: usize = 64 * 1024;
+/// The largest payload, in bytes. Store larger data in a table and put its id into the payload.
+const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 
-/// How long a wake may take; the workers find the job sooner than that.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a notification may take. By then the workers have found the job by polling.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a job was not enqueued.
 #[derive(Debug, thiserror::Error)]
 pub enum EnqueueError {
-    #[error("the payload of a {kind} job has {size} bytes, more than {PAYLOAD_LIMIT}: store the data and pass its id")]
+    #[error("the payload of a {kind} job has {size} bytes, more than {MAX_PAYLOAD_BYTES}: store the data and pass its id")]
     TooLarge { kind: &'static str, size: usize },
-    #[error("the payload of a {kind} job is no JSON: {error}")]
+    #[error("the payload of a {kind} job cannot be written as JSON: {error}")]
     Payload { kind: &'static str, error: serde_json::Error },
     #[error(transparent)]
     Database(#[from] sqlx::Error),
 }
 
-/// What became of a job that was to be enqueued.
+/// The result of enqueueing.
 #[derive(Debug)]
 pub enum Enqueued {
-    /// It is in the queue.
+    /// The job is in the queue.
     New(Wake),
-    /// A job with its unique key is there already.
+    /// The queue already has a job with this unique key.
     Duplicate,
 }
 
-/// Tells the workers of new jobs: a courtesy that makes them start at once, where polling would find them later.
+/// Wakes the workers for new jobs. Without it they find the jobs at their next poll.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "fire it after the commit, or the workers find the job only at their next poll"]
 pub struct Wake(());
 
 impl Wake {
-    /// To be called after the commit, since before it there is nothing to see.
+    /// Call it after the commit, because workers cannot see the job before.
     pub fn fire(self, notifier: &Notifier) {
         notifier.0.notify_one();
     }
 }
 
 impl Enqueued {
-    /// Wakes the workers if there is something new.
+    /// Wakes the workers if a job was added.
     pub fn fire(self, notifier: &Notifier) {
         if let Self::New(wake) = self {
             wake.fire(notifier);
@@ -63,22 +63,22 @@ impl Enqueued {
     }
 }
 
-/// Sends wakes, many in one.
+/// Sends notifications. Several wakes may share one.
 #[derive(Debug, Clone, Default)]
 pub struct Notifier(Arc<Notify>);
 
 impl Notifier {
-    /// The task that sends them, to be registered with the process.
+    /// The task that sends notifications. The process registers it.
     ///
     /// # Errors
-    /// None: a wake that cannot be sent is logged, and the workers poll.
+    /// None. A notification that cannot be sent is logged, and the workers poll.
     pub async fn run(self, pool: Pool, stop: CancellationToken) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = self.0.notified() => {
-                    if let Err(e) = pool.within(PATIENCE, sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&*pool)).await {
-                        warn!(error = %e, "workers were not woken and will find the job at their next poll: {e}");
+                    if let Err(e) = pool.within(NOTIFY_TIMEOUT, sqlx::query!("SELECT pg_notify($1, '')", CHANNEL).execute(&*pool)).await {
+                        warn!(error = %e, "cannot notify workers, which will find the job at their next poll: {e}");
                     }
                 }
             }
@@ -86,15 +86,15 @@ impl Notifier {
     }
 }
 
-/// Enqueues a job that is due at once, in the caller's transaction if there is one.
+/// Enqueues a job that is due now, in the caller's transaction if there is one.
 ///
 /// # Errors
-/// The payload is too large, or Postgres refuses.
+/// The payload is too large, or the statement fails.
 pub async fn enqueue<J: Job>(connection: &mut PgConnection, job: &J) -> Result<Enqueued, EnqueueError> {
     insert(connection, std::slice::from_ref(job), None).await
 }
 
-/// Enqueues a job that is due at a time.
+/// Enqueues a job that is due at `run_at`.
 ///
 /// # Errors
 /// As [`enqueue`].
@@ -102,10 +102,10 @@ pub async fn enqueue_at<J: Job>(connection: &mut PgConnection, job: &J, run_at: 
     insert(connection, std::slice::from_ref(job), Some(run_at)).await
 }
 
-/// Enqueues many jobs of one kind in one statement; those whose key is taken are left out.
+/// Enqueues many jobs of one kind in one statement. Jobs whose unique key is taken are skipped.
 ///
 /// # Errors
-/// As [`enqueue`], and then none is enqueued.
+/// As [`enqueue`]. Then no job is enqueued.
 pub async fn enqueue_many<J: Job>(connection: &mut PgConnection, jobs: &[J]) -> Result<Enqueued, EnqueueError> {
     insert(connection, jobs, None).await
 }
@@ -115,7 +115,7 @@ async fn insert<J: Job>(connection: &mut PgConnection, jobs: &[J], run_at: Optio
     let kind = J::KIND;
     let payloads =
         jobs.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>().map_err(|error| EnqueueError::Payload { kind, error })?;
-    if let Some(size) = payloads.iter().map(|payload| payload.to_string().len()).find(|size| *size > PAYLOAD_LIMIT) {
+    if let Some(size) = payloads.iter().map(|payload| payload.to_string().len()).find(|size| *size > MAX_PAYLOAD_BYTES) {
         return Err(EnqueueError::TooLarge { kind, size });
     }
     let keys: Vec<_> = jobs.iter().map(Job::unique_key).collect();

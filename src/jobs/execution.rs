@@ -1,4 +1,4 @@
-//! One job from its claim to its written end.
+//! Runs one job, from its claim until its outcome is written to the queue.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -19,16 +19,16 @@ use crate::resources::postgres::{Limits, Pool};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
 
-/// How long a write-back waits before it is tried again while Postgres is away.
+/// How long a write-back waits before a retry while Postgres is unavailable.
 const WRITE_BACK_PAUSE: Duration = Duration::from_millis(250);
 
-/// How long a write-back waits for its answer: a connection that a firewall has forgotten never gives one.
-const WRITE_BACK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a write-back waits for its response. A connection that a firewall has dropped never gives one.
+const WRITE_BACK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many completions one statement deletes: enough that its round trip is small beside the rows.
+/// How many completed jobs one statement deletes. With so many, the round trip costs little compared to the rows.
 pub(super) const COMPLETION_BATCH: usize = 500;
 
-/// A job that is done, and whom to tell when its deletion is written, with whether it was still held.
+/// A job that is done. The sender reports, once its deletion is written, whether this worker still held it.
 pub(super) type Completion = ((i64, Uuid), oneshot::Sender<bool>);
 
 /// What all jobs of a worker share.
@@ -48,16 +48,16 @@ enum Outcome {
         error: String,
         retry: bool,
     },
-    /// It waits so long, and has spent no attempt.
+    /// The job waits this long and has not used an attempt.
     Later(Duration),
-    /// The lease ended, here or in the database: the job is another worker's.
+    /// The lease expired, here or in the database. Another worker has the job.
     Lost,
-    /// The drain's time is over.
+    /// The drain's time limit has passed.
     Interrupted,
 }
 
 impl Execution {
-    /// Runs one job to its written end. The slot is free again when this returns.
+    /// Runs one job until its outcome is written. The slot is free again when this returns.
     pub(super) async fn run(self: Arc<Self>, job: Claimed, token: Uuid, lease_end: LeaseEnd, _slot: OwnedSemaphorePermit) {
         let span = error_span!("job", job_id = job.id, job_kind = job.kind, request_id = field::Empty, traceparent = field::Empty);
         traces::resume(&span, job.trace_context.as_ref());
@@ -76,11 +76,11 @@ impl Execution {
                     "done"
                 }
                 Outcome::Lost => {
-                    warn!(attempt, run_ms, outcome = "lost", "job {id} {kind} is given up here, its lease has ended");
+                    warn!(attempt, run_ms, outcome = "lost", "job {id} {kind}: lease expired; abandoning job");
                     "lost"
                 }
                 Outcome::Interrupted => {
-                    info!(attempt, run_ms, outcome = "interrupted", "job {id} {kind} is unfinished");
+                    info!(attempt, run_ms, outcome = "interrupted", "job {id} {kind} was interrupted by the end of the drain");
                     "interrupted"
                 }
                 Outcome::Later(delay) => {
@@ -99,14 +99,14 @@ impl Execution {
                             "dead"
                         }
                         Failed::Lost => {
-                            warn!(attempt, run_ms, outcome = "lost", error, "job {id} {kind} failed, and is another worker's: {error}");
+                            warn!(attempt, run_ms, outcome = "lost", error, "job {id} {kind} failed after its lease expired: {error}");
                             "lost"
                         }
                     }
                 }
             };
             self.metrics.job_ends(&kind, outcome, took);
-            // What was interrupted is still held, so that it is given back with the rest.
+            // An interrupted job stays held, so that the runner returns it to the queue with the rest.
             if outcome != "interrupted" {
                 self.leases.drop(id, token);
             }
@@ -123,7 +123,7 @@ impl Execution {
         let (handler, limit) = (kind.handler, kind.timeout);
         let postgres = self.resources.postgres.with_limits(Limits::within(limit));
         let mut context = JobContext { postgres, resources: self.resources.clone(), id, token, completed: false };
-        // A panic is the job's alone. The context is not looked at after one, so it cannot be seen broken.
+        // A panic fails only this job. Nothing reads the context after a panic, so its state cannot be observed broken.
         let handler = AssertUnwindSafe(timeout(limit, handler(&job.payload, &mut context))).catch_unwind();
         let ended = tokio::select! {
             ended = handler => ended,
@@ -145,10 +145,10 @@ impl Execution {
     }
 
     async fn complete(&self, id: i64, token: Uuid) -> Outcome {
-        let (tell, told) = oneshot::channel();
+        let (sender, deleted) = oneshot::channel();
         // Neither end of the channels is dropped while a job runs.
-        let _ = self.completions.send(((id, token), tell)).await;
-        if told.await == Ok(true) { Outcome::Done } else { Outcome::Lost }
+        let _ = self.completions.send(((id, token), sender)).await;
+        if deleted.await == Ok(true) { Outcome::Done } else { Outcome::Lost }
     }
 }
 
@@ -156,28 +156,28 @@ fn message(panic: &(dyn Any + Send)) -> &str {
     panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }
 
-/// Deletes jobs that are done, as many at a time as have come in while the last were written.
+/// Deletes completed jobs in batches. Each batch is what has come in while the last one was written.
 pub(super) async fn write_completions(pool: Pool, mut done: mpsc::Receiver<Completion>) {
     let mut batch = Vec::new();
     while done.recv_many(&mut batch, COMPLETION_BATCH).await > 0 {
         let jobs: Vec<_> = batch.iter().map(|(job, _)| *job).collect();
         let deleted: std::collections::HashSet<_> =
             write_back(&pool, "completion", || queue::complete_all(&pool, &jobs)).await.into_iter().collect();
-        for ((id, _), tell) in batch.drain(..) {
-            let _ = tell.send(deleted.contains(&id));
+        for ((id, _), sender) in batch.drain(..) {
+            let _ = sender.send(deleted.contains(&id));
         }
     }
 }
 
-/// Writes until it is written: what became of a job must outlive a restart of Postgres.
+/// Retries a write until it succeeds, because a job's outcome must survive a restart of Postgres.
 pub(super) async fn write_back<T, F: Future<Output = sqlx::Result<T>>>(pool: &Pool, what: &str, write: impl Fn() -> F) -> T {
-    let mut told = false;
+    let mut logged = false;
     loop {
-        match pool.within(WRITE_BACK_PATIENCE, write()).await {
+        match pool.within(WRITE_BACK_TIMEOUT, write()).await {
             Ok(written) => return written,
             Err(e) => {
-                if !std::mem::replace(&mut told, true) {
-                    warn!(error = %e, "{what} not written yet, trying on: {e}");
+                if !std::mem::replace(&mut logged, true) {
+                    warn!(error = %e, "cannot write a job's {what} yet, retrying: {e}");
                 }
                 sleep(WRITE_BACK_PAUSE).await;
             }

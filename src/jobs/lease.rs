@@ -1,4 +1,4 @@
-//! The leases of a worker: what it holds, until when, and the heartbeat that extends them.
+//! A worker's leases: which jobs it holds, until when, and the heartbeat that extends them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,22 +9,22 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_unti
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use super::FIRST_LOOK;
+use super::FIRST_CHECK_DELAY;
 use super::queue::{self, Expired};
 use crate::resources::postgres::Pool;
 use crate::telemetry::metrics::Metrics;
 
-/// The jobs that a worker holds, with their tokens, and whom to tell when a lease is extended.
+/// The jobs that a worker holds, each with its token and the sender that announces an extended lease.
 type Held = HashMap<i64, (Uuid, watch::Sender<Instant>)>;
 
-/// What a worker holds.
+/// The leases that a worker holds.
 #[derive(Clone)]
 pub(super) struct Leases {
     length: Duration,
     held: Arc<Mutex<Held>>,
 }
 
-/// When a lease ends by this machine's monotonic clock; the heartbeat moves it.
+/// When a lease ends, by this machine's monotonic clock. The heartbeat moves it.
 pub(super) struct LeaseEnd(watch::Receiver<Instant>);
 
 impl Leases {
@@ -36,8 +36,8 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When leases that are asked for now end for this worker: a sixth early, which covers a slow scheduler. The clock
-    /// starts before the statement does, so this worker's end always comes before the database's.
+    /// When leases that are requested now end for this worker. That is a sixth early, which covers a slow scheduler.
+    /// The clock starts before the statement does, so a lease always ends here before it ends in the database.
     pub(super) fn end_from_now(&self) -> Instant {
         Instant::now() + self.length * 5 / 6
     }
@@ -48,7 +48,7 @@ impl Leases {
         LeaseEnd(receiver)
     }
 
-    /// Another attempt of the same job, which has another token, keeps its own.
+    /// Drops the lease with this token. Another attempt of the same job has another token and keeps its lease.
     pub(super) fn drop(&self, id: i64, token: Uuid) {
         let mut held = self.held();
         if held.get(&id).is_some_and(|(holder, _)| *holder == token) {
@@ -56,12 +56,12 @@ impl Leases {
         }
     }
 
-    /// What is still held.
+    /// The jobs that are still held.
     pub(super) fn all(&self) -> Vec<(i64, Uuid)> {
         self.held().iter().map(|(id, (token, _))| (*id, *token)).collect()
     }
 
-    /// Extends the leases of what runs here.
+    /// Extends the leases of the running jobs.
     pub(super) async fn keep(self, pool: Pool) {
         let every = self.length / 3;
         let mut beat = interval(every);
@@ -78,22 +78,23 @@ impl Leases {
                             sender.send_replace(ends);
                         }
                     }
-                    Err(e) => warn!(error = %e, "leases not extended: {e}"),
+                    Err(e) => warn!(error = %e, "cannot extend leases: {e}"),
                 }
             }
         }
     }
 
-    /// Fails what ran on workers that are gone. It is another task: what holds it up must not cost a lease here.
+    /// Fails the jobs of workers that are gone. It is a task of its own, so that a delay here cannot cost this worker a
+    /// lease.
     pub(super) async fn expire(self, pool: Pool, metrics: Metrics) {
         let every = self.length / 3;
-        let mut look = interval_at(Instant::now() + FIRST_LOOK, every);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut check = interval_at(Instant::now() + FIRST_CHECK_DELAY, every);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            look.tick().await;
+            check.tick().await;
             match pool.within(every, queue::expire(&pool)).await {
                 Ok(expired) => expired.iter().for_each(|job| report(job, &metrics)),
-                Err(e) => warn!(error = %e, "lost jobs not taken back: {e}"),
+                Err(e) => warn!(error = %e, "cannot take back the jobs of lost workers: {e}"),
             }
         }
     }
@@ -109,7 +110,7 @@ fn report(Expired { id, kind, attempt, dead }: &Expired, metrics: &Metrics) {
 }
 
 impl LeaseEnd {
-    /// Returns when the lease has ended without being extended.
+    /// Returns when the lease has expired.
     pub(super) async fn reached(mut self) {
         loop {
             let end = *self.0.borrow_and_update();

@@ -1,8 +1,8 @@
-//! Jobs: work that a process asks for and another does (factors VIII and IX).
+//! Jobs: work that one process enqueues and another runs (factors VIII and IX).
 //!
-//! The queue is a table beside the data, so that data and the job that follows from it commit together.
-//! `enqueue` fills it, `runner` works it off with `queue`, `lease` and `execution`, `schedule` turns the time of day into jobs.
-//! Knows no feature.
+//! The queue is a table in the same database as the data, so that a change and the job that follows from it commit
+//! together. `enqueue` fills the queue. `runner` works it off with `queue`, `lease` and `execution`. `schedule`
+//! enqueues jobs by the time of day. Knows no feature.
 
 mod enqueue;
 mod execution;
@@ -28,7 +28,7 @@ use crate::resources::smtp::{self, Mailer};
 
 pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};
 
-/// A kind of job: its payload is the type itself, what it does is `run`.
+/// A kind of job. The type itself is the payload, and `run` is the work.
 ///
 /// ```ignore
 /// #[derive(Serialize, Deserialize)]
@@ -43,21 +43,21 @@ pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqu
 /// }
 /// ```
 ///
-/// A job runs at least once: a worker that is killed after the work and before the deletion leaves it to be run again.
-/// So `run` must be idempotent: look first whether the work is done already, or do it in the transaction that
-/// [`JobContext::complete`] makes the job's last.
+/// A job runs at least once: if a worker is killed after the work and before the deletion, the job runs again.
+/// So `run` must be idempotent. Check first whether the work is already done, or do it in the transaction that
+/// [`JobContext::complete`] ends the job in.
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name under which the queue stores it.
     const KIND: &'static str;
-    /// How often it is started before it is given up: some seven hours, in which what it needs may be away.
+    /// How many attempts it has before it is dead. With the backoff, 20 attempts outlast an outage of some seven hours.
     const MAX_ATTEMPTS: i32 = 20;
-    /// Who is claimed first.
+    /// Which jobs are claimed first.
     const PRIORITY: Priority = Priority::Usual;
     /// How long one attempt may take.
     const TIMEOUT: Duration = Duration::from_mins(1);
 
-    /// Of the jobs of this kind with the same key only one waits or runs at a time. The key names the work with its
-    /// version or its tick, or new work would be lost to old.
+    /// Only one job of this kind with the same key waits or runs at a time. Put a version or a tick into the key.
+    /// Otherwise new work counts as a duplicate of old work and is lost.
     fn unique_key(&self) -> Option<String> {
         None
     }
@@ -65,24 +65,24 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     fn run(&self, context: &mut JobContext) -> impl Future<Output = Result<(), JobError>> + Send;
 }
 
-/// How soon jobs of a kind are claimed, whatever waits of the others.
+/// How soon jobs of a kind are claimed, before or after those of other kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
-    /// A person waits for it, or something is unsafe until it is done.
+    /// A person waits for the job, or something is unsafe until it is done.
     Awaited,
     Usual,
-    /// Much of it at a time, such as a digest for everybody.
+    /// Jobs that come in large numbers, such as a digest for every account.
     Bulk,
 }
 
-/// Why an attempt failed. `?` makes a `Retry` of any error, but for a mail that was refused for good.
+/// Why an attempt failed. `?` turns any error into a `Retry`, except a permanently refused mail, which becomes `GiveUp`.
 #[derive(Debug)]
 pub enum JobError {
-    /// Trying again can help.
+    /// A retry can help.
     Retry(anyhow::Error),
-    /// Trying again is useless: the job is given up at once.
+    /// A retry cannot help. The job is dead at once.
     GiveUp(anyhow::Error),
-    /// It is too early: the job waits so long, and has spent no attempt.
+    /// The job is too early. It waits this long and has not used an attempt.
     Later(Duration),
 }
 
@@ -96,7 +96,7 @@ impl<E: Into<anyhow::Error>> From<E> for JobError {
     }
 }
 
-/// What jobs reach of the world.
+/// The resources that jobs use.
 #[derive(Clone)]
 pub struct Resources {
     pub postgres: Pool,
@@ -106,9 +106,9 @@ pub struct Resources {
     pub notifier: Notifier,
 }
 
-/// A running job's surroundings.
+/// What a running job has access to.
 pub struct JobContext {
-    /// Its transactions may work for as long as the job.
+    /// A pool whose transactions may take as long as the job.
     pub postgres: Pool,
     resources: Arc<Resources>,
     id: i64,
@@ -125,18 +125,18 @@ impl std::ops::Deref for JobContext {
 }
 
 impl JobContext {
-    /// The job's id in the queue, the same at each attempt.
+    /// The job's id in the queue. It is the same at each attempt.
     pub fn id(&self) -> i64 {
         self.id
     }
 
-    /// Makes the job's end part of the caller's transaction: what the transaction changes then happens exactly once.
-    /// Nothing may follow it but the commit.
+    /// Completes the job in the caller's transaction, so that the transaction's changes happen exactly once.
+    /// Only the commit may follow.
     ///
     /// # Errors
-    /// The lease was lost to another worker: roll back, the other does the work.
+    /// The lease expired and another worker has the job. Roll back.
     pub async fn complete(&mut self, transaction: &mut PgConnection) -> anyhow::Result<()> {
-        anyhow::ensure!(queue::complete(transaction, self.id, self.token).await?, "the lease was lost, so another worker has the job");
+        anyhow::ensure!(queue::complete(transaction, self.id, self.token).await?, "the lease expired, so another worker has the job");
         self.completed = true;
         Ok(())
     }
@@ -153,7 +153,7 @@ struct Kind {
     enqueue: EnqueueParsed,
 }
 
-/// The kinds that a worker knows.
+/// The kinds of jobs that a worker can run.
 #[derive(Default)]
 pub struct Registry(BTreeMap<&'static str, Kind>);
 
@@ -164,13 +164,13 @@ impl Registry {
         self
     }
 
-    /// Enqueues a job whose kind and payload are known only now.
+    /// Enqueues a job whose kind and payload are known only at run time.
     ///
     /// # Errors
-    /// The kind is unknown, the payload is not one of its, or as [`enqueue`].
+    /// The kind is unknown, or the payload does not fit the kind. Otherwise as [`enqueue`].
     pub async fn enqueue(&self, connection: &mut PgConnection, kind: &str, payload: serde_json::Value) -> anyhow::Result<Enqueued> {
         let Some(known) = self.0.get(kind) else {
-            anyhow::bail!("there is no kind {kind}; there are: {}", self.kinds().join(", "));
+            anyhow::bail!("there is no kind {kind}; the kinds are: {}", self.kinds().join(", "));
         };
         (known.enqueue)(connection, payload).await
     }
@@ -182,17 +182,17 @@ impl Registry {
     /// The kinds with these names, or all.
     ///
     /// # Errors
-    /// A name is none of them, in words.
+    /// A name is not a kind. The message completes a sentence that begins with the variable's name.
     pub fn choose(&self, names: Option<&[String]>) -> Result<Vec<String>, String> {
         let all = self.kinds();
         let Some(names) = names else { return Ok(all) };
         match names.iter().find(|name| !all.contains(name)) {
-            Some(unknown) => Err(format!("names {unknown}, which is no kind; there are: {}", all.join(", "))),
+            Some(unknown) => Err(format!("names {unknown}, which is not a kind; the kinds are: {}", all.join(", "))),
             None => Ok(names.to_vec()),
         }
     }
 
-    /// How soon jobs of a kind are claimed: the lower, the sooner.
+    /// How soon jobs of a kind are claimed. A lower rank comes first.
     fn rank(&self, kind: &str) -> i32 {
         self.0.get(kind).map_or(Priority::Usual, |kind| kind.priority) as i32
     }
@@ -208,11 +208,12 @@ fn handle<'a, J: Job>(payload: &'a serde_json::Value, context: &'a mut JobContex
 
 fn enqueue_parsed<J: Job>(connection: &mut PgConnection, payload: serde_json::Value) -> BoxFuture<'_, anyhow::Result<Enqueued>> {
     async move {
-        let job = J::deserialize(payload).map_err(|e| anyhow::anyhow!("the payload is none of a {} job: {e}", J::KIND))?;
+        let job = J::deserialize(payload).map_err(|e| anyhow::anyhow!("the payload does not fit the kind {}: {e}", J::KIND))?;
         Ok(enqueue(connection, &job).await?)
     }
     .boxed()
 }
 
-/// When a worker first looks for what can wait: connecting is most of its start, and this would have it connect twice more.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
+/// How long after its start a worker first runs checks that can wait. Connecting is most of a start, and the checks
+/// would need two more connections.
+const FIRST_CHECK_DELAY: Duration = Duration::from_millis(500);

@@ -1,7 +1,8 @@
-//! The worker's side of the queue, in SQL. A job's state is implied: ready (no token), leased (a token), dead (`dead_at`); done is deleted.
+//! The worker's side of the queue, in SQL. A row without a token is ready, with a token it is leased, with `dead_at` it
+//! is dead. A completed job's row is deleted.
 //!
-//! All times are the database's, every statement stands alone, and none needs a session of its own, so that a pooler
-//! in transaction mode breaks nothing.
+//! All times are the database's. Every statement stands alone and needs no session of its own, so a pooler in
+//! transaction mode can be in between.
 //!
 //! Unless noted, errors are `sqlx::Error`: the database is unreachable.
 
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 use crate::resources::postgres::{Timestamp, purge};
 
-/// A job in a worker's hands.
+/// A job that a worker has claimed.
 #[derive(Debug)]
 pub struct Claimed {
     pub id: i64,
@@ -23,22 +24,22 @@ pub struct Claimed {
     pub max_attempts: i32,
     pub trace_context: Option<serde_json::Value>,
     pub due_at: Timestamp,
-    /// How long it was due before it was claimed, in milliseconds.
+    /// How long it had been due before it was claimed, in milliseconds.
     pub wait_ms: i64,
 }
 
-/// A kind of jobs to claim.
+/// A kind of job to claim.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub kind: String,
-    /// The lower, the sooner.
+    /// Lower ranks are claimed first.
     pub rank: i32,
-    /// Only those due since then, if there is a time.
+    /// Only jobs due since then, if set.
     pub since: Option<Timestamp>,
 }
 
-/// Claims due jobs of the wanted kinds, at most `limit`: those of a lower rank first, and of one rank the oldest. They are
-/// the caller's under `token` for `lease`.
+/// Claims at most `limit` due jobs of the wanted kinds: lower ranks first, and the oldest first within a rank. The
+/// caller holds them under `token` for `lease`.
 pub async fn claim(
     executor: impl PgExecutor<'_>,
     wanted: &[Wanted],
@@ -49,8 +50,9 @@ pub async fn claim(
     let kinds: Vec<_> = wanted.iter().map(|wanted| wanted.kind.clone()).collect();
     let ranks: Vec<_> = wanted.iter().map(|wanted| wanted.rank).collect();
     let since: Vec<_> = wanted.iter().map(|wanted| wanted.since).collect();
-    // One index scan for each kind: a million jobs of a kind that is not asked for cost nothing. The sub-selects hide the
-    // values from the planner: with them it would plan each claim anew on a long queue, and a plan costs more than the claim.
+    // One index scan for each kind, so that a million jobs of an unwanted kind cost nothing. The sub-selects hide the
+    // values from the planner. If it saw them, it would plan each claim anew on a long queue, and a plan costs more
+    // than the claim.
     sqlx::query_as!(
         Claimed,
         r#"WITH due AS (
@@ -79,8 +81,8 @@ pub async fn claim(
     .await
 }
 
-/// Gives the leases of running jobs their full length again; returns those that were extended. A row that its own
-/// handler has locked is left for the next time, rather than hold up its neighbours.
+/// Extends the leases of running jobs to their full length and returns the jobs whose lease was extended. A row that
+/// its own handler has locked is skipped until the next heartbeat, so that it does not delay the others.
 pub async fn extend(pool: &PgPool, jobs: &[(i64, Uuid)], lease: Duration) -> sqlx::Result<Vec<i64>> {
     let (ids, tokens) = split(jobs);
     sqlx::query_scalar!(
@@ -97,12 +99,12 @@ pub async fn extend(pool: &PgPool, jobs: &[(i64, Uuid)], lease: Duration) -> sql
     .await
 }
 
-/// Deletes jobs that are done. A job that another worker has taken over in the meantime stays.
+/// Deletes completed jobs and returns their ids. A job that another worker has taken over stays.
 pub async fn complete_all(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<Vec<i64>> {
     let (ids, tokens) = split(jobs);
-    // Heartbeat, claim and expiry skip what is locked, so they and this cannot wait for each other, and the rows need no
-    // lock in an order first, which would write each of them twice. Where a lost lease brings two of these together,
-    // Postgres breaks a tie and the write-back tries again.
+    // Heartbeat, claim and expiry skip locked rows, so they cannot deadlock with this statement. Locking the rows in
+    // order first would write each of them twice. If a lost lease lets two of these statements deadlock, Postgres
+    // aborts one of them and the write-back retries.
     sqlx::query_scalar!(
         r#"DELETE FROM jobs USING UNNEST($1::bigint[], $2::uuid[]) AS mine (id, token)
            WHERE jobs.id = mine.id AND jobs.token = mine.token RETURNING jobs.id"#,
@@ -113,24 +115,24 @@ pub async fn complete_all(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<V
     .await
 }
 
-/// Deletes one job that is done, in the caller's transaction; says whether it was still held under the token.
+/// Deletes one completed job in the caller's transaction. Returns whether it was still held under the token.
 pub async fn complete(connection: &mut PgConnection, id: i64, token: Uuid) -> sqlx::Result<bool> {
     let done = sqlx::query!("DELETE FROM jobs WHERE id = $1 AND token = $2", id, token).execute(connection).await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// What became of a job that failed.
+/// The state of a job after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failed {
-    /// It will be tried again, after a backoff that doubles with each attempt, at most an hour, and is partly random.
+    /// It waits for a retry. The backoff doubles with each attempt up to an hour, and is partly random.
     Waits,
-    /// It was given up.
+    /// It is dead.
     Dead,
-    /// It is another worker's now, and this failure counts for nothing.
+    /// Another worker has it, and this failure is ignored.
     Lost,
 }
 
-/// Gives a failed job back for another attempt, or up for dead if `retry` is false or it was the last one.
+/// Schedules a retry, or marks the job dead if `retry` is false or its attempts are used up.
 pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool) -> sqlx::Result<Failed> {
     let dead = sqlx::query_scalar!(
         r#"UPDATE jobs SET token = NULL, last_error = $3,
@@ -140,7 +142,7 @@ pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool)
            RETURNING dead_at IS NOT NULL AS "dead!""#,
         id,
         token,
-        // Postgres cannot hold NUL, and nobody reads more.
+        // Postgres cannot store NUL, and 2000 characters are enough to read.
         error.replace('\0', "").chars().take(2000).collect::<String>(),
         retry,
     )
@@ -149,7 +151,7 @@ pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool)
     Ok(dead.map_or(Failed::Lost, |dead| if dead { Failed::Dead } else { Failed::Waits }))
 }
 
-/// Gives a job back for later, without having spent an attempt; says whether it was still held.
+/// Returns a job to the queue for later. It has not used an attempt. Returns whether it was still held.
 pub async fn postpone(pool: &PgPool, id: i64, token: Uuid, delay: Duration) -> sqlx::Result<bool> {
     let postponed = sqlx::query!(
         "UPDATE jobs SET token = NULL, run_at = now() + $3::interval, attempt = attempt - 1 WHERE id = $1 AND token = $2",
@@ -160,7 +162,7 @@ pub async fn postpone(pool: &PgPool, id: i64, token: Uuid, delay: Duration) -> s
     Ok(postponed.execute(pool).await?.rows_affected() == 1)
 }
 
-/// Gives unfinished jobs back at once and without having spent an attempt; returns how many were still held.
+/// Returns unfinished jobs to the queue, due now. They have not used an attempt. Returns how many were still held.
 pub async fn release(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<u64> {
     let (ids, tokens) = split(jobs);
     let released = sqlx::query!(
@@ -177,7 +179,7 @@ pub async fn release(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<u64> {
     Ok(released.rows_affected())
 }
 
-/// A job whose worker let its lease end: it crashed, or was cut off.
+/// A job whose worker crashed or was cut off, so that its lease expired.
 #[derive(Debug)]
 pub struct Expired {
     pub id: i64,
@@ -186,8 +188,8 @@ pub struct Expired {
     pub dead: bool,
 }
 
-/// Fails the jobs whose lease has ended: they wait a random part of their backoff, or are dead after their last attempt,
-/// so that a job that kills its process stops doing so.
+/// Fails the jobs whose lease has expired. They wait a random part of their backoff. After their last attempt they are
+/// dead, so that a job that kills its process does not do so forever.
 pub async fn expire(pool: &PgPool) -> sqlx::Result<Vec<Expired>> {
     sqlx::query_as!(
         Expired,
@@ -210,11 +212,11 @@ pub struct Count {
     /// `ready`, `scheduled` for later, `running` or `dead`.
     pub state: String,
     pub jobs: i64,
-    /// For how many seconds the first of them has been due; negative for what is not due yet.
+    /// For how many seconds the first of them has been due. Negative if it is not due yet.
     pub late_s: i64,
 }
 
-/// The whole queue by kind and state. It reads all of it: seconds for millions of jobs.
+/// Counts the whole queue by kind and state. It reads every row, which takes seconds for millions of jobs.
 pub async fn count(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Count>> {
     sqlx::query_as!(
         Count,
@@ -227,7 +229,8 @@ pub async fn count(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Count>> {
     .await
 }
 
-/// The kinds of waiting jobs that are none of these. It hops from kind to kind, so a million jobs of one cost as much as one.
+/// The kinds of waiting jobs that are not among `kinds`. The query jumps from kind to kind in the index, so a million
+/// jobs of one kind cost as much as one.
 pub async fn waiting_kinds_but(pool: &PgPool, kinds: &[String]) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"WITH RECURSIVE waiting AS (

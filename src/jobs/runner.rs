@@ -1,7 +1,7 @@
-//! The engine of a worker: claims jobs, has them run, and gives back at the end what is unfinished.
+//! The main loop of a worker: claims jobs, runs them, and returns unfinished ones to the queue at the end.
 //!
-//! No transaction is open while a job runs. A job is a worker's own for as long as its lease, which a heartbeat extends;
-//! a worker that is cut off from Postgres stops its jobs before their leases end elsewhere.
+//! No transaction is open while a job runs. A worker holds a job for as long as its lease, which a heartbeat extends. A
+//! worker that is cut off from Postgres stops its jobs before their leases expire in the database.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,46 +18,47 @@ use uuid::Uuid;
 use super::execution::{COMPLETION_BATCH, Execution, write_back, write_completions};
 use super::lease::Leases;
 use super::queue::{Claimed, Wanted};
-use super::{CHANNEL, FIRST_LOOK, Registry, Resources, queue};
-use crate::lifecycle::Pulse;
+use super::{CHANNEL, FIRST_CHECK_DELAY, Registry, Resources, queue};
+use crate::lifecycle::Heartbeat;
 use crate::resources::postgres::{self, Pool};
 use crate::telemetry::metrics::Metrics;
 
-/// How often a worker looks for due jobs when nothing wakes it: half of the second that a due job may wait.
-const POLL: Duration = Duration::from_millis(500);
+/// How often a worker looks for due jobs if no notification wakes it. A due job may wait one second, and this is half
+/// of it.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a worker tries to connect, before it tries again: it claims within two seconds of Postgres's return.
+/// How long one attempt to connect may take. With this limit a worker claims within two seconds of Postgres's return.
 const RECONNECT_TIMEOUT: Duration = Duration::from_millis(1200);
 
 /// How long a claim waits for more free slots than one.
 const SLOTS_PAUSE: Duration = Duration::from_millis(1);
 
-/// How often a worker looks for jobs that nobody may know: a deploy's order, not an emergency.
-const UNKNOWN: Duration = Duration::from_secs(30);
+/// How often a worker looks for jobs of unknown kinds. They are common during a deploy and never urgent.
+const UNKNOWN_KINDS_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long the connection that hears of new jobs is kept.
-const LISTENER_LIFE: Duration = Duration::from_mins(1);
+/// How long the connection that listens for notifications is kept.
+const LISTENER_MAX_AGE: Duration = Duration::from_mins(1);
 
-/// What a worker is made of.
+/// The parts of a worker.
 pub struct Runner {
     pub registry: Registry,
     /// The kinds that it claims.
     pub kinds: Vec<String>,
     pub resources: Resources,
-    /// Jobs that run at a time.
+    /// How many jobs run at a time.
     pub concurrency: usize,
-    /// How long a job is the worker's own without a heartbeat.
+    /// How long the worker holds a job without a heartbeat.
     pub lease: Duration,
-    /// Beats with each claim that Postgres has answered, and while there is no slot to claim for.
-    pub claims: Pulse,
+    /// Beats at each claim that Postgres answers, and while there is no free slot to claim for.
+    pub claims: Heartbeat,
     pub metrics: Metrics,
 }
 
 impl Runner {
-    /// Works until `soft`, finishes what runs until `hard`, and gives back the rest.
+    /// Claims jobs until `soft`, lets the running ones finish until `hard`, and returns the rest to the queue.
     ///
     /// # Errors
-    /// A part of it has panicked. While Postgres is away it waits.
+    /// A helper task has panicked. An unavailable Postgres is not an error: the runner waits for it.
     pub async fn run(self, soft: CancellationToken, hard: CancellationToken) -> anyhow::Result<()> {
         let known = self.registry.kinds();
         let mut marks = Marks::of(self.kinds.iter().map(|kind| (kind.clone(), self.registry.rank(kind))));
@@ -74,7 +75,7 @@ impl Runner {
             metrics: self.metrics.clone(),
         });
         let wake = Arc::new(Notify::new());
-        // They live as long as this function, and it no longer than any of them.
+        // The helpers end with this function, and this function ends with the first of them.
         let mut helpers = JoinSet::new();
         helpers.spawn(listen(pool.clone(), wake.clone()));
         helpers.spawn(leases.clone().keep(pool.clone()));
@@ -84,35 +85,35 @@ impl Runner {
 
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let running = TaskTracker::new();
-        let mut poll = interval(POLL);
+        let mut poll = interval(POLL_INTERVAL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut away = false;
+        let mut unavailable = false;
         while !soft.is_cancelled() {
             let free = tokio::select! {
                 () = soft.cancelled() => break,
-                ended = helpers.join_next() => anyhow::bail!("a part of the runner has ended: {ended:?}"),
+                ended = helpers.join_next() => anyhow::bail!("a helper task of the runner has ended: {ended:?}"),
                 free = free_slots(&slots, self.concurrency) => free,
-                // Every slot works: that is no stall.
+                // Every slot is in use, which is not a stall.
                 _ = poll.tick() => {
                     self.claims.beat();
                     continue;
                 }
             };
             let token = Uuid::new_v4();
-            // Whether slots are left over, and so nothing more is due.
+            // Whether slots are left over, which means that nothing more is due.
             let mut idle = true;
             let (started, ends, (wanted, whole)) = (Instant::now(), leases.end_from_now(), marks.wanted());
             let limit = i64::try_from(free.len())?;
             let claim = async {
                 // While Postgres is unavailable this may be an attempt to connect to a server that is gone.
-                let patience = if away { RECONNECT_TIMEOUT } else { self.lease };
-                let mut connection = timeout(patience, pool.acquire()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+                let limit_to_connect = if unavailable { RECONNECT_TIMEOUT } else { self.lease };
+                let mut connection = timeout(limit_to_connect, pool.acquire()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
                 queue::claim(&mut *connection, &wanted, limit, token, self.lease).await
             };
             match pool.within(self.lease / 3, claim).await {
                 Ok(claimed) => {
                     self.claims.beat();
-                    away = false;
+                    unavailable = false;
                     marks.scanned(whole, started, &claimed);
                     idle = claimed.len() < free.len();
                     for (job, slot) in claimed.into_iter().zip(free) {
@@ -120,15 +121,15 @@ impl Runner {
                         running.spawn(execution.clone().run(job, token, lease_end, slot));
                     }
                 }
-                // Told once, not at each poll.
+                // Logged once, not at each poll.
                 Err(e) if postgres::is_unavailable(&e) => {
-                    if !std::mem::replace(&mut away, true) {
-                        warn!(error = %e, "no jobs claimed, Postgres is away: {e}");
+                    if !std::mem::replace(&mut unavailable, true) {
+                        warn!(error = %e, "cannot claim jobs: Postgres unavailable: {e}");
                     }
                 }
-                Err(e) => error!(error = %e, "no jobs claimed: {e}"),
+                Err(e) => error!(error = %e, "cannot claim jobs: {e}"),
             }
-            // With every slot filled there may be more at once; else wait for something new or due.
+            // If every slot was filled, more jobs may be due now. Otherwise wait for a notification or the next poll.
             if idle {
                 tokio::select! {
                     () = soft.cancelled() => break,
@@ -143,14 +144,14 @@ impl Runner {
         let unfinished = leases.all();
         if !unfinished.is_empty() {
             let released = write_back(&pool, "release", || queue::release(&pool, &unfinished)).await;
-            info!(jobs = released, "{released} unfinished job(s) given back for another worker");
+            info!(jobs = released, "{released} unfinished job(s) returned to the queue");
         }
         Ok(())
     }
 }
 
-/// Waits for a free slot, and takes all that are free. Slots come free many at a time, as completions are written, so it
-/// waits a moment for a quarter of them: a statement for each would be most of the work.
+/// Waits for a free slot, then takes all that are free. Slots are freed in batches as completions are written, so it
+/// waits a moment for a quarter of them. One claim statement for each slot would be most of the work.
 async fn free_slots(slots: &Arc<Semaphore>, concurrency: usize) -> Vec<OwnedSemaphorePermit> {
     let mut free: Vec<_> = slots.clone().acquire_owned().await.into_iter().collect();
     let more = u32::try_from(concurrency / 4).unwrap_or(u32::MAX);
@@ -161,15 +162,15 @@ async fn free_slots(slots: &Arc<Semaphore>, concurrency: usize) -> Vec<OwnedSema
     free
 }
 
-/// Where the next claim begins to look, for each kind.
+/// Where the next claim starts in the index, for each kind.
 ///
-/// While a transaction elsewhere stays open, as a nightly dump's does, the index keeps the entries of all the jobs that
-/// were done since, and a scan from its beginning would wade through them each time. Jobs of a kind come oldest first, so
-/// what is left is later than what was claimed; but for jobs whose transaction committed late, which a scan of the whole
-/// finds.
+/// While another transaction stays open, such as a nightly dump's, the index keeps the entries of all jobs completed
+/// since. A scan from the beginning would read them each time. Jobs of a kind are claimed oldest first, so the
+/// remaining ones are due later than those already claimed. The exception is a job whose transaction committed late,
+/// which a full scan finds.
 struct Marks {
     kinds: Vec<Wanted>,
-    /// When the whole was last scanned, and how long that took.
+    /// When the last full scan was, and how long it took.
     whole: Option<(Instant, Duration)>,
 }
 
@@ -178,8 +179,8 @@ impl Marks {
         Self { kinds: kinds.map(|(kind, rank)| Wanted { kind, rank, since: None }).collect(), whole: None }
     }
 
-    /// What to claim, and whether that scans the whole: each second, or as often as it takes a twentieth of the time, but at
-    /// least each five seconds.
+    /// What to claim, and whether that is a full scan. There is one each second. If full scans are slow they are rarer,
+    /// so that they take a twentieth of the time, but there is one at least every five seconds.
     fn wanted(&self) -> (Vec<Wanted>, bool) {
         let fresh = |(at, took): (Instant, Duration)| at.elapsed() < (took * 20).clamp(Duration::from_secs(1), Duration::from_secs(5));
         if self.whole.is_some_and(fresh) {
@@ -199,39 +200,40 @@ impl Marks {
     }
 }
 
-/// Hears of new jobs. Without it they are found at the next poll, so its failures are no more than a pause.
+/// Listens for notifications of new jobs. If it fails, the next poll finds the jobs, so it only waits and reconnects.
 async fn listen(pool: Pool, wake: Arc<Notify>) {
     loop {
-        // A connection of its own, apart from the pool: sqlx says goodbye to a dead one without a limit, and would keep its
-        // place meanwhile. It is a new one each time, since none tells whether it is dead or only has nothing to say.
+        // A connection outside the pool, because sqlx closes a dead one without a time limit and would block its place
+        // in the pool meanwhile. It is replaced regularly, because a silent connection does not show whether it is
+        // dead.
         let own = PgPoolOptions::new().max_connections(1).connect_lazy_with((*pool.connect_options()).clone());
-        if let Ok(Ok(mut listener)) = timeout(LISTENER_LIFE, PgListener::connect_with(&own)).await
-            && let Ok(Ok(())) = timeout(LISTENER_LIFE, listener.listen(CHANNEL)).await
+        if let Ok(Ok(mut listener)) = timeout(LISTENER_MAX_AGE, PgListener::connect_with(&own)).await
+            && let Ok(Ok(())) = timeout(LISTENER_MAX_AGE, listener.listen(CHANNEL)).await
         {
-            // What was enqueued while nobody listened.
+            // For jobs that were enqueued before it listened.
             wake.notify_one();
-            let hear = async {
+            let receive = async {
                 while let Ok(Some(_)) = listener.try_recv().await {
                     wake.notify_one();
                 }
             };
-            let _ = timeout(LISTENER_LIFE, hear).await;
+            let _ = timeout(LISTENER_MAX_AGE, receive).await;
         } else {
-            sleep(POLL).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 }
 
-/// Tells, once for each, of kinds that wait and that this worker does not know: a newer release enqueues them, or an
-/// older one did. They stay in the queue for a worker that knows them.
+/// Logs each kind of waiting job that this worker does not know, once. A newer or an older release enqueued such jobs.
+/// They stay in the queue for a worker that knows the kind.
 async fn report_unknown(pool: Pool, mut known: Vec<String>) {
-    let mut look = interval_at(Instant::now() + FIRST_LOOK, UNKNOWN);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut check = interval_at(Instant::now() + FIRST_CHECK_DELAY, UNKNOWN_KINDS_INTERVAL);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        look.tick().await;
-        // While Postgres is away others tell it.
-        for kind in pool.within(UNKNOWN, queue::waiting_kinds_but(&pool, &known)).await.unwrap_or_default() {
-            warn!(job_kind = kind, "jobs of the kind {kind} wait, which this worker does not know");
+        check.tick().await;
+        // An unavailable Postgres is logged elsewhere.
+        for kind in pool.within(UNKNOWN_KINDS_INTERVAL, queue::waiting_kinds_but(&pool, &known)).await.unwrap_or_default() {
+            warn!(job_kind = kind, "this worker does not know the kind {kind}; jobs of it wait for another worker");
             known.push(kind);
         }
     }

@@ -1,6 +1,6 @@
-//! The schedule: cron expressions, in UTC, whose ticks become jobs.
+//! The schedule: cron expressions in UTC. Each tick enqueues a job.
 //!
-//! Any number of clocks may run: a tick is a row that only one of them can move on.
+//! Any number of clocks may run. A schedule's last tick is a row that only one of them can advance.
 
 use croner::Cron;
 use futures_util::FutureExt;
@@ -24,12 +24,13 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Every tick of the expression (`minute hour day month weekday`, UTC) enqueues the job that `job` makes of it.
+    /// Every tick of the expression (`minute hour day month weekday`, UTC) enqueues the job that `job` returns for it.
     ///
     /// # Errors
-    /// The expression is none, or never ticks; a test holds every line of the schedule against this.
+    /// The expression is invalid or never ticks. A test builds every line of the schedule.
     pub fn new<J: Job>(name: &'static str, expression: &str, job: fn(Timestamp) -> J) -> anyhow::Result<Self> {
-        let cron = expression.parse::<Cron>().map_err(|e| anyhow::anyhow!("schedule {name}: `{expression}` is no cron expression: {e}"))?;
+        let cron =
+            expression.parse::<Cron>().map_err(|e| anyhow::anyhow!("schedule {name}: `{expression}` is not a cron expression: {e}"))?;
         let enqueue: Enqueue = Box::new(move |connection, tick| async move { enqueue(connection, &job(tick)).await }.boxed());
         let schedule = Self { name, cron, enqueue };
         schedule.latest_tick(Timestamp::UNIX_EPOCH)?;
@@ -39,23 +40,23 @@ impl Schedule {
     /// The latest tick that is not after `now`.
     ///
     /// # Errors
-    /// There is none, which [`Self::new`] has ruled out.
+    /// There is no such tick, which [`Self::new`] rules out.
     pub fn latest_tick(&self, now: Timestamp) -> anyhow::Result<Timestamp> {
         let tick = self.cron.find_previous_occurrence(&now.to_zoned(TimeZone::UTC), true);
         Ok(tick.map_err(|e| anyhow::anyhow!("schedule {} never ticks: {e}", self.name))?.timestamp())
     }
 
-    /// How many ticks lie between two, and so were missed; after a long standstill no more than a thousand are counted.
+    /// How many ticks were missed between two. It counts at most a thousand.
     fn ticks_between(&self, before: Timestamp, tick: Timestamp) -> u64 {
         let ticks = self.cron.iter_after(before.to_zoned(TimeZone::UTC)).take(1000);
         ticks.take_while(|between| between.timestamp() < tick).count() as u64
     }
 
-    /// Enqueues the job of the latest tick, unless that was done already. After a standstill only the latest missed
-    /// tick fires; a schedule that is seen for the first time fires nothing.
+    /// Enqueues the job of the latest tick, unless that is already done. If several ticks were missed, only the latest
+    /// one fires. A new schedule first fires at its next tick.
     ///
     /// # Errors
-    /// Postgres does not answer, and nothing has happened.
+    /// Postgres is unavailable, and nothing has changed.
     pub async fn tick(&self, pool: &Pool, metrics: &Metrics) -> anyhow::Result<Option<Wake>> {
         let mut transaction = pool.begin().await?;
         let now: Timestamp = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *transaction).await?.into();
@@ -67,7 +68,7 @@ impl Schedule {
         );
         if first.execute(&mut *transaction).await?.rows_affected() == 1 {
             transaction.commit().await?;
-            info!(schedule = self.name, "schedule {} is new, its first tick is the next", self.name);
+            info!(schedule = self.name, "schedule {} is new; it first fires at its next tick", self.name);
             return Ok(None);
         }
         let moved = sqlx::query_scalar!(

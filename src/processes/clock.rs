@@ -1,4 +1,4 @@
-//! The `clock` process: turns the schedule into jobs, and does no work itself.
+//! The `clock` process: enqueues jobs by the schedule. It runs no jobs itself.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,28 +14,28 @@ use crate::http::probes::{self, Health};
 use crate::http::server::{listen, serve};
 use crate::jobs::schedule::Schedule;
 use crate::jobs::{Notifier, queue};
-use crate::lifecycle::{self, Lifecycle, Pulse};
+use crate::lifecycle::{self, Heartbeat, Lifecycle};
 use crate::resources::postgres::{self, Limits, Pool};
 use crate::telemetry::metrics::Metrics;
 
-/// How often the clock looks; a tick's job is that much late at most.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the clock checks the schedule. A tick's job is at most this late.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the clock counts the queue for the metrics.
-const COUNT: Duration = Duration::from_secs(10);
+const QUEUE_COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long Postgres may take over one schedule.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long Postgres may take to handle one schedule.
+const SCHEDULE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Without an answered look for this long a clock is not ready.
-const TICKS_STALL: Duration = Duration::from_secs(10);
+/// A clock without a successful check for this long is not ready.
+const TICKS_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The schedule, in UTC: the core's lines, and those of the features.
+/// The schedule, in UTC: the lines of the core and of the features.
 ///
 /// # Errors
 /// A cron expression is invalid or never ticks.
 pub fn schedule() -> anyhow::Result<Vec<Schedule>> {
-    // The last tick is stored under the name.
+    // The name is the key that the last tick is stored under.
     let mut schedule = vec![Schedule::new("purge-expired", "15 * * * *", |_| PurgeExpired {})?];
     for feature in FEATURES {
         schedule.extend((feature.schedule)()?);
@@ -48,13 +48,13 @@ pub fn main() -> ExitCode {
 }
 
 async fn start(process: config::Process, config: config::Clock, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let postgres = Pool::attach(&config.database, "clock", Limits::within(PATIENCE))?;
+    let postgres = Pool::attach(&config.database, "clock", Limits::within(SCHEDULE_TIMEOUT))?;
     postgres.follow(lifecycle, &config.database);
     postgres.count(&lifecycle.metrics);
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
-    let looks = Pulse::default();
-    let probes = Health::default().postgres(&postgres).pulse("ticks", &looks, TICKS_STALL).start(lifecycle);
+    let looks = Heartbeat::default();
+    let probes = Health::default().postgres(&postgres).heartbeat("ticks", &looks, TICKS_STALL_TIMEOUT).start(lifecycle);
     if let Some(port) = process.metrics_port {
         lifecycle.spawn("queue count", keep_counting(postgres.clone(), lifecycle.metrics.clone(), lifecycle.soft.clone()));
         serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, false, lifecycle);
@@ -68,42 +68,42 @@ struct Clock {
     schedules: Vec<Schedule>,
     postgres: Pool,
     notifier: Notifier,
-    looks: Pulse,
+    looks: Heartbeat,
     metrics: Metrics,
 }
 
 impl Clock {
     async fn run(self, soft: CancellationToken) -> anyhow::Result<()> {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut away = false;
+        let mut check = interval(CHECK_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unavailable = false;
         loop {
             tokio::select! {
                 () = soft.cancelled() => return Ok(()),
-                _ = look.tick() => {}
+                _ = check.tick() => {}
             }
             match self.tick_all().await {
                 Ok(()) => {
                     self.looks.beat();
                     self.metrics.looked();
-                    away = false;
+                    unavailable = false;
                 }
-                // Told once, not at each look.
+                // Logged once, not at each check.
                 Err(e) if e.downcast_ref().is_some_and(postgres::is_unavailable) => {
-                    if !std::mem::replace(&mut away, true) {
-                        warn!(error = format!("{e:#}"), "the schedule waits for Postgres: {e:#}");
+                    if !std::mem::replace(&mut unavailable, true) {
+                        warn!(error = format!("{e:#}"), "cannot check the schedule: Postgres unavailable: {e:#}");
                     }
                 }
-                Err(e) => error!(error = format!("{e:#}"), "the schedule failed: {e:#}"),
+                Err(e) => error!(error = format!("{e:#}"), "cannot check the schedule: {e:#}"),
             }
         }
     }
 
-    /// Looks at every schedule; one that fails does not hold up the others.
+    /// Checks every schedule. One that fails does not delay the others.
     async fn tick_all(&self) -> anyhow::Result<()> {
         let mut result = Ok(());
         for schedule in &self.schedules {
-            let tick = timeout(PATIENCE, schedule.tick(&self.postgres, &self.metrics));
+            let tick = timeout(SCHEDULE_TIMEOUT, schedule.tick(&self.postgres, &self.metrics));
             match tick.await.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut.into())) {
                 Ok(Some(wake)) => wake.fire(&self.notifier),
                 Ok(None) => {}
@@ -117,17 +117,18 @@ impl Clock {
     }
 }
 
-/// Counts the queue for the metrics: a worker that has stopped could not tell that its jobs wait.
+/// Counts the queue for the metrics. The clock does it, because a worker that has stopped cannot report that its jobs
+/// wait.
 async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken) -> anyhow::Result<()> {
-    let mut count = interval(COUNT);
+    let mut count = interval(QUEUE_COUNT_INTERVAL);
     count.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = soft.cancelled() => return Ok(()),
             _ = count.tick() => {}
         }
-        // While Postgres is away, the probes say so.
-        if let Ok(counts) = postgres.within(COUNT, queue::count(&*postgres)).await {
+        // The probes report an unavailable Postgres.
+        if let Ok(counts) = postgres.within(QUEUE_COUNT_INTERVAL, queue::count(&*postgres)).await {
             metrics.queue(counts.iter().map(|count| (count.kind.as_str(), count.state.as_str(), count.jobs, count.late_s)));
         }
     }

@@ -1,4 +1,4 @@
-//! What each process type starts, serves and stops. The programs in `bin/` call these and nothing else.
+//! What each process type starts, serves and stops. The programs in `bin/` only call these modules.
 
 pub mod admin;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! Retention: deletes what is older than it needs to be. The hourly job and `admin purge` share this one function.
+//! Retention: deletes rows that have reached their age. The hourly job and `admin purge` share [`purge`].
 
 use std::time::Duration;
 
@@ -15,20 +15,25 @@ use crate::resources::postgres::Timestamp;
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// What the core keeps, and for how long.
+/// The rows of the core, and how long they are kept.
 const CORE: &[Retention] = &[
-    Retention { what: "audit events", age: Some(audit::KEPT), floor: audit::KEPT, purge: audit::purge },
-    // The column is the time at which they expire.
+    Retention { what: "audit events", age: Some(audit::MIN_RETENTION), floor: audit::MIN_RETENTION, purge: audit::purge },
+    // Their age counts from the time at which they expire.
     Retention { what: "expired API tokens", age: Some(Duration::ZERO), floor: Duration::ZERO, purge: api_token::purge },
-    Retention { what: "idempotency keys", age: Some(idempotency::KEPT), floor: idempotency::KEPT, purge: idempotency::purge },
-    // An operator looks at them first.
+    Retention {
+        what: "idempotency keys",
+        age: Some(idempotency::KEY_LIFETIME),
+        floor: idempotency::KEY_LIFETIME,
+        purge: idempotency::purge,
+    },
+    // Not deleted by the hourly job, because an operator should look at them first.
     Retention { what: "dead jobs", age: None, floor: DAY, purge: queue::purge_dead },
 ];
 
-/// How many rows one transaction deletes: few enough that nobody waits for it.
-const BATCH: i64 = 1000;
+/// How many rows one transaction deletes. So few rows lock nothing for long.
+const BATCH_SIZE: i64 = 1000;
 
-/// Every line of retention: the core's, and those of the features.
+/// Every line of retention, of the core and of the features.
 pub fn all() -> impl Iterator<Item = &'static Retention> {
     CORE.iter().chain(FEATURES.iter().flat_map(|feature| feature.retention))
 }
@@ -42,19 +47,19 @@ pub async fn count(connection: &mut PgConnection, retention: &Retention, age: Du
     Ok((retention.purge)(connection, before, None).await?.unsigned_abs())
 }
 
-/// Deletes the same rows in batches, each in a transaction of its own, so it may be stopped at any moment and run again.
-/// `on_batch` gets the size of each batch as it is deleted. Returns the number of rows.
+/// Deletes the same rows in batches. Each batch has its own transaction, so the function may be stopped at any moment
+/// and run again. It calls `on_batch` with the size of each deleted batch and returns the number of rows.
 ///
 /// # Errors
-/// The database is unreachable. The batches before are deleted.
+/// The database is unreachable. The earlier batches stay deleted.
 pub async fn purge(connection: &mut PgConnection, retention: &Retention, age: Duration, on_batch: impl Fn(u64)) -> sqlx::Result<u64> {
     let before = before(connection, age.max(retention.floor)).await?;
     let mut deleted = 0;
     loop {
-        let batch = (retention.purge)(connection, before, Some(BATCH)).await?;
+        let batch = (retention.purge)(connection, before, Some(BATCH_SIZE)).await?;
         on_batch(batch.unsigned_abs());
         deleted += batch.unsigned_abs();
-        if batch < BATCH {
+        if batch < BATCH_SIZE {
             return Ok(deleted);
         }
     }
@@ -65,13 +70,13 @@ async fn before(connection: &mut PgConnection, age: Duration) -> sqlx::Result<Ti
     before.fetch_one(connection).await
 }
 
-/// Deletes what has reached its age.
+/// The hourly job that deletes rows that have reached their age.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PurgeExpired {}
 
 impl Job for PurgeExpired {
     const KIND: &'static str = "purge_expired";
-    // A first run may find years of rows. What is deleted stays deleted, so a retry goes on from there.
+    // A first run may find years of rows. Deleted batches stay deleted, so a retry continues from there.
     const TIMEOUT: Duration = Duration::from_mins(10);
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
@@ -81,7 +86,7 @@ impl Job for PurgeExpired {
                 rows += purge(&mut *context.postgres.acquire().await?, retention, age, |_| {}).await?;
             }
         }
-        info!(rows, "purged {rows} row(s) that had reached their age");
+        info!(rows, "purged {rows} expired row(s)");
         Ok(())
     }
 }

@@ -28,9 +28,9 @@ use crate::release::Release;
 use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 
-/// How many passwords are hashed at a time where nothing else is set. A container may see all cores of its machine, and
-/// has little of its memory.
-const HASHES: usize = 4;
+/// How many passwords are hashed at a time by default. The number of cores alone is no guide: a container may see all
+/// cores of its machine but have little of its memory.
+const DEFAULT_HASH_CONCURRENCY: usize = 4;
 
 pub fn main() -> ExitCode {
     lifecycle::run("web", start)
@@ -45,7 +45,7 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     redis.follow(lifecycle, &config.redis);
     redis.count(&lifecycle.metrics);
     let (http, site) = (config.http, config.site.public_url);
-    #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
+    #[expect(clippy::disallowed_methods, reason = "the clock is passed on from here")]
     let now = Timestamp::now;
     let sessions = Sessions::new(redis.clone(), &http, &site, now);
     let notifier = Notifier::default();
@@ -61,11 +61,11 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
         unlimited: AtomicBool::new(false),
     };
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let at_a_time = http.hash_concurrency.map_or(cores.min(HASHES), |number| number.get() as usize);
+    let at_a_time = http.hash_concurrency.map_or(cores.min(DEFAULT_HASH_CONCURRENCY), |number| number.get() as usize);
     let passwords = Passwords::new(at_a_time, &site)?;
     let app = Parts { postgres: postgres.clone(), sessions, passwords, notifier, features: FEATURES, site: site.clone(), now }.into();
 
-    // Before the first check: a client that reads that it is ready must reach it.
+    // Before the first check, because a process that is ready must accept connections.
     let listener = listen("web", http.port).await?;
     let health = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
     let routes = routes(app, guard, lifecycle.release.clone(), http.api_docs);
@@ -75,15 +75,15 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     if let Some(port) = process.metrics_port {
         serve(listen("metrics", port).await?, probes::with_metrics(health.clone(), &lifecycle.metrics), delay, false, lifecycle);
     }
-    // The probes stand outside every limit.
+    // The probes are outside every limit.
     serve(listener, health.fallback_service(routes), delay, http.trusted_proxies > 0, lifecycle);
     Ok(())
 }
 
-/// The operations of the API, which is versioned as a whole.
+/// The operations of the API. The whole API has one version.
 fn api() -> OpenApiRouter<App> {
     #[derive(OpenApi)]
-    #[openapi(info(title = "API", description = "Errors are problems (RFC 9457). Their `type` tells one from another."))]
+    #[openapi(info(title = "API", description = "Errors are problem details (RFC 9457). Their `type` identifies the problem."))]
     struct Document;
 
     let v1 = FEATURES.iter().fold(OpenApiRouter::new(), |v1, feature| v1.merge((feature.api)()));
@@ -93,7 +93,7 @@ fn api() -> OpenApiRouter<App> {
 /// The `OpenAPI` document.
 ///
 /// # Errors
-/// The handlers' annotations cannot be written as JSON.
+/// The handlers' annotations cannot be serialized to JSON.
 pub fn document() -> serde_json::Result<serde_json::Value> {
     let rules = || FEATURES.iter().flat_map(|feature| feature.access);
     openapi::complete(&api().into_openapi(), rules::security_schemes(), rules::scopes(rules()), rules().map(Rule::access))

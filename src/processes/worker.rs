@@ -10,30 +10,30 @@ use crate::http::probes::{self, Health};
 use crate::http::server::{listen, serve};
 use crate::jobs::runner::Runner;
 use crate::jobs::{Notifier, Registry, Resources};
-use crate::lifecycle::{self, Lifecycle, Pulse};
+use crate::lifecycle::{self, Heartbeat, Lifecycle};
 use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
 
-/// A worker is not ready when it has claimed nothing, not even an empty batch, for this long.
-const CLAIMS_STALL: Duration = Duration::from_secs(5);
+/// A worker without a successful claim for this long is not ready. An empty claim counts as successful.
+const CLAIMS_STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub fn main() -> ExitCode {
     run(registry())
 }
 
-/// Every kind of job: the core's, and those of the features.
+/// Every kind of job, of the core and of the features.
 pub fn registry() -> Registry {
     FEATURES.iter().fold(Registry::default().with::<PurgeExpired>(), |registry, feature| (feature.jobs)(registry))
 }
 
-/// A worker for the kinds of a registry.
+/// Runs a worker for the kinds of a registry.
 pub fn run(registry: Registry) -> ExitCode {
     lifecycle::run("worker", async move |process, config, lifecycle: &mut Lifecycle| start(registry, process, config, lifecycle).await)
 }
 
 async fn start(registry: Registry, process: config::Process, config: config::Worker, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
-    let postgres = Pool::attach(&config.database, "worker", Limits::within(CLAIMS_STALL))?;
+    let postgres = Pool::attach(&config.database, "worker", Limits::within(CLAIMS_STALL_TIMEOUT))?;
     postgres.follow(lifecycle, &config.database);
     postgres.count(&lifecycle.metrics);
     let redis = Redis::attach(&config.redis)?;
@@ -46,8 +46,8 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
 
-    let claims = Pulse::default();
-    let health = Health::default().postgres(&postgres).redis(&redis).pulse("claims", &claims, CLAIMS_STALL);
+    let claims = Heartbeat::default();
+    let health = Health::default().postgres(&postgres).redis(&redis).heartbeat("claims", &claims, CLAIMS_STALL_TIMEOUT);
     let probes = health.start(lifecycle);
     if let Some(port) = process.metrics_port {
         serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, false, lifecycle);

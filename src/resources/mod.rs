@@ -1,7 +1,7 @@
-//! Backing services as attached resources (factor IV): each is a URL in the config and a handle here.
+//! Backing services as attached resources (factor IV). Each is a URL in the config and a handle here.
 //!
-//! Attaching is lazy: a resource that is down does not stop a start, and its return needs no restart. A URL that stands
-//! in a file may change: new connections then use the new one, and the old ones are let go.
+//! Attaching is lazy: a process starts even if a resource is down, and needs no restart when the resource returns. If a
+//! URL is in a file, it may change. New connections then use the new URL, and the old connections are closed.
 
 pub mod postgres;
 pub mod redis;
@@ -18,30 +18,31 @@ use tracing::{info, warn};
 use crate::config::{self, Section};
 use crate::lifecycle::Lifecycle;
 
-/// One of those who wait for a connection, until it is dropped: waiting can end with the waiter.
-struct Waiting(Arc<AtomicUsize>);
+/// Counts a caller that waits for a connection until it is dropped. The caller's future may be dropped too.
+struct PendingCaller(Arc<AtomicUsize>);
 
-impl Waiting {
+impl PendingCaller {
     fn new(pending: &Arc<AtomicUsize>) -> Self {
         pending.fetch_add(1, Ordering::Relaxed);
         Self(pending.clone())
     }
 }
 
-impl Drop for Waiting {
+impl Drop for PendingCaller {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// How often files are read again.
-const LOOK: Duration = Duration::from_millis(500);
+/// How often secret files are read again.
+const FILE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a resource may take to show that what is new works.
-const RENEW: Duration = Duration::from_secs(5);
+/// How long a resource may take to accept a new secret.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Registers a task that reads a section again, if this deploy has secrets in files: when `secret` has changed, `renew`
-/// gets the section, again and again until it succeeds, since the file and the resource never change at the same moment.
+/// Registers a task that reads a config section again and again, if this deploy has secrets in files. When `secret` has
+/// changed, the task calls `renew` with the section until it succeeds, because the file and the resource never change
+/// at the same moment.
 fn follow<S, F>(
     lifecycle: &mut Lifecycle,
     name: &'static str,
@@ -57,14 +58,15 @@ fn follow<S, F>(
     }
     let (env, soft) = (lifecycle.env.clone(), lifecycle.soft.clone());
     let mut known = secret(current).clone();
-    let mut told = false;
+    let mut logged = false;
     lifecycle.spawn(name, async move {
         loop {
             tokio::select! {
                 () = soft.cancelled() => return Ok(()),
-                () = sleep(LOOK) => {}
+                () = sleep(FILE_CHECK_INTERVAL) => {}
             }
-            // A file that is being written may be empty or cut short: what is known stays good until a whole one is there.
+            // A file that is being written may be empty or incomplete. The known secret stays in use until the file is
+            // complete.
             let Ok(section) = config::read::<S>(&env) else { continue };
             let new = secret(&section).clone();
             if new.expose_secret() == known.expose_secret() {
@@ -72,15 +74,15 @@ fn follow<S, F>(
             }
             let renewed = tokio::select! {
                 () = soft.cancelled() => return Ok(()),
-                renewed = timeout(RENEW, renew(section)) => renewed.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {RENEW:?}"))),
+                renewed = timeout(RENEW_TIMEOUT, renew(section)) => renewed.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {RENEW_TIMEOUT:?}"))),
             };
             match renewed {
                 Ok(()) => {
-                    (known, told) = (new, false);
-                    info!("{name} has changed, and new connections use it");
+                    (known, logged) = (new, false);
+                    info!("{name} has changed; new connections use the new value");
                 }
-                Err(e) if !std::mem::replace(&mut told, true) => {
-                    warn!(error = format!("{e:#}"), "{name} has changed and does not work yet, so the old one stays: {e:#}");
+                Err(e) if !std::mem::replace(&mut logged, true) => {
+                    warn!(error = format!("{e:#}"), "{name} has changed and does not work yet; keeping the old value: {e:#}");
                 }
                 Err(_) => {}
             }

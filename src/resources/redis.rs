@@ -1,7 +1,7 @@
-//! Redis: sessions and limits.
+//! Redis stores sessions and rate limits.
 //!
-//! Requests share a few multiplexed connections. The pool pings at each checkout, so a connection is checked out once and
-//! kept until it fails. A signed-in request then costs one round trip.
+//! Requests share a few multiplexed connections. The pool pings at each checkout, so this module checks a connection
+//! out once and keeps it until it fails. A signed-in request then costs one round trip.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,26 +15,26 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::instrument;
 
-use super::Waiting;
+use super::PendingCaller;
 use crate::config;
-use crate::lifecycle::{Lifecycle, Pulse};
+use crate::lifecycle::{Heartbeat, Lifecycle};
 use crate::telemetry::metrics::Metrics;
 
-/// How long a response may take.
+/// How long a response to a command may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a connect may take. It leaves its caller the time for a second one.
+/// How long one attempt to connect may take. It leaves the caller time for a second attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// For how long after a connect that timed out nobody tries again. Behind a network that drops packets, callers that took
-/// turns of a second each would all wait until their request's time is over.
+/// How long no caller tries again after an attempt to connect timed out. If the network drops packets, the callers would
+/// otherwise take turns of a second each, and all of their requests would time out.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a probe's response may take.
+/// How long a response to a probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The server is there and does what it is asked, but not here or not now: another peer or a later try can help.
-const NOT_NOW: [&str; 12] = [
+/// Error codes of a server that cannot run the command now or is not the right one. A retry or another server can help.
+const RETRYABLE_CODES: [&str; 12] = [
     "BUSY",
     "CLUSTERDOWN",
     "LOADING",
@@ -49,8 +49,8 @@ const NOT_NOW: [&str; 12] = [
     "WRONGPASS",
 ];
 
-/// The peer is not, or no longer, the primary: every connection to it must go.
-const WRONG_PEER: [&str; 2] = ["MASTERDOWN", "READONLY"];
+/// Error codes of a server that is not the primary, or no longer. Every connection to it must be replaced.
+const NOT_PRIMARY_CODES: [&str; 2] = ["MASTERDOWN", "READONLY"];
 
 /// Why a command has no result.
 #[derive(Debug, thiserror::Error)]
@@ -62,16 +62,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether Redis is unavailable, so that a later try can help. Else the command itself is wrong.
+    /// Whether Redis is unavailable, so that a retry can help. Otherwise the command itself is wrong.
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Connect(_) => true,
-            Self::Command(error) => is_broken(error) || has_code(error, &NOT_NOW),
+            Self::Command(error) => is_broken(error) || has_code(error, &RETRYABLE_CODES),
         }
     }
 }
 
-/// A handle on Redis, cheap to clone.
+/// A handle on Redis. Cheap to clone.
 #[derive(Clone)]
 pub struct Redis(Arc<Shared>);
 
@@ -79,34 +79,35 @@ struct Shared {
     pool: RwLock<Pool>,
     slots: Vec<Mutex<Slot>>,
     turn: AtomicUsize,
-    /// Raised when a connection fails: those from before are replaced at their next use.
+    /// Incremented when a connection fails. Connections of an earlier generation are replaced at their next use.
     generation: AtomicU64,
-    /// Beats with each connection that came about.
-    connected: Pulse,
+    /// Beats at each new connection.
+    connected: Heartbeat,
     /// Callers that wait for a connection.
     pending: Arc<AtomicUsize>,
 }
 
-/// The place of a shared connection.
+/// Holds one shared connection.
 #[derive(Default)]
 struct Slot {
     connection: Option<(u64, deadpool_redis::Connection)>,
-    /// When connecting last timed out.
+    /// When an attempt to connect last timed out.
     timed_out: Option<Instant>,
 }
 
 impl Redis {
-    /// Attaches Redis, which connects at the first command.
+    /// Attaches Redis. It connects at the first command.
     ///
     /// # Errors
-    /// The URL is not one of Redis, which the config has ruled out.
+    /// The URL is not a Redis URL, which the config rules out.
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
         let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
-        let (turn, generation, connected, pending) = (AtomicUsize::new(0), AtomicU64::new(0), Pulse::default(), Arc::default());
+        let (turn, generation, connected, pending) = (AtomicUsize::new(0), AtomicU64::new(0), Heartbeat::default(), Arc::default());
         Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn, generation, connected, pending })))
     }
 
-    /// Has the connections counted whenever the metrics are read. Requests share them, so one that is there is used.
+    /// Counts the connections whenever the metrics are read. Requests share them, so every open connection counts as
+    /// used.
     pub fn count(&self, metrics: &Metrics) {
         let redis = self.clone();
         metrics.sample(move |metrics| {
@@ -115,7 +116,7 @@ impl Redis {
         });
     }
 
-    /// Follows the URL where it stands in a file.
+    /// Follows changes of the URL if it is in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Redis) {
         let redis = self.clone();
         super::follow(lifecycle, "REDIS_URL", config, |config| &config.redis_url.0, move |config| redis.clone().renew(config));
@@ -125,15 +126,15 @@ impl Redis {
         let pool = pool(&config)?;
         drop(pool.get().await?);
         *self.0.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
-        // A request that uses an old connection has a handle of its own until its response is there.
+        // A request that uses an old connection keeps its own handle until its response has arrived.
         self.0.generation.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Tests what the service needs of Redis: that it takes a write and runs a script.
+    /// Checks that Redis accepts a write and runs a script, which is what the service needs.
     ///
     /// # Errors
-    /// It does not, or not in time.
+    /// Redis fails to do so in time.
     pub async fn check(&self) -> Result<(), Error> {
         let mut commands = pipe();
         commands.cmd("SET").arg("limit:probe").arg(1).arg("PX").arg(1000).ignore();
@@ -141,11 +142,11 @@ impl Redis {
         self.run_within::<()>(&commands, PROBE_TIMEOUT).await
     }
 
-    /// Runs the commands in one round trip, and once more on a new connection where the old one failed or was to a server
-    /// that is not the primary. So commands must bear being run twice.
+    /// Runs the commands in one round trip. If the connection fails or leads to a server that is not the primary, it
+    /// runs them once more on a new connection. So the commands must be safe to run twice.
     ///
     /// # Errors
-    /// Redis is unavailable, too slow, or refuses a command.
+    /// Redis is unavailable or too slow, or refuses a command.
     #[instrument(name = "redis", level = "debug", skip_all, fields(otel.kind = "client"))]
     pub async fn run<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
         self.run_within(commands, RESPONSE_TIMEOUT).await
@@ -159,8 +160,9 @@ impl Redis {
             let answer = timeout(limit, commands.query_async(&mut connection)).await;
             let answer = answer.unwrap_or_else(|_| Err((ErrorKind::Io, "no response in time").into()));
             match answer {
-                Err(e) if is_broken(&e) || has_code(&e, &WRONG_PEER) => {
-                    // What breaks one connection mostly breaks all to that server. The first to notice replaces them.
+                Err(e) if is_broken(&e) || has_code(&e, &NOT_PRIMARY_CODES) => {
+                    // A fault of one connection mostly affects all connections to that server. The first caller to
+                    // notice replaces them.
                     let _ = self.0.generation.compare_exchange(generation, generation + 1, Ordering::Relaxed, Ordering::Relaxed);
                     if std::mem::replace(&mut retried, true) {
                         return Err(e.into());
@@ -171,23 +173,23 @@ impl Redis {
         }
     }
 
-    /// The slot's connection, a new one where the old one is of an earlier generation.
+    /// The slot's connection. It connects anew if the old connection is of an earlier generation.
     async fn connect(&self, slot: &Mutex<Slot>) -> Result<(u64, MultiplexedConnection), Error> {
-        let _waiting = Waiting::new(&self.0.pending);
+        let _waiting = PendingCaller::new(&self.0.pending);
         let mut slot = slot.lock().await;
         let generation = self.0.generation.load(Ordering::Relaxed);
         if let Some((_, connection)) = slot.connection.as_ref().filter(|(made, _)| *made == generation) {
             return Ok((generation, MultiplexedConnection::clone(connection)));
         }
-        // Out of the pool too, where it would be handed out again.
+        // Removes it from the pool too, which would hand it out again.
         slot.connection.take().map(|(_, old)| deadpool_redis::Connection::take(old));
-        // Another slot has connected since: what was true a moment ago no longer is.
+        // If another slot has connected since, the time-out says nothing about the server now.
         let outdated = |at: Instant| self.0.connected.age() < at.elapsed();
         if slot.timed_out.is_some_and(|at| at.elapsed() < CONNECT_PAUSE && !outdated(at)) {
-            return Err(RedisError::from((ErrorKind::Io, "no connection a moment ago")).into());
+            return Err(RedisError::from((ErrorKind::Io, "an attempt to connect timed out a moment ago")).into());
         }
         let started = Instant::now();
-        // Boxed, or every request would carry the 7 KB that connecting takes.
+        // Boxed, because otherwise every request's future would include the 7 KB of connecting.
         let mut taken = Box::pin(self.take()).await;
         if taken.is_err() && outdated(started) {
             taken = Box::pin(self.take()).await;
@@ -205,7 +207,7 @@ impl Redis {
         loop {
             let pool = self.0.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
             match pool.get().await {
-                // The file that holds the password may be about to change.
+                // The password's file may be about to change.
                 Err(PoolError::Backend(e)) if e.kind() == ErrorKind::AuthenticationFailed && started.elapsed() < RESPONSE_TIMEOUT => {
                     sleep(Duration::from_millis(100)).await;
                 }
@@ -227,12 +229,13 @@ fn pool(config: &config::Redis) -> anyhow::Result<Pool> {
     Ok(pool.build()?)
 }
 
-/// Whether the connection, rather than the command, is at fault. A late response counts: behind a dead peer all are late.
+/// Whether the connection is at fault, rather than the command. A late response counts, because a dead peer makes all
+/// of them late.
 fn is_broken(error: &RedisError) -> bool {
     error.is_io_error() || error.is_connection_dropped() || error.is_timeout() || error.is_unrecoverable_error()
 }
 
-/// Whether the server answered with one of these codes, to any command of a pipeline.
+/// Whether the server answered any command of the pipeline with one of these codes.
 fn has_code(error: &RedisError, codes: &[&str]) -> bool {
     let errors = error.clone().into_server_errors();
     errors.iter().flat_map(|errors| errors.iter()).any(|(_, error)| codes.contains(&error.code()))

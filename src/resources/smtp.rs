@@ -1,4 +1,4 @@
-//! SMTP: outgoing mail.
+//! Sends mail over SMTP.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,24 +19,25 @@ use crate::lifecycle::Lifecycle;
 use crate::telemetry::current_field;
 use crate::telemetry::metrics::Metrics;
 
-/// How long one step of the conversation with the server may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one SMTP command and its response may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may rest before it is used again, and how many may.
-const IDLE: Duration = Duration::from_secs(10);
-const IDLE_CONNECTIONS: usize = 10;
+/// How long a connection may be idle before it is used again, and how many may be idle.
+const MAX_IDLE: Duration = Duration::from_secs(10);
+const MAX_IDLE_CONNECTIONS: usize = 10;
 
 /// A mail to one person.
 #[derive(Debug, Clone)]
 pub struct Mail {
-    /// What the Message-ID is made from: the same at each attempt, so that a mail sent twice is seen to be one.
+    /// The left side of the Message-ID. It is the same at each attempt, so that a mail that is sent twice is recognized
+    /// as one.
     pub id: String,
     pub to: String,
     pub subject: String,
     pub text: String,
 }
 
-/// Whether mail can be sent to a text at all: the sign-up and the mailer must agree.
+/// Whether a text is an address that mail can be sent to. The sign-up and the mailer use the same rule.
 pub fn is_address(text: &str) -> bool {
     text.len() <= 254 && text.parse::<lettre::Address>().is_ok()
 }
@@ -44,14 +45,14 @@ pub fn is_address(text: &str) -> bool {
 /// Why a mail was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The server says, or the address shows, that trying again cannot help.
-    #[error("mail refused for good: {0}")]
+    /// The server or the address itself shows that a retry cannot help.
+    #[error("mail permanently refused: {0}")]
     Refused(String),
     #[error("mail not sent: {0}")]
     Delayed(String),
 }
 
-/// Where a conversation with the server has come to.
+/// The current step of a conversation with the server.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
     Connect,
@@ -63,8 +64,9 @@ enum Phase {
 }
 
 impl Phase {
-    /// What is wrong with an error of this phase. Only a 5xx to the recipient or to the data is the mail's: before, the
-    /// server speaks of us, as while a password is changed. A server may quote the address, so only its code is told.
+    /// The error of this phase. Only a 5xx to the recipient or to the data concerns the mail. Before that the server
+    /// refuses this client, for example while a password is being changed. A server may quote the address, so only its
+    /// code is reported.
     fn error(self, error: &lettre::transport::smtp::Error) -> Error {
         let text = match error.status() {
             Some(code) => format!("at {self:?}: the server answered {code}"),
@@ -77,13 +79,13 @@ impl Phase {
     }
 }
 
-/// A connection that may be used again.
+/// A connection that can be used again.
 struct Idle {
     connection: AsyncSmtpConnection,
     since: Instant,
 }
 
-/// A handle on the mail server, cheap to clone.
+/// A handle on the mail server. Cheap to clone.
 #[derive(Clone)]
 pub struct Mailer {
     shared: Arc<Mutex<Shared>>,
@@ -98,18 +100,18 @@ struct Shared {
 }
 
 impl Mailer {
-    /// Attaches the mail server; connects when the first mail goes out. `domain` is the right side of Message-IDs.
+    /// Attaches the mail server. It connects when the first mail is sent. `domain` is the right side of Message-IDs.
     pub fn attach(config: &config::Smtp, domain: &str) -> Self {
         let shared = Shared { server: Arc::new(config.smtp_url.server.clone()), idle: Vec::new() };
         Self { shared: Arc::new(Mutex::new(shared)), from: config.mail_from.clone(), domain: domain.to_owned(), metrics: None }
     }
 
-    /// Has every mail counted.
+    /// Counts every mail in the metrics.
     pub fn count(&mut self, metrics: &Metrics) {
         self.metrics = Some(metrics.clone());
     }
 
-    /// Follows the URL where it stands in a file.
+    /// Follows changes of the URL if it is in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Smtp) {
         let mailer = self.clone();
         super::follow(lifecycle, "SMTP_URL", config, |config| &config.smtp_url.text, move |config| mailer.clone().renew(config));
@@ -126,10 +128,10 @@ impl Mailer {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a mail, and returns when the server has taken it over.
+    /// Sends a mail and returns when the server has accepted it.
     ///
     /// # Errors
-    /// `Refused` for a 5xx answer or an impossible address, `Delayed` for everything else. Neither holds the address.
+    /// `Refused` for a 5xx response or an invalid address, `Delayed` for everything else. Neither contains the address.
     pub async fn send(&self, mail: Mail) -> Result<(), Error> {
         let sent = self.hand_over(mail).await;
         let outcome = match &sent {
@@ -141,7 +143,7 @@ impl Mailer {
         sent
     }
 
-    /// Counts a mail that was not sent because its recipient has got enough.
+    /// Counts a mail that was not sent because its recipient has reached the limit.
     pub fn held_back(&self) {
         self.metrics.iter().for_each(|metrics| metrics.mail("held_back"));
     }
@@ -155,10 +157,10 @@ impl Mailer {
             .to(Mailbox::new(None, to))
             .subject(mail.subject)
             .message_id(Some(format!("<{}@{}>", mail.id, self.domain)))
-            // RFC 3834: answering machines must leave automatic mail alone.
+            // RFC 3834: automatic responders must not reply to automatic mail.
             .raw_header(raw("Auto-Submitted", "auto-generated".to_owned()))
             .header(header::ContentType::TEXT_PLAIN);
-        // What the mail follows from, for whoever looks into it later.
+        // Identifies the request that led to the mail, for a later investigation.
         for (name, field) in [("X-Request-Id", "request_id"), ("traceparent", "traceparent")] {
             if let Some(value) = current_field(field) {
                 message = message.raw_header(raw(name, value));
@@ -168,11 +170,11 @@ impl Mailer {
         self.converse(message.envelope(), &message.formatted()).await
     }
 
-    /// Hands a message over on a connection that is there, or else on a new one.
+    /// Hands a message over on an idle connection, or on a new one.
     async fn converse(&self, envelope: &Envelope, message: &[u8]) -> Result<(), Error> {
         let server = self.shared().server.clone();
-        // A server ends idle connections as it likes.
-        let fresh = |idle: &Idle| idle.since.elapsed() < IDLE;
+        // Servers close idle connections after a while.
+        let fresh = |idle: &Idle| idle.since.elapsed() < MAX_IDLE;
         let idle = std::iter::from_fn(|| self.shared().idle.pop()).find(fresh);
         let mut begun = None;
         if let Some(Idle { mut connection, .. }) = idle
@@ -193,13 +195,13 @@ impl Mailer {
         step(Phase::Data, connection.command(Data)).await?;
         step(Phase::Data, connection.message(message)).await?;
         let mut shared = self.shared();
-        if Arc::ptr_eq(&shared.server, &server) && shared.idle.len() < IDLE_CONNECTIONS {
+        if Arc::ptr_eq(&shared.server, &server) && shared.idle.len() < MAX_IDLE_CONNECTIONS {
             shared.idle.push(Idle { connection, since: Instant::now() });
         }
         Ok(())
     }
 
-    /// Whether the server answers, and lets us in.
+    /// Checks that the server answers and accepts the credentials.
     ///
     /// # Errors
     /// It does not.
@@ -210,13 +212,13 @@ impl Mailer {
     }
 }
 
-/// A connection on which a mail may begin.
+/// Opens a connection that is ready for a mail.
 async fn connect(server: &SmtpServer) -> Result<AsyncSmtpConnection, Error> {
     let hello = ClientId::default();
     let tls = || TlsParameters::new(server.host.clone()).map_err(|e| Phase::StartTls.error(&e));
     let implicit = if server.tls == SmtpTls::Implicit { Some(tls()?) } else { None };
     let address = (server.host.as_str(), server.port);
-    let connecting = Box::pin(AsyncSmtpConnection::connect_tokio1(address, Some(PATIENCE), &hello, implicit, None));
+    let connecting = Box::pin(AsyncSmtpConnection::connect_tokio1(address, Some(COMMAND_TIMEOUT), &hello, implicit, None));
     let mut connection = step(Phase::Connect, connecting).await?;
     let wanted = match server.tls {
         SmtpTls::Required => true,
@@ -237,17 +239,17 @@ async fn begin(connection: &mut AsyncSmtpConnection, envelope: &Envelope) -> Res
     let mut parameters = Vec::new();
     if !envelope.to().iter().all(|to| AsRef::<str>::as_ref(to).is_ascii()) {
         if !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
-            return Err(Error::Refused("the server takes no addresses beyond ASCII".to_owned()));
+            return Err(Error::Refused("the server accepts only ASCII addresses".to_owned()));
         }
         parameters.push(MailParameter::SmtpUtfEight);
     }
     step(Phase::MailFrom, connection.command(MailFrom::new(envelope.from().cloned(), parameters))).await.map(drop)
 }
 
-/// One step of a conversation, within its time.
+/// Runs one step of a conversation with its time limit.
 async fn step<T>(phase: Phase, answer: impl Future<Output = Result<T, lettre::transport::smtp::Error>>) -> Result<T, Error> {
-    match timeout(PATIENCE, answer).await {
+    match timeout(COMMAND_TIMEOUT, answer).await {
         Ok(answer) => answer.map_err(|e| phase.error(&e)),
-        Err(_) => Err(Error::Delayed(format!("at {phase:?}: no answer in {PATIENCE:?}"))),
+        Err(_) => Err(Error::Delayed(format!("at {phase:?}: no answer in {COMMAND_TIMEOUT:?}"))),
     }
 }

@@ -1,7 +1,7 @@
-//! The metrics of a process, in the Prometheus text format, under the names of OpenTelemetry's semantic conventions where
+//! The metrics of a process, in the Prometheus text format. Names follow OpenTelemetry's semantic conventions where
 //! these have one.
 //!
-//! No label takes a value from outside: a route is its template, a kind of job a registered one.
+//! No label takes a value from a client. The label of a route is its template, and that of a job a registered kind.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,10 +18,10 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::release::Release;
 
-/// Upper ends of the buckets for what a request takes, in seconds.
+/// Upper bounds of the buckets for the duration of a request, in seconds.
 const REQUEST_SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Upper ends of the buckets for what a job takes and waits, in seconds.
+/// Upper bounds of the buckets for the duration and the wait of a job, in seconds.
 const JOB_SECONDS: [f64; 12] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0];
 
 /// Names and values of labels.
@@ -29,7 +29,7 @@ pub type Labels<const N: usize> = [(&'static str, String); N];
 
 type Times<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// Looks at something whenever the metrics are read.
+/// Updates metrics whenever they are read.
 type Sampler = Box<dyn Fn(&Metrics) + Send>;
 
 /// The labels of a request.
@@ -41,7 +41,7 @@ struct Request {
     http_response_status_code: u16,
 }
 
-/// The metrics of one process, cheap to clone.
+/// The metrics of one process. Cheap to clone.
 #[derive(Clone)]
 pub struct Metrics(Arc<Shared>);
 
@@ -92,34 +92,39 @@ impl Metrics {
         let mut registry = shared.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let build = [("commit", release.commit), ("release", release.release.as_deref().unwrap_or("")), ("process", release.process)];
         let build: Vec<_> = build.map(|(name, value)| (name, value.to_owned())).into();
-        registry.register("build", "Which code and which release runs", Info::new(build));
+        registry.register("build", "The code and the release that run", Info::new(build));
         let s = Unit::Seconds;
-        registry.register_with_unit("http_server_request_duration", "What a request takes", s.clone(), shared.requests.clone());
-        registry.register("http_server_active_requests", "Requests that are being answered", shared.requests_in_flight.clone());
-        registry.register("http_server_rate_limited", "Requests that were refused as too many", shared.rate_limited.clone());
-        registry.register_with_unit("jobs_run", "What an attempt at a job takes", s.clone(), shared.runs.clone());
-        registry.register_with_unit("jobs_wait", "How long a job that is due waits for a worker", s.clone(), shared.waits.clone());
-        registry.register("jobs_lost", "Attempts that ended with their worker", shared.lost.clone());
-        registry.register("jobs_queued", "Jobs in the queue, as a clock sees it", shared.queued.clone());
-        registry.register_with_unit("jobs_oldest", "How long the oldest job has been due", s.clone(), shared.oldest.clone());
-        registry.register("schedule_ticks", "Ticks that were turned into jobs", shared.ticks.clone());
+        registry.register_with_unit("http_server_request_duration", "Duration of a request", s.clone(), shared.requests.clone());
+        registry.register("http_server_active_requests", "Requests in flight", shared.requests_in_flight.clone());
+        registry.register("http_server_rate_limited", "Requests that were refused with 429", shared.rate_limited.clone());
+        registry.register_with_unit("jobs_run", "Duration of an attempt at a job", s.clone(), shared.runs.clone());
+        registry.register_with_unit("jobs_wait", "How long a due job waits for a worker", s.clone(), shared.waits.clone());
+        registry.register("jobs_lost", "Attempts whose worker was lost", shared.lost.clone());
+        registry.register("jobs_queued", "Jobs in the queue, counted by a clock", shared.queued.clone());
+        registry.register_with_unit("jobs_oldest", "How long the oldest ready job has been due", s.clone(), shared.oldest.clone());
+        registry.register("schedule_ticks", "Ticks that enqueued a job", shared.ticks.clone());
         registry.register("schedule_ticks_missed", "Ticks that passed while no clock ran", shared.ticks_missed.clone());
-        registry.register_with_unit("schedule_last_look_timestamp", "When the clock last looked", s, shared.last_look.clone());
-        registry.register("mails", "Mails by what the server said", shared.mails.clone());
-        registry.register("ready", "1 while the process is ready, as /readyz says it", shared.ready.clone());
+        registry.register_with_unit(
+            "schedule_last_look_timestamp",
+            "When the clock last checked the schedule",
+            s,
+            shared.last_look.clone(),
+        );
+        registry.register("mails", "Mails by outcome", shared.mails.clone());
+        registry.register("ready", "1 while /readyz says that the process is ready", shared.ready.clone());
         registry.register("db_client_connection_count", "Connections of a pool, by state", shared.connections.clone());
-        registry.register("db_client_connection_pending_requests", "Callers who wait for a connection", shared.pending.clone());
-        registry.register("log_lines_lost", "Lines of the log that nobody read in time", shared.log_lost.clone());
+        registry.register("db_client_connection_pending_requests", "Callers that wait for a connection", shared.pending.clone());
+        registry.register("log_lines_lost", "Log lines that were lost because the stream's reader was too slow", shared.log_lost.clone());
         #[cfg(target_os = "linux")]
         registry.register_collector(Box::new(super::process_metrics::Process));
         drop(registry);
         Self(Arc::new(shared))
     }
 
-    /// Everything, as Prometheus reads it.
+    /// All metrics in the Prometheus text format.
     ///
     /// # Errors
-    /// A metric cannot be written as text.
+    /// A metric cannot be encoded.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
         for sample in self.0.samplers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             sample(self);
@@ -129,18 +134,18 @@ impl Metrics {
         Ok(text)
     }
 
-    /// Has something looked at whenever the metrics are read.
+    /// Registers a function that updates metrics whenever they are read.
     pub fn sample(&self, look: impl Fn(&Self) + Send + 'static) {
         self.0.samplers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
     }
 
-    /// A request is being answered, until what this returns is dropped.
+    /// Counts a request as in flight until the returned guard is dropped.
     pub fn request_begins(&self) -> InFlight {
         self.0.requests_in_flight.inc();
         InFlight(self.0.requests_in_flight.clone())
     }
 
-    /// A request was answered. Methods that HTTP does not know are one (semantic conventions: `_OTHER`).
+    /// Records a finished request. Unknown methods share one label (semantic conventions: `_OTHER`).
     pub fn request(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
         let http_request_method = match *method {
             Method::GET => "GET",
@@ -159,24 +164,25 @@ impl Metrics {
         }
     }
 
-    /// An attempt at a job begins, so long after it was due.
+    /// Records the start of an attempt at a job, and how long the job had been due.
     pub fn job_begins(&self, kind: &str, waited: Duration) {
         self.0.waits.get_or_create(&[("kind", kind.to_owned())]).observe(waited.as_secs_f64());
     }
 
-    /// An attempt at a job has ended.
+    /// Records the end of an attempt at a job.
     pub fn job_ends(&self, kind: &str, outcome: &str, took: Duration) {
         self.0.runs.get_or_create(&[("kind", kind.to_owned()), ("outcome", outcome.to_owned())]).observe(took.as_secs_f64());
     }
 
-    /// An attempt at a job ended with its worker, which nobody saw.
+    /// Counts an attempt at a job whose worker was lost.
     pub fn job_lost(&self, kind: &str) {
         self.0.lost.get_or_create(&[("kind", kind.to_owned())]).inc();
     }
 
-    /// The whole queue: of each kind and state the number of jobs, and for how many seconds the first has been due.
+    /// Sets the metrics of the queue. For each kind and state, `counts` has the number of jobs and for how many seconds
+    /// the first has been due.
     pub fn queue<'a>(&self, counts: impl Iterator<Item = (&'a str, &'a str, i64, i64)>) {
-        // Nobody reads while half of it is there.
+        // Locked, so that no reader sees half of the update.
         let _registry = self.0.registry.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.queued.clear();
         self.0.oldest.clear();
@@ -188,35 +194,35 @@ impl Metrics {
         }
     }
 
-    /// A clock has looked at the schedule, now.
+    /// Records that a clock has just checked the schedule.
     pub fn looked(&self) {
         #[expect(clippy::disallowed_methods, reason = "a metric's time is the machine's own")]
         self.0.last_look.set(jiff::Timestamp::now().as_second());
     }
 
-    /// A tick was turned into a job; so many before it were missed.
+    /// Records a tick that enqueued a job, and how many ticks before it were missed.
     pub fn tick(&self, schedule: &str, missed: u64) {
         let labels = [("schedule", schedule.to_owned())];
         self.0.ticks.get_or_create(&labels).inc();
         self.0.ticks_missed.get_or_create(&labels).inc_by(missed);
     }
 
-    /// What became of a mail: `sent`, `delayed`, `refused` by the mail server, or `held_back` here.
+    /// Counts a mail by outcome: `sent`, `delayed` or `refused` by the mail server, or `held_back` by a limit.
     pub fn mail(&self, outcome: &str) {
         self.0.mails.get_or_create(&[("outcome", outcome.to_owned())]).inc();
     }
 
-    /// Lines of the log were lost.
+    /// Counts lost log lines.
     pub fn log_lost(&self, lines: u64) {
         self.0.log_lost.inc_by(lines);
     }
 
-    /// Whether the process is ready.
+    /// Sets whether the process is ready.
     pub fn ready(&self, ready: bool) {
         self.0.ready.set(ready.into());
     }
 
-    /// The connections of a pool.
+    /// Sets the numbers of a pool's connections and of the callers that wait for one.
     pub fn pool(&self, pool: &str, used: usize, idle: usize, pending: usize) {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         for (state, number) in [("used", used), ("idle", idle)] {
@@ -226,7 +232,7 @@ impl Metrics {
     }
 }
 
-/// A request that is being answered.
+/// Counts a request as in flight until it is dropped.
 pub struct InFlight(Gauge);
 
 impl Drop for InFlight {

@@ -1,7 +1,7 @@
-//! The log (factor XI): one JSON object a line, on the stream that the process was given, and nowhere else.
+//! The log (factor XI): one JSON object a line, written to the process's output stream and nowhere else.
 //!
-//! A line has `timestamp`, `level`, `message`, `target`, `service`, `process`, `instance`, `release` and `commit`, then the fields
-//! of the spans around the event, then its own. Routing, keeping and searching are the platform's.
+//! A line has `timestamp`, `level`, `message`, `target`, `service`, `process`, `instance`, `release` and `commit`, then
+//! the event's own fields, then those of the spans around it. The platform routes, stores and searches the log.
 
 pub mod metrics;
 #[cfg(target_os = "linux")]
@@ -30,7 +30,7 @@ use crate::release::{COMMIT, Release};
 pub use stream::Stream;
 use stream::{Lines, Writing};
 
-/// The log of a process, until it is dropped; what waits is written then.
+/// The log of a process. When it is dropped, it writes the queued lines.
 pub struct Log {
     lines: Lines,
     _traces: Option<traces::Export>,
@@ -38,25 +38,25 @@ pub struct Log {
 }
 
 impl Log {
-    /// Tells how many lines were lost, in the log and in the metrics, for as long as it is polled.
-    pub fn tell_lost(&self, metrics: metrics::Metrics) -> impl Future<Output = ()> + Send + 'static {
+    /// Reports lost lines in the log and in the metrics for as long as it is polled.
+    pub fn report_lost(&self, metrics: metrics::Metrics) -> impl Future<Output = ()> + Send + 'static {
         let lines = self.lines.clone();
         async move {
-            let mut told = 0;
+            let mut reported = 0;
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 let lost = lines.lost();
-                if lost > told {
-                    metrics.log_lost(lost - told);
-                    warn!(lost = lost - told, "{} log line(s) were lost, since nobody read them in time", lost - told);
-                    told = lost;
+                if lost > reported {
+                    metrics.log_lost(lost - reported);
+                    warn!(lost = lost - reported, "{} log line(s) were lost: the stream's reader is too slow", lost - reported);
+                    reported = lost;
                 }
             }
         }
     }
 }
 
-/// Starts the log of this process; the subscriber is the one global that there is.
+/// Starts the log of this process. The subscriber is this program's only global state.
 pub fn start(process: &'static str, config: &config::Process, stream: Stream) -> (Release, Log) {
     let (service, release) = (config.otel_service_name.clone(), config.release_version.clone());
     let release = Release { service, commit: COMMIT, release, process };
@@ -74,19 +74,19 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
         Ok(None) => (None, None, None),
         Err(e) => (None, None, Some(e)),
     };
-    // `try_init` fails only where a subscriber is set already, and then that one logs.
+    // `try_init` fails only if a subscriber is already set, and then that one logs.
     let _ = registry.with(layer).try_init();
     if let Some(e) = broken {
-        warn!(error = format!("{e:#}"), "no traces are sent: {e:#}");
+        warn!(error = format!("{e:#}"), "cannot send traces: {e:#}");
     }
     (release, Log { lines, _traces: traces, _writing: writing })
 }
 
-/// Has a filter asked anew for each span and event. Where its answer for a place in the code is remembered instead, a
-/// library that asked for another place, on the same thread and in the instant in which that was first met, leaves its
-/// answer behind, and the next span would be taken for filtered out: all its lines would lack the request's id.
+/// Makes tracing evaluate a filter for each span and event, instead of caching its result for each callsite. The cache
+/// has a race: if a library registers another callsite on the same thread at the same moment, its result is left
+/// behind. Then the next span counts as filtered out, and all of its lines lack the request's id.
 fn each_time<S>() -> DynFilterFn<S> {
-    // Without this hint events of all levels would be looked at, which the log's own filter leaves out at once.
+    // Without this hint, events of all levels would be evaluated, even those that the log's own filter drops at once.
     let all: fn(&Metadata<'_>, &Context<'_, S>) -> bool = |_, _| true;
     dynamic_filter_fn(all).with_max_level_hint(LevelFilter::TRACE)
 }
@@ -96,7 +96,7 @@ fn instance(config: &config::Process) -> String {
     config.dyno.clone().unwrap_or_else(|| format!("{}:{}", host.as_deref().unwrap_or("localhost").trim(), std::process::id()))
 }
 
-/// A field of the spans around the caller, such as the id of the request that it serves.
+/// A field of the current spans, such as the id of the request that the caller serves.
 pub fn current_field(name: &str) -> Option<String> {
     tracing::Span::current()
         .with_subscriber(|(id, subscriber)| {
@@ -106,7 +106,7 @@ pub fn current_field(name: &str) -> Option<String> {
         .flatten()
 }
 
-/// The layer that keeps the fields of spans, for lines and for [`current_field`].
+/// The layer that stores the fields of spans, for log lines and for [`current_field`].
 struct SpanFields;
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanFields {
@@ -154,20 +154,20 @@ impl JsonLines {
         let now = Timestamp::now();
         map.serialize_entry("timestamp", &format_args!("{now:.6}"))?;
         map.serialize_entry("level", event.metadata().level().as_str())?;
-        // Some libraries have fields to tell, and no words.
-        let words = fields.get("message").and_then(Value::as_str).unwrap_or(event.metadata().name());
-        map.serialize_entry("message", words)?;
+        // Some libraries log fields without a message.
+        let message = fields.get("message").and_then(Value::as_str).unwrap_or(event.metadata().name());
+        map.serialize_entry("message", message)?;
         map.serialize_entry("target", event.metadata().target())?;
         map.serialize_entry("service", &self.release.service)?;
         map.serialize_entry("process", self.release.process)?;
         map.serialize_entry("instance", &self.instance)?;
         map.serialize_entry("release", &self.release.release)?;
         map.serialize_entry("commit", self.release.commit)?;
-        let mut told = vec!["message"];
-        fields.tell(&mut map, &mut told)?;
+        let mut written = vec!["message"];
+        fields.write(&mut map, &mut written)?;
         for span in context.event_scope(event).into_iter().flatten() {
             if let Some(fields) = span.extensions().get::<Fields>() {
-                fields.tell(&mut map, &mut told)?;
+                fields.write(&mut map, &mut written)?;
             }
         }
         map.end()?;
@@ -175,7 +175,7 @@ impl JsonLines {
     }
 }
 
-/// The fields of a span or an event as JSON, few enough to be searched one by one.
+/// The fields of a span or an event as JSON. They are few enough for a linear search.
 #[derive(Default)]
 struct Fields(Vec<(&'static str, Value)>);
 
@@ -184,15 +184,15 @@ impl Fields {
         self.0.iter().find_map(|(known, value)| (*known == name).then_some(value))
     }
 
-    /// Adds those to a line that it does not have yet: the innermost says it, what repeats it is left out.
-    fn tell<M: SerializeMap>(&self, line: &mut M, told: &mut Vec<&'static str>) -> Result<(), M::Error> {
+    /// Adds the fields that a line does not have yet. If a name repeats, the innermost span's field counts.
+    fn write<M: SerializeMap>(&self, line: &mut M, written: &mut Vec<&'static str>) -> Result<(), M::Error> {
         for (name, value) in &self.0 {
-            if told.contains(name) {
+            if written.contains(name) {
                 continue;
             }
-            told.push(name);
+            written.push(name);
             match *name {
-                // The trace's id is what people search for.
+                // People search for the trace's id, not for the whole header.
                 "traceparent" => line.serialize_entry("trace_id", value.as_str().and_then(|text| text.get(3..35)).unwrap_or_default())?,
                 name => line.serialize_entry(name, value)?,
             }
@@ -201,7 +201,7 @@ impl Fields {
     }
 
     fn set(&mut self, field: &Field, value: impl Into<Value>) {
-        // What is for traces alone.
+        // These fields are only for traces.
         if field.name().starts_with("otel.") {
             return;
         }

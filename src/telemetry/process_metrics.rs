@@ -1,4 +1,4 @@
-//! What the process takes of the machine, under the names that Prometheus's own clients give it.
+//! Metrics of the process's use of the machine. Prometheus's own clients use the same names.
 
 use std::fs;
 
@@ -9,13 +9,13 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-/// Looks when it is asked.
+/// Reads the values when the metrics are read.
 #[derive(Debug)]
 pub struct Process;
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        // Where the system does not tell, as in some sandboxes, nothing is told.
+        // Some sandboxes hide these files. Then the metrics are left out.
         let (Ok(used), Ok((most_files, _)), Ok(status), Ok(files)) = (
             getrusage(UsageWho::RUSAGE_SELF),
             getrlimit(Resource::RLIMIT_NOFILE),
@@ -28,12 +28,12 @@ impl Collector for Process {
         let described = encoder.encode_descriptor("process_cpu_seconds", "CPU time in seconds", None, cpu.metric_type())?;
         cpu.encode(described)?;
         for (name, meaning, value) in [
-            ("process_resident_memory_bytes", "Resident memory in bytes", said(&status, "VmRSS:").map(|kib| kib * 1024)),
-            ("process_virtual_memory_bytes", "Virtual memory in bytes", said(&status, "VmSize:").map(|kib| kib * 1024)),
-            // One of them reads the folder.
+            ("process_resident_memory_bytes", "Resident memory in bytes", value_of(&status, "VmRSS:").map(|kib| kib * 1024)),
+            ("process_virtual_memory_bytes", "Virtual memory in bytes", value_of(&status, "VmSize:").map(|kib| kib * 1024)),
+            // Without the descriptor that reads the folder.
             ("process_open_fds", "Open file descriptors", Some((files.count() as u64).saturating_sub(1))),
             ("process_max_fds", "File descriptors that may be open", Some(most_files)),
-            ("process_threads", "Threads", said(&status, "Threads:")),
+            ("process_threads", "Threads", value_of(&status, "Threads:")),
         ] {
             let Some(value) = value else { continue };
             let gauge = ConstGauge::new(value);
@@ -43,8 +43,8 @@ impl Collector for Process {
     }
 }
 
-/// The number behind a name in `/proc/self/status` (`proc_pid_status(5)`); of memory in KiB.
-fn said(status: &str, name: &str) -> Option<u64> {
+/// The number after a name in `/proc/self/status` (`proc_pid_status(5)`). Memory is in KiB.
+fn value_of(status: &str, name: &str) -> Option<u64> {
     status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
 

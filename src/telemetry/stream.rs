@@ -1,4 +1,4 @@
-//! The stream that a log goes to. A thread of its own writes, so that no request waits for whoever reads.
+//! The stream that the log is written to. A separate thread writes, so that no request waits for the stream's reader.
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
@@ -7,19 +7,18 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-/// How many lines wait for a reader of the stream before lines are lost: a reader that has stalled must not stall the
-/// service.
-const WAITING: usize = 4096;
-/// How long a line waits for others, so that they are written together: a busy process would otherwise wake the thread and
-/// write once for each request.
-const GATHERING: Duration = Duration::from_millis(2);
-/// How much is written at a time, in whole lines: what a pipe takes in one piece (`PIPE_BUF`), so that the lines of
-/// processes that share one are never mixed.
-const PIECE: usize = 4096;
-/// How long the end of the process waits for its last lines to be written.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How many lines are queued for the stream before lines are lost. A stalled reader must not stall the service.
+const MAX_QUEUED_LINES: usize = 4096;
+/// How long a line waits for others, so that they are written together. Otherwise a busy process would wake the thread
+/// and write once for each request.
+const BATCH_DELAY: Duration = Duration::from_millis(2);
+/// How many bytes are written at a time, in whole lines. A pipe takes this much in one piece (`PIPE_BUF`), so that the
+/// lines of processes that share a pipe never mix.
+const WRITE_SIZE: usize = 4096;
+/// How long the process waits at its end until the last lines are written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where a process logs: `admin` keeps stdout for its results.
+/// The stream that a process logs to. `admin` logs to stderr, because its results go to stdout.
 #[derive(Debug, Clone, Copy)]
 pub enum Stream {
     Stdout,
@@ -27,7 +26,7 @@ pub enum Stream {
 }
 
 impl Write for Stream {
-    /// Never fails: a log line that nobody can read must not take the process down.
+    /// Never fails, because a closed stream must not take the process down.
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         let _ = match self {
             Self::Stdout => io::stdout().lock().write_all(lines).and_then(|()| io::stdout().flush()),
@@ -41,36 +40,36 @@ impl Write for Stream {
     }
 }
 
-/// Takes lines for a stream; none waits here, and what finds no place is counted.
+/// Queues lines for a stream without blocking. A line that does not fit into the queue is lost and counted.
 #[derive(Clone)]
 pub struct Lines {
-    /// No line is the end.
+    /// None marks the end.
     sender: SyncSender<Option<Vec<u8>>>,
     lost: Arc<AtomicU64>,
 }
 
 impl Lines {
-    /// Has lines written to a stream for as long as the second is there.
+    /// Starts the thread that writes lines to a stream, until the returned [`Writing`] is dropped.
     pub fn to(stream: Stream) -> (Self, Writing) {
-        let (sender, receiver) = sync_channel(WAITING);
+        let (sender, receiver) = sync_channel(MAX_QUEUED_LINES);
         let (ended, written) = channel();
         thread::spawn(move || {
             write(&receiver, stream);
-            // Nobody waits where the process is gone already.
+            // Fails if the process no longer waits for it.
             let _ = ended.send(());
         });
         let lines = Self { sender, lost: Arc::default() };
         (lines.clone(), Writing { lines, written })
     }
 
-    /// A whole line, with its newline.
+    /// Queues a whole line, including its newline.
     pub fn send(&self, line: Vec<u8>) {
         if self.sender.try_send(Some(line)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// How many lines were lost so far.
+    /// How many lines have been lost so far.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -87,18 +86,18 @@ impl Write for Lines {
     }
 }
 
-/// Writes what comes until the end.
+/// Writes the queued lines until the end marker.
 fn write(receiver: &Receiver<Option<Vec<u8>>>, stream: Stream) {
-    let mut pieces = BufWriter::with_capacity(PIECE, stream);
+    let mut pieces = BufWriter::with_capacity(WRITE_SIZE, stream);
     while let Ok(Some(first)) = receiver.recv() {
-        thread::sleep(GATHERING);
+        thread::sleep(BATCH_DELAY);
         let mut ended = false;
         let more = receiver.try_iter().map_while(|line| {
             ended = line.is_none();
             line
         });
         for line in std::iter::once(first).chain(more) {
-            // A stream does not fail.
+            // Writing to a `Stream` never fails.
             let _ = pieces.write_all(&line);
         }
         let _ = pieces.flush();
@@ -108,7 +107,8 @@ fn write(receiver: &Receiver<Option<Vec<u8>>>, stream: Stream) {
     }
 }
 
-/// Dropped, it waits until what was said before is written, but not for ever: the reader may have stalled.
+/// Waits, when dropped, until the earlier lines are written. It stops waiting after a while, because the reader may
+/// have stalled.
 pub struct Writing {
     lines: Lines,
     written: Receiver<()>,
@@ -119,10 +119,10 @@ impl Drop for Writing {
         const TRIES: u32 = 100;
         for _ in 0..TRIES {
             if self.lines.sender.try_send(None).is_ok() {
-                let _ = self.written.recv_timeout(LAST_WORDS);
+                let _ = self.written.recv_timeout(FLUSH_TIMEOUT);
                 return;
             }
-            thread::sleep(LAST_WORDS / TRIES);
+            thread::sleep(FLUSH_TIMEOUT / TRIES);
         }
     }
 }

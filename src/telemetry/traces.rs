@@ -1,6 +1,7 @@
-//! Traces: every request and every job is part of one, whose id stands on its log lines and goes on into the jobs and
-//! mails that follow from it (W3C Trace Context). With the feature `otel` and `OTEL_EXPORTER_OTLP_ENDPOINT`, spans go
-//! to a collector; nothing ever waits for that, and what the collector does not take is lost.
+//! Traces (W3C Trace Context). Every request and every job is part of a trace. Its id is on their log lines and is
+//! passed on to the jobs and mails that follow from them. With the feature `otel` and `OTEL_EXPORTER_OTLP_ENDPOINT`,
+//! spans are sent to a collector. No request or job waits for that, and spans that the collector does not accept are
+//! lost.
 
 use std::fmt;
 
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use super::current_field;
 
-/// Where in a trace something is: what the header `traceparent` says.
+/// A position in a trace, as in the header `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     trace: u128,
@@ -19,7 +20,7 @@ struct Place {
 }
 
 impl Place {
-    /// Version 00, or a later one, whose beginning is the same (W3C Trace Context, 3.2).
+    /// Parses version 00, or a later one, which begins in the same way (W3C Trace Context, 3.2).
     fn parse(traceparent: &str) -> Option<Self> {
         let mut parts = traceparent.split('-');
         let mut hex = |length: usize| {
@@ -39,8 +40,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// Makes a span part of the trace that a `traceparent` names, or of a new one; the span's own is in its field
-/// `traceparent` then.
+/// Makes a span part of the trace that a `traceparent` names, or of a new trace. The span's field `traceparent` then
+/// has its own position.
 pub fn join(span: &Span, traceparent: Option<&str>) {
     let parent = traceparent.and_then(Place::parse);
     let own = exported(span, parent).unwrap_or_else(|| {
@@ -50,13 +51,13 @@ pub fn join(span: &Span, traceparent: Option<&str>) {
     span.record("traceparent", tracing::field::display(own));
 }
 
-/// What of the request or job around the caller goes on into the jobs that it enqueues.
+/// The parts of the current request or job that are passed on to the jobs that it enqueues.
 pub fn context() -> Option<Value> {
     let request_id = current_field("request_id")?;
     Some(json!({ "request_id": request_id, "traceparent": current_field("traceparent") }))
 }
 
-/// Makes a job's span the continuation of what [`context`] noted.
+/// Makes a job's span continue the trace that [`context`] returned when the job was enqueued.
 pub fn resume(span: &Span, context: Option<&Value>) {
     let text = |name| context.and_then(|context: &Value| context.get(name)?.as_str());
     if let Some(id) = text("request_id") {
@@ -91,22 +92,22 @@ mod otel {
     use crate::config;
     use crate::release::Release;
 
-    /// How long the collector may take over an export.
-    const EXPORT: Duration = Duration::from_secs(10);
+    /// How long one export to the collector may take.
+    const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// How long the end of a process waits for the collector.
-    const LAST_EXPORT: Duration = Duration::from_secs(1);
+    /// How long a process waits at its end for the collector.
+    const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// The way to the collector, on the SDK's own thread.
+    /// The HTTP client for the collector. It runs on the SDK's own thread.
     #[derive(Debug)]
     struct Client(ureq::Agent);
 
     impl Client {
-        /// It trusts whom the system trusts, or the authority that `SSL_CERT_FILE` names.
+        /// Trusts the system's certificate authorities, or those in `SSL_CERT_FILE`.
         fn new() -> Self {
             let found = rustls_native_certs::load_native_certs().certs;
             let roots = RootCerts::new_with_certs(&found.iter().map(|found| Certificate::from_der(found).to_owned()).collect::<Vec<_>>());
-            let config = ureq::Agent::config_builder().timeout_global(Some(EXPORT)).http_status_as_error(false);
+            let config = ureq::Agent::config_builder().timeout_global(Some(EXPORT_TIMEOUT)).http_status_as_error(false);
             Self(config.tls_config(TlsConfig::builder().root_certs(roots).build()).build().into())
         }
     }
@@ -119,18 +120,19 @@ mod otel {
         }
     }
 
-    /// Sends what is left when it is dropped.
+    /// Sends the remaining spans when it is dropped.
     pub struct Export(SdkTracerProvider);
 
     impl Drop for Export {
         fn drop(&mut self) {
-            // A collector that is away loses its spans, and holds no exit.
-            let _ = self.0.shutdown_with_timeout(LAST_EXPORT);
+            // If the collector is unavailable, the spans are lost and the process exits all the same.
+            let _ = self.0.shutdown_with_timeout(SHUTDOWN_TIMEOUT);
         }
     }
 
-    /// The layer that sends the spans of this crate, if the config names a collector. The SDK reads the other variables
-    /// (`OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_EXPORTER_OTLP_HEADERS` …) by itself, as its specification says.
+    /// The layer that sends the spans of this crate, if the config names a collector. The SDK itself reads the other
+    /// variables (`OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_EXPORTER_OTLP_HEADERS` …), as its specification
+    /// says.
     ///
     /// # Errors
     /// The exporter cannot be built.
@@ -154,7 +156,7 @@ mod otel {
         Ok(Some((layer.with_filter(ours.and(each_time())), Export(provider))))
     }
 
-    /// Puts a span under its parent, and says where it is if it is sent at all.
+    /// Sets a span's parent. Returns the span's position if it is exported.
     pub(super) fn exported(span: &Span, parent: Option<Place>) -> Option<Place> {
         if let Some(Place { trace, span: parent, flags }) = parent {
             let (trace, parent) = (TraceId::from(trace), SpanId::from(parent));
@@ -174,7 +176,7 @@ mod otel {
 #[cfg(not(feature = "otel"))]
 pub use without::*;
 
-/// Without the feature nothing is sent, and a variable that asks for it is told so.
+/// Without the feature no traces are sent. A variable that requests them is an error, which is logged.
 #[cfg(not(feature = "otel"))]
 mod without {
     use tracing::Span;

@@ -14,8 +14,8 @@ import kubernetes_validate
 import yaml
 from ruamel.yaml import YAML
 
-# What a process takes at most after its drain (LAST_WORDS in src/lifecycle.rs).
-LAST_WORDS = 5
+# What a process takes at most after its drain (HARD_STOP_TIMEOUT in src/lifecycle.rs).
+HARD_STOP_TIMEOUT = 5
 
 # What `web` takes beside its hashing, in MiB, and what each hash takes (RESERVED in src/auth/password.rs). Where
 # HASH_CONCURRENCY is unset, there are as many at a time as cores, and at most so many.
@@ -168,7 +168,7 @@ for name, deployment in deployments.items():
     [container] = pod["spec"]["containers"]
     # A delay is web's alone.
     delay = setting("DRAIN_DELAY") if "DRAIN_DELAY" in variables and name in readers["DRAIN_DELAY"] else "0s"
-    grace = int(seconds(delay) + seconds(setting("DRAIN_TIMEOUT")) + LAST_WORDS)
+    grace = int(seconds(delay) + seconds(setting("DRAIN_TIMEOUT")) + HARD_STOP_TIMEOUT)
     same(f"{name}: terminationGracePeriodSeconds, and what its drain takes", pod["spec"]["terminationGracePeriodSeconds"], grace)
     ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
     expected = {"metrics": setting("METRICS_PORT"), **({"http": setting("PORT")} if name == "web" else {})}
@@ -183,7 +183,7 @@ for name, deployment in deployments.items():
     same(f"{name}: maxUnavailable", 0, deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"])
 
 environment = compose["services"]["web"]["environment"]
-drain = sum(seconds(environment[name].split(":-")[1].rstrip("}")) for name in ["DRAIN_DELAY", "DRAIN_TIMEOUT"]) + LAST_WORDS
+drain = sum(seconds(environment[name].split(":-")[1].rstrip("}")) for name in ["DRAIN_DELAY", "DRAIN_TIMEOUT"]) + HARD_STOP_TIMEOUT
 stop = seconds(compose["services"]["web"]["stop_grace_period"])
 must(stop >= drain, f"docker-compose.yml: stop_grace_period {stop:g} s is less than a drain's {drain:g} s")
 

@@ -43,7 +43,7 @@ async fn use_every_process(deploy: &Deploy, start: impl Fn(&str) -> Process) {
     let (worker, clock) = (start("worker"), start("clock"));
     let ada = Person::verified(deploy, &web).await;
     assert_eq!(ada.request_reset().await.status(), 202);
-    deploy.mail.to(&ada.email, "Set another password").await;
+    deploy.mail.to(&ada.email, "Set a new password").await;
     clock.says("is new").await;
     drop(worker);
 }

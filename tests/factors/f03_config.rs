@@ -115,7 +115,7 @@ async fn secret_file_excludes_the_plain_variable() {
 
     let deploy = both.without("DATABASE_URL");
     let clock = deploy.start("clock");
-    clock.says("is new, its first tick is the next").await;
+    clock.says("is new; it first fires at its next tick").await;
 
     let output = deploy.with("DATABASE_URL_FILE", "/nowhere/sekret").admin(&["migrate", "--check"]).await;
     assert_eq!(output.status.code(), Some(78));
@@ -217,8 +217,8 @@ async fn planted_secret_appears_in_no_output() {
     let (pages, commands, refused) = tokio::join!(join_all(pages), join_all(commands), sign_up);
     assert!(refused.contains("unavailable"), "{refused}");
     let mut printed = [pages, commands, vec![refused]].concat();
-    worker.says("no jobs claimed").await;
-    clock.says("the schedule waits for Postgres").await;
+    worker.says("cannot claim jobs").await;
+    clock.says("cannot check the schedule: Postgres unavailable").await;
     // The command lines of all processes, because any user may read them.
     for process in std::fs::read_dir("/proc").unwrap() {
         printed.push(String::from_utf8_lossy(&std::fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default()).into_owned());

@@ -55,8 +55,8 @@ async fn processes_start_without_resources_then_recover() {
     proxies.iter().for_each(Proxy::cut);
     let (web, worker, clock) = (deploy.web_unready().await, deploy.start("worker"), deploy.start("clock"));
     web.process.says("not ready: postgres").await;
-    worker.says("no jobs claimed").await;
-    clock.says("the schedule waits for Postgres").await;
+    worker.says("cannot claim jobs").await;
+    clock.says("cannot check the schedule").await;
     assert_eq!(web.get("/livez").await.status(), 200);
     assert_eq!(web.get("/readyz").await.status(), 503);
 

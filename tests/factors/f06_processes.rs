@@ -53,7 +53,7 @@ async fn processes_work_without_a_writable_disk() {
     let (worker, mut clock) = (deploy.start_without_disk("worker"), deploy.start_without_disk("clock"));
     let ada = Person::verified(&deploy, &web).await;
     assert_eq!(ada.request_reset().await.status(), 202);
-    deploy.mail.to(&ada.email, "Set another password").await;
+    deploy.mail.to(&ada.email, "Set a new password").await;
     clock.says("is new").await;
     assert!(clock.ended().is_none() && !worker.lines().iter().any(|line| line.contains("Read-only")));
 }

@@ -109,7 +109,7 @@ async fn surviving_clocks_enqueue_each_tick_once() {
     let mut database = deploy.database().await;
     let schedules = schedule(&deploy).await.len();
     eventually("every schedule", async || {
-        let seen = clocks.iter().flat_map(Process::lines).filter(|line| line.contains("its first tick is the next")).count();
+        let seen = clocks.iter().flat_map(Process::lines).filter(|line| line.contains("it first fires at its next tick")).count();
         (seen == schedules).then_some(())
     })
     .await;

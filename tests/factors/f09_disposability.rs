@@ -106,7 +106,7 @@ async fn drain_timeout_aborts_and_counts_requests() {
     web.process.signal(Signal::SIGTERM);
     assert_eq!(web.process.exit_within(PROMPT_EXIT).await.code(), Some(1));
     assert!(reading.await.unwrap().is_err());
-    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
+    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) on web were cut off")), "{:#?}", web.process.lines());
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ async fn unfinished_job_returns_without_using_an_attempt() {
     let (grace, mut first, mut database) = with_blocked_job(&deploy).await;
     first.signal(Signal::SIGTERM);
     assert_eq!(first.exit_within(PROMPT_EXIT).await.code(), Some(0));
-    assert!(first.lines().iter().any(|line| line.contains("1 unfinished job(s) given back")), "{:#?}", first.lines());
+    assert!(first.lines().iter().any(|line| line.contains("1 unfinished job(s) returned")), "{:#?}", first.lines());
     let (attempt, held): (i32, bool) =
         sqlx::query_as("SELECT attempt, token IS NOT NULL FROM jobs").fetch_one(&mut deploy.database().await).await.unwrap();
     assert_eq!((attempt, held), (0, false));

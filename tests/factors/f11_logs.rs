@@ -89,7 +89,7 @@ async fn logs_hold_no_secrets_or_personal_data() {
     let token = deploy.mail.to(&ada.email, "Did you sign up?").await.token();
     web.get(&format!("/verify?token={token}")).await;
     ada.request_reset().await;
-    let reset = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let reset = deploy.mail.to(&ada.email, "Set a new password").await.token();
     let cookie = ada.log_in().await.headers()["set-cookie"].to_str().unwrap().split([';', '=']).nth(1).unwrap().to_owned();
     let minted = ada.post("/tokens", serde_json::json!({ "name": "a marked name", "scopes": ["tokens:read"], "expires_in_days": 1 })).await;
     let minted: serde_json::Value = minted.json().await.unwrap();

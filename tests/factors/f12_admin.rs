@@ -122,7 +122,7 @@ async fn seed_creates_demo_accounts_unless_https() {
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.json::<Value>().await.unwrap()["verified"], true);
     }
-    assert!(stdout(&deploy.admin(&["seed"]).await).lines().all(|line| line.contains("is there already")), "a second seed changes nothing");
+    assert!(stdout(&deploy.admin(&["seed"]).await).lines().all(|line| line.contains("already exists")), "a second seed changes nothing");
 
     let deploy = Deploy::new().await.with("PUBLIC_URL", "https://example.com");
     assert_eq!(deploy.admin(&["seed"]).await.status.code(), Some(1));
@@ -158,7 +158,7 @@ async fn doctor_names_the_fault_and_the_remedy() {
 async fn results_go_to_stdout_logs_to_stderr() {
     let deploy = Deploy::new().await.with("LOG_LEVEL", "debug");
     let output = deploy.admin(&["migrate"]).await;
-    assert_eq!(stdout(&output), "0 migration(s) applied, the schema is current\n");
+    assert_eq!(stdout(&output), "0 migration(s) applied; the schema is current\n");
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(!log.is_empty());
     for line in log.lines() {

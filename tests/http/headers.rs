@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use app::config::{Lasting, Setting};
+use app::config::{MinDuration, Setting};
 use app::resources::postgres::{Limits, Pool};
 use axum::Router;
 use axum::routing::get;
@@ -82,7 +82,7 @@ async fn cors_origins_allow_no_wildcard() {
     for origins in ["https://app.example.com,*", "https://*.example.com", "*"] {
         let mut web = Deploy::new().await.with("CORS_ORIGINS", origins).start("web");
         assert_eq!(web.exit().await.code(), Some(78), "{origins}");
-        assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS has a `*`")), "{:?}", web.errors());
+        assert!(web.errors().iter().any(|line| line.contains("CORS_ORIGINS contains a `*`")), "{:?}", web.errors());
     }
 }
 
@@ -91,9 +91,9 @@ async fn panic_is_500_for_that_request_only() {
     let plenty = NonZeroU32::MAX;
     let config = app::config::Http {
         port: 0,
-        session_ttl: Lasting(Duration::from_mins(1)),
-        session_max_age: Lasting(Duration::from_mins(1)),
-        request_timeout: Lasting(Duration::from_secs(10)),
+        session_ttl: MinDuration(Duration::from_mins(1)),
+        session_max_age: MinDuration(Duration::from_mins(1)),
+        request_timeout: MinDuration(Duration::from_secs(10)),
         drain_delay: Duration::ZERO,
         rate_limit_login: plenty,
         rate_limit_requests: plenty,

@@ -72,9 +72,9 @@ async fn admin_enqueues_only_valid_jobs() {
     assert!(deploy.admin(&["jobs", "enqueue", "purge_expired", "{}"]).await.status.success());
     worker.logged("its end", |line| line["job_kind"] == "purge_expired" && line["outcome"] == "done").await;
     for (kind, payload, expected) in [
-        ("nonsense", "{}", "there is no kind nonsense; there are: "),
-        ("end_sessions", "{}", "the payload is none of a end_sessions job: missing field `account_id`"),
-        ("purge_expired", "{", "the payload is no JSON"),
+        ("nonsense", "{}", "there is no kind nonsense; the kinds are: "),
+        ("end_sessions", "{}", "the payload does not fit the kind end_sessions: missing field `account_id`"),
+        ("purge_expired", "{", "the payload is not JSON"),
     ] {
         let output = deploy.admin(&["jobs", "enqueue", kind, payload]).await;
         assert_eq!(output.status.code(), Some(1));

@@ -53,5 +53,5 @@ async fn worker_runs_only_its_configured_kinds() {
     assert_eq!(wrong.exit().await.code(), Some(78));
     let error = eventually("the reason", async || wrong.errors().into_iter().find(|line| line.contains("WORKER_KINDS")));
     let error = error.await;
-    assert!(error.contains("nonsense, which is no kind"), "{error}");
+    assert!(error.contains("nonsense, which is not a kind"), "{error}");
 }

@@ -43,7 +43,7 @@ async fn invited_user_sets_password_by_mail() {
 
     let again = deploy.admin(&["account", "invite", "ADA@example.com"]).await;
     assert_eq!(again.status.code(), Some(1));
-    assert!(stderr(&again).contains("has an account already"), "{again:?}");
+    assert!(stderr(&again).contains("already has an account"), "{again:?}");
     for wrong in ["nobody", "a@b\u{1}.example", "", "a..b@example.com"] {
         assert_eq!(deploy.admin(&["account", "invite", wrong]).await.status.code(), Some(1), "{wrong:?}");
     }
@@ -126,7 +126,7 @@ async fn account_deletion_asks_for_confirmation() {
     let ada = Person::known(&deploy, &web).await;
     let refused = deploy.admin(&["account", "delete", &ada.email]).await;
     assert_eq!(refused.status.code(), Some(1));
-    assert!(stderr(&refused).contains("say --yes"), "{refused:?}");
+    assert!(stderr(&refused).contains("confirm with --yes"), "{refused:?}");
     assert_eq!(ada.get("/session").await.status(), 200);
 
     for (answer, deleted) in [("no", false), ("yes", true)] {

@@ -53,7 +53,7 @@ async fn restored_backup_keeps_accounts_and_jobs() {
     std::fs::remove_file(file).unwrap();
     let deploy = Deploy::new().await.with("DATABASE_URL", url.as_str());
 
-    assert_eq!(done(&deploy, &["migrate"]).await, "0 migration(s) applied, the schema is current\n");
+    assert_eq!(done(&deploy, &["migrate"]).await, "0 migration(s) applied; the schema is current\n");
     done(&deploy, &["doctor"]).await;
     let web = deploy.web().await;
     let ada = Person { email: ada.email, ..Person::stranger(&web) };
@@ -67,10 +67,10 @@ async fn restored_backup_keeps_accounts_and_jobs() {
     let mut database = deploy.database().await;
     sql(&mut database, "UPDATE jobs SET run_at = now() WHERE kind = 'send_password_reset'").await;
     let workers = [deploy.start("worker"), deploy.start("worker")];
-    deploy.mail.to(&ada.email, "Set another password").await;
+    deploy.mail.to(&ada.email, "Set a new password").await;
     eventually("an empty queue", async || (count(&mut deploy.database().await, "jobs").await == 0).then_some(())).await;
     drop(workers);
-    let mails = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "Set another password").count();
+    let mails = deploy.mail.all().await.into_iter().filter(|mail| mail.subject == "Set a new password").count();
     assert_eq!(mails, 1);
     assert_eq!(count(&mut database, "mailed_tokens WHERE purpose = 'reset'").await, 1);
 }

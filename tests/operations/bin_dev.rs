@@ -44,7 +44,7 @@ async fn bin_dev_restarts_processes_and_cleans_up() {
     let worker: serde_json::Value = serde_json::from_str(worker.split_once(" | ").unwrap().1).unwrap();
     let pid = worker["instance"].as_str().unwrap().rsplit(':').next().unwrap().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    let errors = async || dev.process.errors().into_iter().find(|line| line.contains("worker.1 ended (exit 137) and is started again"));
+    let errors = async || dev.process.errors().into_iter().find(|line| line.contains("worker.1 exited with status 137; restarting it"));
     eventually("a new worker", errors).await;
 
     dev.process.signal(Signal::SIGKILL);

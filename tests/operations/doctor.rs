@@ -72,7 +72,7 @@ async fn doctor_reports_each_fault_with_remedy() {
         (well.clone().without("MAIL_FROM"), "config", "MAIL_FROM is missing", "set them in this deploy's environment"),
         (well.clone_with("DATABASE_URL", "postgres://u:p@127.0.0.1:1/d"), "postgres", "refused", "check DATABASE_URL"),
         (wrong_password.with("DATABASE_URL", url), "postgres", "password authentication failed", "check DATABASE_URL"),
-        (with(read_only).await, "postgres", "takes no changes", "lets you write"),
+        (with(read_only).await, "postgres", "accepts no writes", "may connect and write"),
         (Deploy::unmigrated().await, "schema", " migration(s) pending", "run `admin migrate`"),
         (with(late).await, "late jobs", "a job unheard_of has been due for 60", "start a worker"),
         (with(dead).await, "dead jobs", "1 dead job(s)", "admin jobs list --dead"),
@@ -81,7 +81,7 @@ async fn doctor_reports_each_fault_with_remedy() {
         (with(unlimited).await, "limits", "no time limit", "run `admin migrate`"),
         (well.clone_with("REDIS_URL", "redis://127.0.0.1:1"), "redis", "no connection to Redis", "check REDIS_URL"),
         (well.clone_with("REDIS_URL", redis(3600, "noeviction").await), "redis", "1h", "NTP"),
-        (well.clone_with("REDIS_URL", redis(0, "allkeys-lru").await), "redis", "allkeys-lru", "drops nothing"),
+        (well.clone_with("REDIS_URL", redis(0, "allkeys-lru").await), "redis", "allkeys-lru", "maxmemory-policy is noeviction"),
         (well.clone_with("SMTP_URL", "smtp://127.0.0.1:1"), "smtp", "refused", "check SMTP_URL"),
     ] {
         let output = deploy.admin(&["doctor"]).await;

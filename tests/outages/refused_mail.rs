@@ -21,7 +21,7 @@ async fn temporary_refusal_is_retried_permanent_is_not() {
         assert_eq!(line["attempt"], 1, "{line}");
         assert!(!worker.lines().join("\n").contains(address), "no address is logged: {:#?}", worker.lines());
     }
-    worker.says("an address was refused for good: at RcptTo: the server answered 550").await;
+    worker.says("a mail server permanently refused an address: at RcptTo: the server answered 550").await;
     let metrics = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await.unwrap().text().await.unwrap();
     for series in ["mails_total{outcome=\"refused\"} 1", "mails_total{outcome=\"delayed\"} 1"] {
         assert!(metrics.contains(series), "{metrics}");

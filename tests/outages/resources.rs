@@ -72,7 +72,7 @@ async fn break_resource(variable: &str, fault: fn(&Proxy), heal: Option<fn(&Prox
         assert!(took < Duration::from_secs(2), "{variable}: {address} is ready only after {took:?}: {:#?}", log());
     }
     for process in &others {
-        let count = process.lines().iter().filter(|line| line.contains("nothing for more than")).count();
+        let count = process.lines().iter().filter(|line| line.contains("no heartbeat for more than")).count();
         assert!(count <= 1, "a stall is logged once: {:#?}", process.lines());
     }
     eventually("the session", async || (ada.get("/session").await.status() == 200).then_some(())).await;

@@ -61,7 +61,7 @@ async fn postgres_password_change_fails_no_request() {
     file.write("postgres://");
     tokio::time::sleep(Duration::from_millis(500)).await;
     file.write(&with_password(&url, &role, "two"));
-    web.process.says("DATABASE_URL has changed, and new connections use it").await;
+    web.process.says("DATABASE_URL has changed; new connections use the new value").await;
     let old = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}' AND backend_start < '{changed}'");
     eventually("the old connections are closed", async || {
         let count = sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(old.clone())).fetch_one(&mut deploy.database().await).await.unwrap();
@@ -102,7 +102,7 @@ async fn bad_secret_file_keeps_old_connections() {
     assert_eq!(web.get("/readyz").await.status(), 200);
     set(format!("ALTER ROLE {role} PASSWORD 'two'")).await;
     for process in [&web.process, &clock] {
-        process.says("DATABASE_URL has changed, and new connections use it").await;
+        process.says("DATABASE_URL has changed; new connections use the new value").await;
     }
     assert_eq!(web.process.lines().iter().filter(|line| line.contains("does not work yet")).count(), 1);
 }
@@ -140,7 +140,7 @@ async fn silent_server_blocks_no_change_or_drain() {
     file.write(&silent);
     web.process.says("DATABASE_URL has changed and does not work yet").await;
     file.write(&format!("{url}?application_name=other"));
-    web.process.says("DATABASE_URL has changed, and new connections use it").await;
+    web.process.says("DATABASE_URL has changed; new connections use the new value").await;
     let before = nobody.connections();
     file.write(&silent);
     eventually("an attempt to connect", async || (nobody.connections() > before).then_some(())).await;

@@ -44,7 +44,7 @@ async fn unread_response_is_aborted_by_drain_timeout() {
     let started = Instant::now();
     assert_eq!(web.process.terminate().await, Some(1), "{:#?}", web.process.lines());
     assert!(started.elapsed() >= Duration::from_secs(1), "the drain must last until its timeout");
-    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
+    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) on web were cut off")), "{:#?}", web.process.lines());
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn chunked_request_counts_at_drain_timeout() {
     client.write_all(request.as_bytes()).await.unwrap();
     deploy.waits_for_a_lock().await;
     assert_eq!(web.process.terminate().await, Some(1), "{:#?}", web.process.lines());
-    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) were still being answered")), "{:#?}", web.process.lines());
+    assert!(web.process.lines().iter().any(|line| line.contains("1 request(s) on web were cut off")), "{:#?}", web.process.lines());
 }
 
 #[tokio::test]
@@ -218,7 +218,7 @@ async fn exhaust_file_descriptors(program: &str) {
     for _ in 0..100 {
         held.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
     }
-    process.says("cannot be accepted").await;
+    process.says("cannot accept connections").await;
     let cpu = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
         let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split_whitespace().filter_map(|field| field.parse().ok()).collect();
@@ -235,7 +235,7 @@ async fn exhaust_file_descriptors(program: &str) {
         (answer.status() == 200).then_some(())
     })
     .await;
-    assert_eq!(process.lines().iter().filter(|line| line.contains("cannot be accepted")).count(), 1);
+    assert_eq!(process.lines().iter().filter(|line| line.contains("cannot accept connections")).count(), 1);
 }
 
 #[tokio::test]

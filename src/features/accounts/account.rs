@@ -18,32 +18,32 @@ use crate::resources::postgres::Timestamp;
 pub struct Account {
     pub id: Uuid,
     pub email: String,
-    /// The address that will replace it, once it is verified.
+    /// The address that replaces `email` once it is verified.
     pub new_email: Option<String>,
     pub role: Role,
-    /// Whether the address was shown to be the person's own.
+    /// Whether the address is verified to be the person's own.
     pub verified: bool,
-    /// Whether the daily digest is wanted.
+    /// Whether the account gets the daily digest.
     pub digest: bool,
     pub suspended: bool,
-    /// When a mail server last refused the address for good.
+    /// When a mail server last refused the address permanently.
     pub bounced_at: Option<Timestamp>,
     pub created_at: Timestamp,
 }
 
-/// What a log-in is checked against. It is never shown.
+/// The data that a log-in is checked against. It is never sent to a client.
 pub struct Credentials {
     pub id: Uuid,
     pub email: String,
     pub role: Role,
     pub suspended: bool,
-    /// The number that tells live sessions from ended ones.
+    /// The account's epoch. Sessions of an earlier epoch have ended.
     pub session_epoch: i32,
     /// A PHC string.
     pub password_hash: SecretString,
 }
 
-/// Makes an account; false if the address has one already, and then nothing changes.
+/// Creates an account. Returns false and changes nothing if the address already has one.
 #[instrument(name = "postgres accounts create", level = "debug", skip_all)]
 pub async fn create(connection: &mut PgConnection, id: Uuid, email: &str, password_hash: &str) -> sqlx::Result<bool> {
     let created = sqlx::query!(
@@ -79,7 +79,7 @@ pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::
     found.fetch_optional(executor).await
 }
 
-/// Finds an account by its id or its address, as an operator names it.
+/// Finds an account by its id or its address.
 pub async fn find_by_name(executor: impl PgExecutor<'_>, name: &str) -> sqlx::Result<Option<Account>> {
     match name.parse() {
         Ok(id) => find(executor, id).await,
@@ -87,7 +87,7 @@ pub async fn find_by_name(executor: impl PgExecutor<'_>, name: &str) -> sqlx::Re
     }
 }
 
-/// The credentials behind an address.
+/// The credentials of the account with an address.
 #[instrument(name = "postgres accounts credentials", level = "debug", skip_all)]
 pub async fn credentials(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<Credentials>> {
     let found = sqlx::query_as!(
@@ -111,7 +111,7 @@ pub async fn credentials_of(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Re
     found.fetch_optional(executor).await
 }
 
-/// One page of all accounts, the oldest first, from behind `after`.
+/// One page of all accounts after `after`, the oldest first.
 #[instrument(name = "postgres accounts list", level = "debug", skip_all)]
 pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sqlx::Result<Vec<Account>> {
     let rows = sqlx::query_as!(
@@ -125,14 +125,14 @@ pub async fn list(executor: impl PgExecutor<'_>, after: Uuid, limit: i64) -> sql
     rows.fetch_all(executor).await
 }
 
-/// The number that tells live sessions from ended ones; none for an account that is gone or suspended.
+/// The account's epoch. None if the account is deleted or suspended.
 #[instrument(name = "postgres accounts session_epoch", level = "debug", skip_all)]
 pub async fn session_epoch(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<i32>> {
     let epoch = sqlx::query_scalar!("SELECT session_epoch FROM accounts WHERE id = $1 AND suspended_at IS NULL", id);
     epoch.fetch_optional(executor).await
 }
 
-/// Stores the hash of the same password at another cost, unless another password was set meanwhile.
+/// Stores a new hash of the same password, unless the password was changed meanwhile.
 #[instrument(name = "postgres accounts rehash", level = "debug", skip_all)]
 pub async fn rehash(executor: impl PgExecutor<'_>, id: Uuid, before: &SecretString, password_hash: &str) -> sqlx::Result<()> {
     let before = before.expose_secret();
@@ -141,7 +141,7 @@ pub async fn rehash(executor: impl PgExecutor<'_>, id: Uuid, before: &SecretStri
     Ok(())
 }
 
-/// Notes that a mail server refused the account's address for good.
+/// Records that a mail server refused the account's address permanently.
 #[instrument(name = "postgres accounts bounce", level = "debug", skip_all)]
 pub async fn bounce(executor: impl PgExecutor<'_>, id: Uuid, email: &str) -> sqlx::Result<()> {
     let bounced = sqlx::query!("UPDATE accounts SET bounced_at = now() WHERE id = $1 AND $2 IN (email, new_email)", id, email);
@@ -149,11 +149,13 @@ pub async fn bounce(executor: impl PgExecutor<'_>, id: Uuid, email: &str) -> sql
     Ok(())
 }
 
-// What follows changes an account. `held` is the epoch of a session on whose word it is done, and nothing is done if that
-// session has ended meanwhile, or the account was suspended. Without it an operator or a mailed link decides.
+// The following functions change an account. `held` is the epoch of the session that requests the change. Nothing
+// changes if that session has ended meanwhile or the account is suspended. Without `held`, an operator or a mailed link
+// requests it.
 
-/// Notes that the address is the person's own, and puts it in the place of the one before if it is another. False if it
-/// has an account of its own by now, or is not asked for any more: it may have been mistyped, and somebody else's.
+/// Marks the address as verified. A new address replaces the previous one. Returns false if another account has the
+/// address by now, or if the change is no longer requested: the address may have been mistyped and belong to somebody
+/// else.
 #[instrument(name = "postgres accounts verify", level = "debug", skip_all)]
 pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str, held: Option<i32>) -> sqlx::Result<bool> {
     let verified = sqlx::query!(
@@ -167,7 +169,7 @@ pub async fn verify(connection: &mut PgConnection, id: Uuid, email: &str, held: 
     unless_taken(verified.execute(connection).await.map(|verified| verified.rows_affected() == 1))
 }
 
-/// An address that has an account already is no error, but a no.
+/// Turns the violation of the unique address into `false`.
 fn unless_taken(result: sqlx::Result<bool>) -> sqlx::Result<bool> {
     match result {
         Err(sqlx::Error::Database(e)) if e.constraint() == Some("accounts_email") => Ok(false),
@@ -175,7 +177,7 @@ fn unless_taken(result: sqlx::Result<bool>) -> sqlx::Result<bool> {
     }
 }
 
-/// Changes what is given and leaves the rest; a new address counts only when it is verified.
+/// Changes the given fields and leaves the others. A new address takes effect when it is verified.
 #[instrument(name = "postgres accounts change", level = "debug", skip_all)]
 pub async fn change(
     connection: &mut PgConnection,
@@ -197,7 +199,7 @@ pub async fn change(
     changed.fetch_optional(connection).await
 }
 
-// What follows raises the epoch and returns it: the caller ends the sessions of the one before.
+// The following functions raise the epoch and return it. The caller ends the sessions of earlier epochs.
 
 /// Ends every session.
 #[instrument(name = "postgres accounts raise_epoch", level = "debug", skip_all)]
@@ -211,14 +213,15 @@ pub async fn raise_epoch(connection: &mut PgConnection, id: Uuid, held: Option<i
     raised.fetch_optional(connection).await
 }
 
-/// A new password's account.
+/// An account whose password was changed.
 pub struct Renewed {
     pub session_epoch: i32,
     pub role: Role,
 }
 
-/// Sets another password. API tokens, links that were mailed before and the address that was asked for count no more: whoever
-/// asked for them knew the old one. But what undoes a change of address stays good. None for a suspended account.
+/// Sets a new password. It also deletes API tokens, earlier mailed links and a requested new address, because a person
+/// with the old password may have requested them. Links that undo a change of address stay valid. None if the account
+/// is suspended.
 #[instrument(name = "postgres accounts set_password", level = "debug", skip_all)]
 pub async fn set_password(
     connection: &mut PgConnection,
@@ -243,8 +246,8 @@ pub async fn set_password(
     Ok(renewed)
 }
 
-/// Puts an address back that was the account's, and takes the password from whoever knows it. None if the address has
-/// another account by now.
+/// Restores a previous address of the account and makes the password unusable, because a thief may know it. None if
+/// another account has the address by now.
 #[instrument(name = "postgres accounts put_back", level = "debug", skip_all)]
 pub async fn put_back(connection: &mut PgConnection, id: Uuid, email: &str, unusable: &str) -> sqlx::Result<Option<i32>> {
     let put_back = sqlx::query_scalar!(
@@ -264,7 +267,8 @@ pub async fn put_back(connection: &mut PgConnection, id: Uuid, email: &str, unus
     Ok(epoch)
 }
 
-/// Suspends an account, or lets it in again. `admin` is the admin on whose word it is done, who must be one still.
+/// Suspends or restores an account. `admin` is the admin who requests it. Nothing changes if that session or role has
+/// ended.
 #[instrument(name = "postgres accounts suspend", level = "debug", skip_all)]
 pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool, admin: Option<&Caller>) -> sqlx::Result<Option<i32>> {
     sqlx::query_scalar!(
@@ -282,7 +286,7 @@ pub async fn suspend(connection: &mut PgConnection, id: Uuid, suspended: bool, a
     .await
 }
 
-/// Deletes an account's row, and what refers to it. The sessions to end are those of any epoch.
+/// Deletes an account's row and the rows that refer to it. The caller ends the sessions of every epoch.
 #[instrument(name = "postgres accounts delete", level = "debug", skip_all)]
 pub async fn delete(connection: &mut PgConnection, id: Uuid, held: Option<i32>) -> sqlx::Result<Option<i32>> {
     let deleted = sqlx::query!(
@@ -293,7 +297,7 @@ pub async fn delete(connection: &mut PgConnection, id: Uuid, held: Option<i32>) 
     Ok((deleted.execute(connection).await?.rows_affected() == 1).then_some(i32::MAX))
 }
 
-/// Gives a role, and raises the epoch if that is a change.
+/// Sets the role and raises the epoch if the role changes.
 #[instrument(name = "postgres accounts grant", level = "debug", skip_all)]
 pub async fn grant(connection: &mut PgConnection, id: Uuid, role: Role) -> sqlx::Result<Option<i32>> {
     let granted = sqlx::query_scalar!(

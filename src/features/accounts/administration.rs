@@ -1,4 +1,4 @@
-//! What an admin does to the accounts of others.
+//! The operations of admins on other accounts.
 
 use axum::extract::{OriginalUri, State};
 use axum::http::StatusCode;
@@ -22,9 +22,9 @@ pub async fn list_accounts(State(app): State<App>, uri: OriginalUri, Query(page)
 
 /// Suspend an account
 ///
-/// Its sessions end, its tokens stop, and it cannot log in until it is restored.
+/// Its sessions end, its tokens stop working, and it cannot log in until it is restored.
 #[utoipa::path(post, path = "/admin/accounts/{id}/suspend", tag = "Administration", params(("id" = Uuid, Path)),
-    responses((status = 204, description = "It is suspended"), (status = 409, description = "own-account: It is the admin's own")))]
+    responses((status = 204, description = "Suspended"), (status = 409, description = "own-account: Admins cannot suspend their own account")))]
 pub async fn suspend_account(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode> {
     if id == caller.account_id {
         return Err(Problem::new(
@@ -36,9 +36,9 @@ pub async fn suspend_account(State(app): State<App>, caller: Caller, Id(id): Id)
     set(&app, &caller, id, true).await
 }
 
-/// Let a suspended account in again
+/// Restore a suspended account
 #[utoipa::path(post, path = "/admin/accounts/{id}/restore", tag = "Administration", params(("id" = Uuid, Path)),
-    responses((status = 204, description = "It may log in again")))]
+    responses((status = 204, description = "Restored. The account may log in again")))]
 pub async fn restore_account(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode> {
     set(&app, &caller, id, false).await
 }
@@ -47,7 +47,7 @@ async fn set(app: &App, caller: &Caller, id: Uuid, suspended: bool) -> Result<St
     let mut transaction = app.postgres.begin().await?;
     let Some(epoch) = account::suspend(&mut transaction, id, suspended, Some(caller)).await? else {
         let there = account::find(&mut *transaction, id).await?.is_some();
-        return Err(if there { Problem::forbidden("insufficient-role", "this needs the role admin") } else { Problem::not_found() });
+        return Err(if there { Problem::forbidden("insufficient-role", "This requires the role admin.") } else { Problem::not_found() });
     };
     let action = if suspended { Action::SUSPENDED } else { Action::RESTORED };
     audit::record(&mut *transaction, action, Some(id), caller.by).await?;

@@ -1,4 +1,4 @@
-//! All that is stored about one person, for the person.
+//! Exports all data that is stored about one person.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -8,13 +8,13 @@ use super::my_sessions;
 use crate::app::App;
 use crate::auth::{api_token, audit};
 
-/// An account as JSON, with what each feature stores about it. It holds no password and no token that works.
+/// An account as JSON, with the data of each feature. It contains no password and no working token.
 ///
 /// # Errors
 /// Postgres or Redis is unavailable.
 pub async fn export(app: &App, account: Account) -> anyhow::Result<Value> {
     let id = account.id;
-    // One snapshot, whatever changes meanwhile.
+    // One snapshot, so that changes meanwhile cannot make the parts inconsistent.
     let mut snapshot = app.postgres.snapshot().await?;
     let mut all = json!({
         "account": account,

@@ -1,4 +1,4 @@
-//! The pages that mailed links open. Opening one changes nothing, because mail scanners open links too; its button does.
+//! The pages that mailed links open. Only the button on the page changes anything, because mail scanners open links too.
 
 use askama::Template;
 use axum::extract::{RawQuery, State};
@@ -28,9 +28,9 @@ struct LinkPage<'a> {
     text: &'a str,
     done: &'a str,
     button: &'a str,
-    /// What it asks for beside the token, if anything.
+    /// The input that it asks for in addition to the token.
     asks: Option<Asks>,
-    /// Without one there is no button.
+    /// The page has a button only if it has a token.
     token: Option<&'a str>,
 }
 
@@ -44,7 +44,7 @@ const VERIFY: LinkPage<'_> = LinkPage {
     path: "/verify",
     title: "Did you sign up?",
     text: "If you created this account, enter the password that you chose. If you did not, close this page.",
-    done: "Thank you, the address is verified.",
+    done: "Thank you. Your email address is verified.",
     button: "Yes, this account is mine",
     asks: Some(Asks::Password),
     token: None,
@@ -52,10 +52,10 @@ const VERIFY: LinkPage<'_> = LinkPage {
 
 const RESET: LinkPage<'_> = LinkPage {
     path: "/reset",
-    title: "Your password",
-    text: "Choose another password, of 12 characters or more.",
-    done: "Thank you, log in with the new password.",
-    button: "Set it",
+    title: "Set a new password",
+    text: "Choose a new password of at least 12 characters.",
+    done: "Thank you. Log in with your new password.",
+    button: "Set password",
     asks: Some(Asks::NewPassword),
     token: None,
 };
@@ -63,8 +63,8 @@ const RESET: LinkPage<'_> = LinkPage {
 const UNDO: LinkPage<'_> = LinkPage {
     path: "/undo",
     title: "Keep this address",
-    text: "This keeps the address of before. It ends every session, every API token and the password; a link to set another is mailed.",
-    done: "The address is as it was. A link to set another password is on its way.",
+    text: "This keeps your previous email address and ends every session, every API token and the password. We then send you a link to set a new password.",
+    done: "Your previous email address is back. We sent you a link to set a new password.",
     button: "Keep this address",
     asks: None,
     token: None,
@@ -76,11 +76,11 @@ fn open(link: LinkPage<'_>, query: Option<String>) -> Result<Response> {
     match token {
         Some(token) => html::page(StatusCode::OK, &LinkPage { token: Some(&token), ..link }),
         None if query == "done" => html::page(StatusCode::OK, &LinkPage { text: link.done, asks: None, ..link }),
-        None => html::page(StatusCode::NOT_FOUND, &LinkPage { text: "This link is not complete.", ..link }),
+        None => html::page(StatusCode::NOT_FOUND, &LinkPage { text: "This link is incomplete. Copy all of it from the mail.", ..link }),
     }
 }
 
-/// The button's POST; then another address, so that a reload does not post again.
+/// Handles the button's POST. It redirects, so that a reload does not post again.
 async fn verify(app: State<App>, address: ClientAddress, Form(input): Form<Verification>) -> Result<Response> {
     let token = input.token.clone();
     answer(VERIFY, &token, redeem_verification(app, address, Json(input)).await)
@@ -89,7 +89,7 @@ async fn verify(app: State<App>, address: ClientAddress, Form(input): Form<Verif
 async fn reset(app: State<App>, address: ClientAddress, Form(input): Form<Reset>) -> Result<Response> {
     let token = input.token.clone();
     if input.validate().is_err() {
-        return again(RESET, &token, StatusCode::UNPROCESSABLE_ENTITY, "That password is too short or too long. Choose another.");
+        return again(RESET, &token, StatusCode::UNPROCESSABLE_ENTITY, "That password is too short or too long. Choose another one.");
     }
     answer(RESET, &token, redeem_reset(app, address, Json(input)).await)
 }
@@ -99,24 +99,24 @@ async fn undo(app: State<App>, address: ClientAddress, Form(input): Form<Undo>) 
     answer(UNDO, &token, undo_change(app, address, Json(input)).await)
 }
 
-/// The page once more, with its button.
+/// Shows the page again, with its button.
 fn again(link: LinkPage<'_>, token: &SecretString, status: StatusCode, text: &str) -> Result<Response> {
     html::page(status, &LinkPage { text, token: Some(token.expose_secret()), ..link })
 }
 
-/// The page for what the operation answers to programs.
+/// The page for the result of the API's operation.
 fn answer(link: LinkPage<'_>, token: &SecretString, result: Result<StatusCode>) -> Result<Response> {
     let Err(problem) = result else { return Ok(Redirect::to(&format!("{}?done", link.path)).into_response()) };
     match problem.slug {
         "invalid-token" => {
-            let text = "This link was used already, or is too old. Ask for another.";
+            let text = "This link was used already or has expired. Ask for a new one.";
             html::page(problem.status, &LinkPage { text, ..link })
         }
         "wrong-password" => {
-            let text = "That is not the account's password. If you have forgotten it, ask for a link to set another: that verifies the address too.";
+            let text = "That is not the account's password. If you have forgotten it, ask for a link to set a new one, which verifies the address too.";
             again(link, token, problem.status, text)
         }
-        "invalid-input" => again(link, token, problem.status, "That password is easy to guess. Choose another, of several words."),
+        "invalid-input" => again(link, token, problem.status, "That password is easy to guess. Choose several unrelated words."),
         _ => Err(problem),
     }
 }

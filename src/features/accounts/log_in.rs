@@ -1,4 +1,4 @@
-//! Signing up, logging in and out, who am I.
+//! Sign-up, log-in, log-out, and confirming a session.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -30,7 +30,7 @@ pub struct SignUp {
 
 /// Sign up
 ///
-/// The answer tells nobody whether the address has an account already; a mail tells its owner.
+/// The response never reveals whether the address is registered. The details are sent by email.
 #[utoipa::path(post, path = "/accounts", tag = "Accounts", responses((status = 202, description = "A mail is on its way")))]
 pub async fn sign_up(State(app): State<App>, address: ClientAddress, Json(input): Json<SignUp>) -> Result<StatusCode> {
     let password_hash = app.passwords.hash_new(input.password, "password", &input.email).await?;
@@ -43,7 +43,7 @@ pub async fn sign_up(State(app): State<App>, address: ClientAddress, Json(input)
         let there = account::find_by_email(&mut *transaction, &input.email).await?;
         let there = there.ok_or_else(|| Problem::internal(anyhow::anyhow!("the account was deleted just now")))?;
         let account_id = there.id;
-        // Who lost the first mail signs up again, and nothing but the check goes to an address that is not verified.
+        // A person who lost the first mail signs up again. An address that is not verified gets only the verification.
         if there.verified {
             jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::AccountExists }).await?
         } else {
@@ -68,13 +68,13 @@ pub struct LogIn {
 
 /// Log in
 ///
-/// The session is in a cookie, `id`, or `__Host-id` over https.
+/// Sets a cookie with the session: `id`, or `__Host-id` over https.
 #[utoipa::path(post, path = "/session", tag = "Session", responses(
     (status = 200, description = "Logged in", body = Account, headers(("Set-Cookie" = String))),
-    (status = 401, description = "wrong-credentials: No account has this address and this password, or it is suspended"),
+    (status = 401, description = "wrong-credentials: The address or the password is wrong, or the account is suspended"),
 ))]
 pub async fn log_in(State(app): State<App>, address: ClientAddress, headers: HeaderMap, Json(input): Json<LogIn>) -> Result<Response> {
-    let refused = || Problem::new(StatusCode::UNAUTHORIZED, "wrong-credentials", "no account has this address and this password");
+    let refused = || Problem::new(StatusCode::UNAUTHORIZED, "wrong-credentials", "The email address or the password is wrong.");
     let found = account::credentials(&mut *app.postgres.acquire().await?, &input.email).await?;
     let hash = found.as_ref().map(|credentials| credentials.password_hash.clone());
     let compared = app.passwords.verify(&input.password, hash).await?;
@@ -96,14 +96,13 @@ pub async fn log_in(State(app): State<App>, address: ClientAddress, headers: Hea
     Ok(([(header::SET_COOKIE, cookie)], axum::Json(account)).into_response())
 }
 
-/// Starts a session of an epoch, which counts as confirmed; none if the sessions of that epoch have been ended in the
-/// meantime.
+/// Starts a confirmed session of the given epoch. None if the sessions of that epoch have been ended in the meantime.
 pub async fn start_session(app: &App, account_id: Uuid, role: Role, epoch: i32, headers: &HeaderMap) -> Result<Option<HeaderValue>> {
     let user_agent = headers.get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()).chars().take(200).collect());
     let now = (app.now)();
     let session = Session { account_id, epoch, role, created_at: now, confirmed_at: Some(now), user_agent, hash: String::new() };
     let (id, session) = app.sessions.start(session).await?;
-    // Whoever ended the sessions in the meantime has not seen this one: it withdraws itself.
+    // A request that ended the sessions in the meantime may have missed this one, so it is ended here.
     if account::session_epoch(&mut *app.postgres.acquire().await?, account_id).await? != Some(epoch) {
         app.sessions.end(account_id, &session.hash).await?;
         return Ok(None);
@@ -121,10 +120,10 @@ pub struct Confirmation {
 
 /// Confirm my session
 ///
-/// For ten minutes it may change the address, make tokens and delete the account. A log-in confirms too.
+/// For ten minutes the session may change the address, create tokens and delete the account. A log-in confirms too.
 #[utoipa::path(post, path = "/session/confirm", tag = "Session", responses(
     (status = 204, description = "Confirmed"),
-    (status = 403, description = "wrong-password: It is not the account's password"),
+    (status = 403, description = "wrong-password: The password is wrong"),
 ))]
 pub async fn confirm(State(app): State<App>, session: Session, caller: Caller, Json(input): Json<Confirmation>) -> Result<StatusCode> {
     let found = account::credentials_of(&mut *app.postgres.acquire().await?, caller.account_id).await?;
@@ -133,13 +132,13 @@ pub async fn confirm(State(app): State<App>, session: Session, caller: Caller, J
     let action = if same { Action::CONFIRMED } else { Action::CONFIRMATION_FAILED };
     audit::record(&mut *app.postgres.acquire().await?, action, Some(caller.account_id), caller.by).await?;
     if !same {
-        return Err(Problem::forbidden("wrong-password", "it is not the account's password"));
+        return Err(Problem::forbidden("wrong-password", "The password is wrong."));
     }
     app.sessions.confirm(session).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Who am I
+/// Get my account
 #[utoipa::path(get, path = "/session", tag = "Session", responses((status = 200, description = "My account", body = Account)))]
 pub async fn who_am_i(State(app): State<App>, session: Session) -> Result<Response> {
     let account = account::find(&mut *app.postgres.acquire().await?, session.account_id).await?.ok_or_else(Problem::unauthenticated)?;
@@ -148,7 +147,7 @@ pub async fn who_am_i(State(app): State<App>, session: Session) -> Result<Respon
 
 /// Log out
 ///
-/// 204 with or without a session: who is logged out wanted to be.
+/// Responds 204 with or without a session.
 #[utoipa::path(delete, path = "/session", tag = "Session", responses((status = 204, description = "Logged out")))]
 pub async fn log_out(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
     app.sessions.end_of(&headers).await?;

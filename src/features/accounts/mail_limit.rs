@@ -1,4 +1,4 @@
-//! How many mails that anybody can cause a recipient gets: three an hour, or a stranger's address could be flooded.
+//! Limits the mails that strangers can trigger to three an hour for each recipient, so that nobody can flood an address.
 //!
 //! Unless noted, errors are `sqlx::Error`: the database is unreachable.
 
@@ -10,15 +10,15 @@ use tracing::instrument;
 
 use crate::resources::postgres::purge;
 
-/// How long a mail counts.
-pub const COUNTED: Duration = Duration::from_hours(1);
+/// How long a mail counts toward the limit.
+pub const WINDOW: Duration = Duration::from_hours(1);
 
-/// How many mails an hour a recipient gets.
-const AN_HOUR: i64 = 3;
+/// How many mails a recipient gets in that time.
+const MAX_PER_WINDOW: i64 = 3;
 
-/// Counts a job's mail to a recipient; false if there have been enough. However often the job is tried, it counts once.
+/// Counts a job's mail to a recipient. Returns false if the limit is reached. Retries of the job count once.
 ///
-/// To be called in a transaction, until whose end no other mail to this recipient is counted.
+/// Call it in a transaction. It blocks the count of other mails to this recipient until the transaction ends.
 #[instrument(name = "postgres mails take", level = "debug", skip_all)]
 pub async fn take(transaction: &mut PgConnection, address: &str, job_id: i64) -> sqlx::Result<bool> {
     let recipient = recipient(address);
@@ -29,19 +29,19 @@ pub async fn take(transaction: &mut PgConnection, address: &str, job_id: i64) ->
            ON CONFLICT (recipient, job_id) DO UPDATE SET at = mails.at RETURNING true AS "taken!""#,
         &recipient,
         job_id,
-        AN_HOUR
+        MAX_PER_WINDOW
     );
     Ok(taken.fetch_optional(transaction).await?.is_some())
 }
 
-/// Whether a recipient has got enough for now.
+/// Whether a recipient has reached the limit.
 #[instrument(name = "postgres mails is_reached", level = "debug", skip_all)]
 pub async fn is_reached(executor: impl PgExecutor<'_>, address: &str) -> sqlx::Result<bool> {
     let mails = sqlx::query_scalar!(
         r#"SELECT count(*) AS "mails!" FROM mails WHERE recipient = $1 AND at > now() - interval '1 hour'"#,
         recipient(address)
     );
-    Ok(mails.fetch_one(executor).await? >= AN_HOUR)
+    Ok(mails.fetch_one(executor).await? >= MAX_PER_WINDOW)
 }
 
 fn recipient(address: &str) -> Vec<u8> {

@@ -1,6 +1,6 @@
-//! What a mailed link carries: a token that only its mail holds, good once and for a while.
+//! The tokens in mailed links. A token is only in its mail, can be used once, and expires.
 //!
-//! Who has it has shown that the address is theirs.
+//! A client with the token has shown that it can read the address's mail.
 //!
 //! Unless noted, errors are `sqlx::Error`: the database is unreachable.
 
@@ -11,25 +11,26 @@ use sqlx::{PgConnection, PgExecutor};
 use tracing::instrument;
 use uuid::Uuid;
 
-/// What a token is good for.
+/// The purpose of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum Purpose {
-    /// Showing that the address is one's own; for 24 hours.
+    /// Verifies an address. Valid for 24 hours.
     Verify,
-    /// Setting another password; for one hour, or three days where it invites.
+    /// Sets a new password. Valid for one hour, or for three days in an invitation.
     Reset,
-    /// Putting back the address that another took the place of; for three days.
+    /// Restores the previous address after a change. Valid for three days.
     Undo,
 }
 
-/// Makes a token for an account, good for so many hours. It is minted as the mail is written, so that no queue ever holds it.
+/// Creates a token for an account that is valid for `hours`. The job that sends the mail creates it, so that no queue
+/// ever stores it.
 ///
-/// `asked_in` is the epoch in which a change of address was asked for, where the token shall undo that. None if the account is
-/// gone, or if such a change was undone since.
+/// If the token shall undo a change of address, `asked_in` is the epoch in which the change was requested. None if the
+/// account is deleted, or if such a change has been undone since.
 ///
 /// # Errors
-/// Postgres does not answer, or the system has no randomness.
+/// Postgres is unavailable, or the system has no randomness.
 #[instrument(name = "postgres mailed_tokens mint", level = "debug", skip_all)]
 pub async fn mint(
     executor: impl PgExecutor<'_>,
@@ -40,7 +41,7 @@ pub async fn mint(
     asked_in: Option<i32>,
 ) -> anyhow::Result<Option<SecretString>> {
     let token = SecretString::from(secret::mint()?);
-    // The lock waits for an undoing that is about to commit.
+    // The lock waits for a transaction that undoes a change and is about to commit.
     let minted = sqlx::query!(
         r#"INSERT INTO mailed_tokens (token_hash, account_id, purpose, email, expires_at)
            SELECT $1, id, $3, $4, now() + make_interval(hours => $5) FROM accounts
@@ -55,14 +56,14 @@ pub async fn mint(
     Ok((minted.execute(executor).await?.rows_affected() == 1).then_some(token))
 }
 
-/// A token that is good, and for what.
+/// A valid token.
 pub struct Good {
     pub account_id: Uuid,
     /// The address that it was mailed to.
     pub email: String,
 }
 
-/// Looks at a token, which stays good. None for one that is unknown, used or too old.
+/// Looks a token up without using it. None if it is unknown, used or expired.
 #[instrument(name = "postgres mailed_tokens look_up", level = "debug", skip_all)]
 pub async fn look_up(executor: impl PgExecutor<'_>, purpose: Purpose, token: &SecretString) -> sqlx::Result<Option<Good>> {
     let found = sqlx::query_as!(
@@ -74,8 +75,8 @@ pub async fn look_up(executor: impl PgExecutor<'_>, purpose: Purpose, token: &Se
     found.fetch_optional(executor).await
 }
 
-/// Takes a token, and with it every other of its account but what undoes a change of address: what they were good for is
-/// done. None as of [`look_up`].
+/// Uses a token. This deletes the account's other tokens too, except those that undo a change of address. None as in
+/// [`look_up`].
 #[instrument(name = "postgres mailed_tokens redeem", level = "debug", skip_all)]
 pub async fn redeem(connection: &mut PgConnection, purpose: Purpose, token: &SecretString) -> sqlx::Result<Option<Good>> {
     let found = sqlx::query_as!(

@@ -1,4 +1,4 @@
-//! The jobs that mail accounts: the links that verify an address and set a password, and notices.
+//! The jobs that send mail to accounts: links to verify an address or set a password, and notices.
 
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
@@ -11,35 +11,36 @@ use super::mailed_token::{self, Purpose};
 use crate::jobs::{Job, JobContext, JobError, Priority, Registry};
 use crate::resources::smtp::{self, Mail};
 
-/// The kinds of jobs here.
+/// Adds the kinds of jobs of this module.
 pub fn jobs(registry: Registry) -> Registry {
     let registry = registry.with::<SendVerification>().with::<SendPasswordReset>().with::<SendInvitation>();
     registry.with::<SendNotice>().with::<SendSecurityNotice>()
 }
 
-/// Sends a mail to an account. That its address is refused for good is noted on the account, and is no failure: it is
-/// seldom ours, and trying again cannot help.
+/// Sends a mail to an account. A permanent refusal of the address is recorded on the account and is not an error,
+/// because a retry cannot help.
 ///
 /// # Errors
-/// The mail was not sent, and trying again can help.
+/// The mail was not sent, and a retry can help.
 pub async fn deliver(context: &JobContext, account_id: Uuid, mail: Mail) -> Result<(), JobError> {
     let to = mail.to.clone();
     match context.mailer.send(mail).await {
         Err(smtp::Error::Refused(why)) => {
-            warn!(account_id = %account_id, "an address was refused for good: {why}");
+            warn!(account_id = %account_id, "a mail server permanently refused an address: {why}");
             Ok(account::bounce(&mut *context.postgres.acquire().await?, account_id, &to).await?)
         }
         sent => Ok(sent?),
     }
 }
 
-/// Counts a mail that anybody can cause; false if its recipient has got enough of these. Nobody is told but the metrics.
+/// Counts a mail that a stranger can trigger. Returns false if its recipient has reached the limit, which only the log
+/// and the metrics show.
 async fn may_mail(context: &JobContext, address: &str) -> Result<bool, JobError> {
     let mut transaction = context.postgres.begin().await?;
     let may = mail_limit::take(&mut transaction, address, context.id()).await?;
     transaction.commit().await?;
     if !may {
-        info!("a mail is held back: its recipient has got enough for an hour");
+        info!("mail held back: its recipient reached the hourly limit");
         context.mailer.held_back();
     }
     Ok(may)
@@ -49,7 +50,7 @@ async fn find(context: &JobContext, id: Uuid) -> Result<Option<Account>, JobErro
     Ok(account::find(&mut *context.postgres.acquire().await?, id).await?)
 }
 
-/// An absolute link with a new token, good for so many hours. None as of [`mailed_token::mint`].
+/// An absolute link with a new token that is valid for `hours`. None as in [`mailed_token::mint`].
 async fn link(
     context: &JobContext,
     purpose: Purpose,
@@ -67,14 +68,14 @@ async fn link(
     Ok(token.map(|token| context.site.link(&format!("/{page}?token={}", token.expose_secret()))))
 }
 
-/// Mails the link that verifies the address, or the one that shall take its place.
+/// Mails the link that verifies the account's address, or the new address that shall replace it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendVerification {
     pub account_id: Uuid,
 }
 
 impl Job for SendVerification {
-    // No unique key: one that runs may be for the address before.
+    // No unique key, because a running job may be for the previous address.
     const KIND: &'static str = "send_verification";
     const PRIORITY: Priority = Priority::Awaited;
 
@@ -90,8 +91,8 @@ impl Job for SendVerification {
         }
         let Some(link) = link(context, Purpose::Verify, 24, account.id, &email, None).await? else { return Ok(()) };
         let text = format!(
-            "Somebody signed up at {} with this address.\n\nIf it was you, open this link within 24 hours and enter the password that you \
-             chose:\n\n{link}\n\nIf it was not you, do nothing: without the link the account gets no other mail here.\n",
+            "Somebody signed up at {} with this email address.\n\nIf it was you, open this link within 24 hours and enter the password that \
+             you chose:\n\n{link}\n\nIf it was not you, ignore this mail. You will get no other mail from this account.\n",
             context.site.origin()
         );
         let id = format!("verify-{}-{}", account.id, context.id());
@@ -99,15 +100,15 @@ impl Job for SendVerification {
     }
 }
 
-/// Mails the link that sets another password.
+/// Mails the link that sets a new password.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendPasswordReset {
-    /// Of an unknown address, the id of nobody: the request did as much for it as for a known one.
+    /// For an unknown address, an id that no account has. The request does the same work as for a known address.
     pub account_id: Uuid,
 }
 
 impl Job for SendPasswordReset {
-    // No unique key: a second request would take less time where there is an account.
+    // No unique key: a second request would be faster for an address that has an account, and so reveal it.
     const KIND: &'static str = "send_password_reset";
     const PRIORITY: Priority = Priority::Awaited;
 
@@ -118,16 +119,16 @@ impl Job for SendPasswordReset {
         }
         let Some(link) = link(context, Purpose::Reset, 1, account.id, &account.email, None).await? else { return Ok(()) };
         let text = format!(
-            "Somebody, hopefully you, forgot the password of this address at {}.\n\nTo set another, open this link within an hour:\n\n{link}\n\n\
-             If it was not you, do nothing: the password stays as it is.\n",
+            "Somebody asked to reset the password of your account at {}.\n\nTo set a new password, open this link within an hour:\n\n{link}\n\n\
+             If it was not you, ignore this mail. Your password stays as it is.\n",
             context.site.origin()
         );
         let id = format!("reset-{}-{}", account.id, context.id());
-        deliver(context, account.id, Mail { id, to: account.email, subject: "Set another password".to_owned(), text }).await
+        deliver(context, account.id, Mail { id, to: account.email, subject: "Set a new password".to_owned(), text }).await
     }
 }
 
-/// Mails the link that sets the first password of an account that an operator made.
+/// Mails the link that sets the first password of an account that an operator created.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendInvitation {
     pub account_id: Uuid,
@@ -151,13 +152,14 @@ impl Job for SendInvitation {
     }
 }
 
-/// What a person is told of their account, for the case that it was somebody else's doing.
+/// An event that the owner of an account is notified of, in case somebody else caused it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notice {
-    /// Somebody signed up once more. The answer to that cannot tell: it would tell strangers who has an account.
+    /// Somebody signed up with the account's address. The response to that cannot say so: it would tell strangers who
+    /// has an account.
     AccountExists,
-    /// As 0.1.0 enqueues it.
+    /// Only version 0.1.0 enqueues it.
     AddressChange,
     PasswordChanged,
 }
@@ -184,18 +186,18 @@ impl Job for SendNotice {
         let (subject, what) = match self.notice {
             Notice::AccountExists => (
                 "You have an account already",
-                "Somebody, hopefully you, signed up with this address, which has an account already. Nothing was changed. \
-                 Log in with the password that you chose then, or ask for a link to set another.",
+                "Somebody signed up with this email address, which already has an account. Nothing was changed. If it was you, log in \
+                 with your password, or ask for a link to set a new one.",
             ),
             Notice::AddressChange => (
-                "Another address was asked for",
-                "Somebody, hopefully you, asked for another address for this account. It takes this one's place when a link that was \
-                 mailed there is opened. If it was not you, set another password at once.",
+                "Email address change requested",
+                "Somebody asked to change the email address of this account. The new address replaces this one as soon as the link that \
+                 we sent there is opened. If it was not you, set a new password at once.",
             ),
             Notice::PasswordChanged => (
                 "Your password was changed",
                 "The password of this account was changed. Its other sessions and its API tokens have ended. If it was not you, ask for a \
-                 link to set another at once.",
+                 link to set a new password at once.",
             ),
         };
         let text = format!("This is about your account at {}.\n\n{what}\n", context.site.origin());
@@ -204,19 +206,20 @@ impl Job for SendNotice {
     }
 }
 
-/// What was done to an account that its address of before must hear of.
+/// An event that the account's address at that time is notified of.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SecurityNotice {
     AddressChangeAsked {
-        /// The account's epoch then.
+        /// The account's epoch at that time.
         epoch: i32,
     },
     TokenCreated,
     AccountDeleted,
 }
 
-/// Mails a notice to the address that the account had then: it may be another's now, or gone.
+/// Mails a notice to the address that the account had at the time. The account may have another address now, or be
+/// deleted.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendSecurityNotice {
     pub account_id: Uuid,
@@ -225,7 +228,7 @@ pub struct SendSecurityNotice {
 }
 
 impl Job for SendSecurityNotice {
-    // No unique key: each is about something else.
+    // No unique key: each job is about a different event.
     const KIND: &'static str = "send_security_notice";
     const PRIORITY: Priority = Priority::Awaited;
 
@@ -236,19 +239,19 @@ impl Job for SendSecurityNotice {
                 let link = link(context, Purpose::Undo, 72, *account_id, address, Some(*epoch)).await?;
                 let Some(link) = link else { return Ok(()) };
                 let what = format!(
-                    "Somebody, hopefully you, asked for another address for this account. It takes this one's place when a link that was mailed \
-                     there is opened.\n\nIf it was not you, open this link within three days. It keeps this address, and ends every session, API \
-                     token and the password:\n\n{link}"
+                    "Somebody asked to change the email address of this account. The new address replaces this one as soon as the link that \
+                     we sent there is opened.\n\nIf it was not you, open this link within three days. It keeps this address and ends every \
+                     session, every API token and the password:\n\n{link}"
                 );
-                ("Another address was asked for", what)
+                ("Email address change requested", what)
             }
             SecurityNotice::TokenCreated => {
-                let what = "Somebody, hopefully you, made an API token for this account. If it was not you, set another password at once: \
-                            that ends every token.";
-                ("An API token was made", what.to_owned())
+                let what = "Somebody created an API token for this account. If it was not you, set a new password at once. \
+                            That ends every token.";
+                ("An API token was created", what.to_owned())
             }
             SecurityNotice::AccountDeleted => {
-                ("Your account was deleted", "Somebody, hopefully you, deleted this account and all that was its own.".to_owned())
+                ("Your account was deleted", "Somebody deleted this account and all of its data. We hope it was you.".to_owned())
             }
         };
         let text = format!("This is about your account at {}.\n\n{what}\n", context.site.origin());

@@ -1,4 +1,4 @@
-//! Accounts: signing up, verifying the address, logging in and out, one's own settings, and what an admin does to others.
+//! Accounts: sign-up, verification of the address, log-in, account settings, and administration.
 
 pub mod account;
 mod administration;
@@ -33,7 +33,7 @@ const ACCESS: &[Rule] = &[
     Rule::new(Method::GET, "/api/v1/session", Who::SignedIn, Rate::Requests),
     Rule::new(Method::DELETE, "/api/v1/session", Who::Anyone, Rate::Requests),
     Rule::new(Method::POST, "/api/v1/session/confirm", Who::SignedIn, Rate::LogIn),
-    // Mailed links. The token in the body shows who may.
+    // Mailed links. The token in the body authorizes the request.
     Rule::new(Method::POST, "/api/v1/email-verifications", Who::SignedIn, Rate::LogIn),
     Rule::new(Method::POST, "/api/v1/email-verifications/redeem", Who::Anyone, Rate::LogIn),
     Rule::new(Method::POST, "/api/v1/password-resets", Who::Anyone, Rate::LogIn),
@@ -55,16 +55,16 @@ const ACCESS: &[Rule] = &[
     Rule::new(Method::POST, "/api/v1/tokens", Who::Confirmed, Rate::Requests),
     Rule::new(Method::GET, "/api/v1/tokens", Who::Scope("tokens:read"), Rate::Requests),
     Rule::new(Method::DELETE, "/api/v1/tokens/{id}", Who::Scope("tokens:write"), Rate::Requests),
-    // Everybody's accounts.
+    // All accounts.
     Rule::new(Method::GET, "/api/v1/admin/accounts", Who::Admin, Rate::Requests),
     Rule::new(Method::POST, "/api/v1/admin/accounts/{id}/suspend", Who::Admin, Rate::Requests),
     Rule::new(Method::POST, "/api/v1/admin/accounts/{id}/restore", Who::Admin, Rate::Requests),
 ];
 
 const RETENTION: &[Retention] = &[
-    // The column is the time at which they expire.
+    // Their age counts from the time at which they expire.
     Retention { what: "expired mailed tokens", age: Some(Duration::ZERO), floor: Duration::ZERO, purge: mailed_token::purge },
-    Retention { what: "mails counted", age: Some(mail_limit::COUNTED), floor: mail_limit::COUNTED, purge: mail_limit::purge },
+    Retention { what: "mails counted", age: Some(mail_limit::WINDOW), floor: mail_limit::WINDOW, purge: mail_limit::purge },
 ];
 
 fn api() -> OpenApiRouter<App> {

@@ -1,4 +1,4 @@
-//! My sessions: where I am logged in, and how they end.
+//! The operations on the caller's own sessions, and the job that ends sessions.
 
 use axum::extract::{OriginalUri, Path, State};
 use axum::http::{StatusCode, header};
@@ -25,9 +25,9 @@ pub struct MySession {
     id: String,
     created_at: Timestamp,
     last_used_at: Timestamp,
-    /// The program that logged in, as it calls itself.
+    /// The `User-Agent` of the program that logged in.
     user_agent: Option<String>,
-    /// Whether it is the one that asks.
+    /// Whether it is the session of this request.
     current: bool,
 }
 
@@ -49,13 +49,13 @@ pub async fn list_sessions(State(app): State<App>, session: Session, uri: Origin
 
 /// End one of my sessions
 #[utoipa::path(delete, path = "/account/sessions/{id}", tag = "Account", params(("id" = String, Path)),
-    responses((status = 204, description = "It has ended")))]
+    responses((status = 204, description = "The session has ended")))]
 pub async fn end_session(State(app): State<App>, session: Session, Path(id): Path<String>) -> Result<StatusCode> {
     if app.sessions.end(session.account_id, &id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(Problem::not_found()) }
 }
 
-/// End all of my sessions, this one too
-#[utoipa::path(delete, path = "/account/sessions", tag = "Account", responses((status = 204, description = "They have ended")))]
+/// End all of my sessions, including this one
+#[utoipa::path(delete, path = "/account/sessions", tag = "Account", responses((status = 204, description = "The sessions have ended")))]
 pub async fn end_sessions(State(app): State<App>, caller: Caller) -> Result<Response> {
     let mut transaction = app.postgres.begin().await?;
     let epoch =
@@ -65,19 +65,19 @@ pub async fn end_sessions(State(app): State<App>, caller: Caller) -> Result<Resp
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, app.sessions.no_cookie()?)]).into_response())
 }
 
-/// Commits what raised the epoch, and ends the sessions from before: at once if Redis answers, and in any case by a job,
-/// which makes it certain after a crash.
+/// Commits the transaction that raised the epoch and ends the sessions of earlier epochs. It ends them at once if Redis
+/// answers. A job ends them in any case, even after a crash.
 pub async fn end_before(app: &App, mut transaction: Transaction<'_, Postgres>, account_id: Uuid, epoch: i32) -> Result<()> {
     let enqueued = jobs::enqueue(&mut transaction, &EndSessions { account_id, epoch }).await?;
     transaction.commit().await?;
     enqueued.fire(&app.notifier);
     if let Err(e) = session::end_before(&app.sessions.redis, account_id, epoch).await {
-        warn!(error = %e, "sessions of {account_id} end when Redis is back, by a job: {e}");
+        warn!(error = %e, "cannot end the sessions of {account_id} now, a job will retry: {e}");
     }
     Ok(())
 }
 
-/// Ends the sessions that began before the account's epoch was raised: exactly those, however often it runs.
+/// Ends exactly the sessions that began before the account's epoch was raised. It may run more than once.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct EndSessions {
     pub account_id: Uuid,

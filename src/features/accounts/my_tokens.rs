@@ -1,4 +1,5 @@
-//! My API tokens: for programs that act in my name, within their scopes and until they expire.
+//! The operations on the caller's API tokens. A program uses a token to act for the account, within its scopes and
+//! until it expires.
 
 use axum::extract::{OriginalUri, State};
 use axum::http::StatusCode;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use super::account;
 use super::mails::SecurityNotice;
-use super::settings::tell;
+use super::settings::notify;
 use crate::app::App;
 use crate::auth::api_token::{self, Token};
 use crate::auth::audit::{self, Action};
@@ -21,7 +22,7 @@ use crate::http::{Id, Json, List, Page, Problem, Query, Result, no_nul};
 #[derive(Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewToken {
-    /// What I know it by.
+    /// A name to recognize the token by.
     #[garde(length(chars, min = 1, max = 100), custom(no_nul))]
     #[schema(min_length = 1, max_length = 100, pattern = r"^[^\x00]*$", example = "backup script")]
     name: String,
@@ -34,25 +35,25 @@ pub struct NewToken {
     expires_in_days: i32,
 }
 
-/// What a token may do; who asks for an operation with one needs the scope that the operation names.
+/// A permission of a token. An operation names the scope that it requires.
 #[derive(ToSchema)]
 #[schema(value_type = String)]
-#[expect(dead_code, reason = "it stands for a text in the document")]
+#[expect(dead_code, reason = "it only describes a text in the document")]
 struct Scope(String);
 
-/// A new token, shown this once.
+/// A new token. The secret is shown only once.
 #[derive(Serialize, ToSchema)]
 pub struct CreatedToken {
-    /// For the header `Authorization: Bearer`.
+    /// The value for the header `Authorization: Bearer`.
     #[schema(example = "pat_…")]
     secret: String,
     #[serde(flatten)]
     token: Token,
 }
 
-/// Make a token
+/// Create a token
 #[utoipa::path(post, path = "/tokens", tag = "Tokens", responses(
-    (status = 201, description = "The token, shown this once", body = CreatedToken),
+    (status = 201, description = "The token. Its secret is shown only once", body = CreatedToken),
     (status = 403, description = "email-not-verified: The account's address has not been verified"),
     (status = 409, description = "too-many-tokens: The account has fifty tokens"),
 ))]
@@ -60,7 +61,7 @@ pub async fn create_token(State(app): State<App>, caller: Caller, Json(input): J
     let known = rules::scopes(app.features.iter().flat_map(|feature| feature.access));
     if let Some(unknown) = input.scopes.iter().find(|scope| !known.contains(scope.as_str())) {
         let known = known.into_iter().collect::<Vec<_>>().join(", ");
-        return Err(Problem::invalid_field("scopes", &format!("there is no scope {unknown}; the scopes are {known}")));
+        return Err(Problem::invalid_field("scopes", &format!("has the unknown scope {unknown}: the scopes are {known}")));
     }
     let secret = format!("{}{}", api_token::PREFIX, secret::mint().map_err(Problem::internal)?);
     let mut transaction = app.postgres.begin().await?;
@@ -72,10 +73,10 @@ pub async fn create_token(State(app): State<App>, caller: Caller, Json(input): J
     let token = api_token::create(&mut transaction, &caller, &secret, &name, &scopes, expires_in_days).await?;
     let Some(token) = token else {
         let holds = account::session_epoch(&mut *transaction, caller.account_id).await? == Some(caller.epoch);
-        let full = Problem::new(StatusCode::CONFLICT, "too-many-tokens", "end one of your tokens first");
+        let full = Problem::new(StatusCode::CONFLICT, "too-many-tokens", "You have 50 tokens, which is the limit. Delete one first.");
         return Err(if holds { full } else { Problem::unauthenticated() });
     };
-    let enqueued = tell(&mut transaction, &account, SecurityNotice::TokenCreated).await?;
+    let enqueued = notify(&mut transaction, &account, SecurityNotice::TokenCreated).await?;
     audit::record(&mut *transaction, Action::TOKEN_CREATED, Some(caller.account_id), caller.by).await?;
     transaction.commit().await?;
     if let Some(enqueued) = enqueued {
@@ -92,8 +93,8 @@ pub async fn list_tokens(State(app): State<App>, caller: Caller, uri: OriginalUr
     page.answer(&uri, tokens, |token| token.id)
 }
 
-/// End a token
-#[utoipa::path(delete, path = "/tokens/{id}", tag = "Tokens", params(("id" = Uuid, Path)), responses((status = 204, description = "It has ended")))]
+/// Delete a token
+#[utoipa::path(delete, path = "/tokens/{id}", tag = "Tokens", params(("id" = Uuid, Path)), responses((status = 204, description = "Deleted")))]
 pub async fn delete_token(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
     if !api_token::delete(&mut *transaction, &caller, id).await? {

@@ -1,5 +1,5 @@
-//! What a mailed link does: shows that an address is one's own, sets another password, or undoes a change of address.
-//! `link_pages` shows these to the person who opened the link.
+//! The operations behind mailed links: verify an address, set a new password, and undo a change of address.
+//! `link_pages` has the pages for people who open such a link.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -21,17 +21,17 @@ use crate::http::{ClientAddress, Json, Problem, Result, no_nul};
 use crate::jobs;
 
 fn invalid_token() -> Problem {
-    let detail = "the link is unknown, was used already, or is too old";
+    let detail = "The link is unknown, was used already or has expired.";
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-token", detail)
 }
 
-/// A token that is good, looked up before anything is hashed.
+/// Looks a token up before a password is hashed, which is expensive.
 async fn look_up(app: &App, purpose: Purpose, token: &SecretString) -> Result<Good> {
     let found = mailed_token::look_up(&mut *app.postgres.acquire().await?, purpose, token).await?;
     found.ok_or_else(invalid_token)
 }
 
-/// Mail the verification once more
+/// Send the verification mail again
 #[utoipa::path(post, path = "/email-verifications", tag = "Accounts",
     responses((status = 202, description = "A mail is on its way, if there is anything to verify")))]
 pub async fn mail_again(State(app): State<App>, caller: Caller) -> Result<StatusCode> {
@@ -39,7 +39,7 @@ pub async fn mail_again(State(app): State<App>, caller: Caller) -> Result<Status
     let account = account::find(&mut *connection, caller.account_id).await?.ok_or_else(Problem::unauthenticated)?;
     let address = account.new_email.unwrap_or(account.email);
     if mail_limit::is_reached(&mut *connection, &address).await? {
-        let detail = "this address has got three mails in the last hour; look there, or try again later";
+        let detail = "This address received three mails in the last hour. Look there, or try again later.";
         return Err(Problem::too_many(detail, 600));
     }
     let enqueued = jobs::enqueue(&mut connection, &SendVerification { account_id: account.id }).await;
@@ -54,19 +54,19 @@ pub struct Verification {
     #[garde(skip)]
     #[schema(value_type = String)]
     pub token: SecretString,
-    /// The account's own, which a stranger who signed up with this address has another of.
+    /// The account's password. It shows that the owner of the address also signed up.
     #[garde(skip)]
     #[schema(value_type = String, format = "password")]
     pub password: SecretString,
 }
 
-/// Show that an address is mine
+/// Verify my address
 ///
-/// A new address takes the place of the one before with this.
+/// A new address replaces the previous one when it is verified.
 #[utoipa::path(post, path = "/email-verifications/redeem", tag = "Accounts", responses(
     (status = 204, description = "The address is verified"),
-    (status = 403, description = "wrong-password: It is not the account's password. The link stays good"),
-    (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
+    (status = 403, description = "wrong-password: The password is wrong. The link stays valid"),
+    (status = 422, description = "invalid-token: The token is unknown, was used already or has expired"),
 ))]
 pub async fn redeem_verification(State(app): State<App>, address: ClientAddress, Json(input): Json<Verification>) -> Result<StatusCode> {
     let Good { account_id, .. } = look_up(&app, Purpose::Verify, &input.token).await?;
@@ -74,7 +74,7 @@ pub async fn redeem_verification(State(app): State<App>, address: ClientAddress,
     let credentials = found.ok_or_else(invalid_token)?;
     if !app.passwords.verify(&input.password, Some(credentials.password_hash)).await?.same {
         audit::record(&mut *app.postgres.acquire().await?, Action::CONFIRMATION_FAILED, Some(account_id), By::anyone(address)).await?;
-        return Err(Problem::forbidden("wrong-password", "it is not the account's password"));
+        return Err(Problem::forbidden("wrong-password", "The password is wrong."));
     }
     let mut transaction = app.postgres.begin().await?;
     let found = mailed_token::redeem(&mut transaction, Purpose::Verify, &input.token).await?;
@@ -95,14 +95,14 @@ pub struct AskForReset {
     email: String,
 }
 
-/// Ask for a link that sets another password
+/// Request a link to set a new password
 ///
-/// The answer tells nobody whether the address has an account.
+/// The response never reveals whether the address is registered.
 #[utoipa::path(post, path = "/password-resets", tag = "Accounts",
     responses((status = 202, description = "A mail is on its way, if the address has an account")))]
 pub async fn ask_for_reset(State(app): State<App>, Json(input): Json<AskForReset>) -> Result<StatusCode> {
     let found = account::credentials(&mut *app.postgres.acquire().await?, &input.email).await?;
-    // As much is done for an unknown address: the time it takes tells nothing either.
+    // The same work is done for an unknown address, so that the response time reveals nothing either.
     let account_id = found.map_or_else(Uuid::now_v7, |credentials| credentials.id);
     let mut connection = app.postgres.acquire().await?;
     jobs::enqueue(&mut connection, &SendPasswordReset { account_id }).await?.fire(&app.notifier);
@@ -121,12 +121,12 @@ pub struct Reset {
     pub password: SecretString,
 }
 
-/// Set another password
+/// Set a new password
 ///
-/// Every session of the account ends, and every token.
+/// All sessions and tokens of the account end.
 #[utoipa::path(post, path = "/password-resets/redeem", tag = "Accounts", responses(
     (status = 204, description = "The password is set"),
-    (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
+    (status = 422, description = "invalid-token: The token is unknown, was used already or has expired"),
 ))]
 pub async fn redeem_reset(State(app): State<App>, address: ClientAddress, Json(input): Json<Reset>) -> Result<StatusCode> {
     let Good { email, .. } = look_up(&app, Purpose::Reset, &input.token).await?;
@@ -134,7 +134,7 @@ pub async fn redeem_reset(State(app): State<App>, address: ClientAddress, Json(i
     let mut transaction = app.postgres.begin().await?;
     let found = mailed_token::redeem(&mut transaction, Purpose::Reset, &input.token).await?;
     let Good { account_id, email } = found.ok_or_else(invalid_token)?;
-    // Who has the token has the mailbox, which must still be the account's.
+    // The token proves access to the mailbox. The address must still be the account's.
     if !account::verify(&mut transaction, account_id, &email, None).await? {
         return Err(invalid_token());
     }
@@ -156,11 +156,10 @@ pub struct Undo {
 
 /// Undo a change of my address
 ///
-/// The address of before is the account's again. Every session and token ends, and so does the password: a link to set
-/// another is mailed.
+/// Restores the previous address. All sessions, all tokens and the password end. A link to set a new password is mailed.
 #[utoipa::path(post, path = "/email-changes/undo", tag = "Accounts", responses(
-    (status = 204, description = "The address is back, and a mail is on its way"),
-    (status = 422, description = "invalid-token: The token is unknown, was used already, or is too old"),
+    (status = 204, description = "The previous address is restored, and a mail is on its way"),
+    (status = 422, description = "invalid-token: The token is unknown, was used already or has expired"),
 ))]
 pub async fn undo_change(State(app): State<App>, address: ClientAddress, Json(input): Json<Undo>) -> Result<StatusCode> {
     let unusable = app.passwords.unusable().map_err(Problem::internal)?;

@@ -1,4 +1,4 @@
-//! My account: another address, the digest, another password, and its end.
+//! The operations on the caller's own account: change the address, the digest or the password, and delete the account.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -20,16 +20,16 @@ use crate::auth::{Caller, password};
 use crate::http::{Json, Problem, Result, mail_address, not_null};
 use crate::jobs::{self, EnqueueError, Enqueued};
 
-/// RFC 7396: what is absent stays. Nothing here can be removed, so null is not allowed.
+/// A merge patch (RFC 7396): absent fields stay as they are. No field can be removed, so null is not allowed.
 #[derive(Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// Another address: it takes the place of the one before when a link that is mailed there is opened.
+    /// A new address. It replaces the previous one when the link that is mailed there is opened.
     #[garde(inner(custom(mail_address)))]
     #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = String, required = false, format = "email", max_length = 254, example = "ada@example.org")]
     email: Option<String>,
-    /// Whether the daily digest is wanted.
+    /// Whether the account gets the daily digest.
     #[garde(skip)]
     #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = bool, required = false)]
@@ -38,7 +38,7 @@ pub struct Change {
 
 /// Change my account
 ///
-/// The address before is told of another one, with a link that undoes it for three days.
+/// A change of address is announced to the previous address, with a link that undoes it for three days.
 #[utoipa::path(patch, path = "/account", tag = "Account", responses((status = 200, description = "My account", body = Account)))]
 pub async fn change_account(State(app): State<App>, caller: Caller, Json(input): Json<Change>) -> Result<Response> {
     let account_id = caller.account_id;
@@ -48,7 +48,7 @@ pub async fn change_account(State(app): State<App>, caller: Caller, Json(input):
     let mut enqueued = Vec::new();
     if input.email.is_some() {
         enqueued.push(jobs::enqueue(&mut transaction, &SendVerification { account_id }).await?);
-        enqueued.extend(tell(&mut transaction, &account, SecurityNotice::AddressChangeAsked { epoch: caller.epoch }).await?);
+        enqueued.extend(notify(&mut transaction, &account, SecurityNotice::AddressChangeAsked { epoch: caller.epoch }).await?);
         audit::record(&mut *transaction, Action::ADDRESS_CHANGE_ASKED, Some(account_id), caller.by).await?;
     }
     transaction.commit().await?;
@@ -58,11 +58,11 @@ pub async fn change_account(State(app): State<App>, caller: Caller, Json(input):
     Ok(axum::Json(account).into_response())
 }
 
-/// Enqueues a notice to the address of an account, if it is verified: before, it may be a stranger's.
+/// Enqueues a notice to the address of an account if it is verified. An unverified address may belong to a stranger.
 ///
 /// # Errors
-/// As of `enqueue`.
-pub async fn tell(
+/// As [`jobs::enqueue`].
+pub async fn notify(
     connection: &mut PgConnection,
     account: &Account,
     notice: SecurityNotice,
@@ -87,10 +87,10 @@ pub struct ChangePassword {
 
 /// Change my password
 ///
-/// Every other session ends, and every token; this session goes on under a new cookie.
+/// All other sessions and all tokens end. This session continues with a new cookie.
 #[utoipa::path(post, path = "/account/password", tag = "Account", responses(
     (status = 204, description = "Changed", headers(("Set-Cookie" = String))),
-    (status = 403, description = "wrong-password: The old password is not the account's"),
+    (status = 403, description = "wrong-password: The old password is wrong"),
 ))]
 pub async fn change_password(
     State(app): State<App>,
@@ -102,11 +102,11 @@ pub async fn change_password(
     let found = account::credentials_of(&mut *app.postgres.acquire().await?, account_id).await?;
     let credentials = found.ok_or_else(Problem::unauthenticated)?;
     if !app.passwords.verify(&input.old, Some(credentials.password_hash)).await?.same {
-        return Err(Problem::forbidden("wrong-password", "the old password is not the account's"));
+        return Err(Problem::forbidden("wrong-password", "The old password is wrong."));
     }
     let password_hash = app.passwords.hash_new(input.new, "new", &credentials.email).await?;
     let mut transaction = app.postgres.begin().await?;
-    // Two hashes later the session may have ended, or the account may have another role.
+    // Hashing twice takes a while. Meanwhile the session may have ended or the role may have changed.
     let renewed = account::set_password(&mut transaction, account_id, &password_hash, Some(caller.epoch)).await?;
     let Renewed { session_epoch, role } = renewed.ok_or_else(Problem::unauthenticated)?;
     audit::record(&mut *transaction, Action::PASSWORD_CHANGED, Some(account_id), caller.by).await?;
@@ -116,8 +116,8 @@ pub async fn change_password(
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
 
-/// Delete my account, and all that is its own
-#[utoipa::path(delete, path = "/account", tag = "Account", responses((status = 204, description = "It is gone")))]
+/// Delete my account and all of its data
+#[utoipa::path(delete, path = "/account", tag = "Account", responses((status = 204, description = "Deleted")))]
 pub async fn delete_account(State(app): State<App>, caller: Caller) -> Result<Response> {
     let mut transaction = app.postgres.begin().await?;
     let epoch = delete(&app, &mut transaction, caller.account_id, Some(caller.epoch)).await?.ok_or_else(Problem::unauthenticated)?;
@@ -126,12 +126,12 @@ pub async fn delete_account(State(app): State<App>, caller: Caller) -> Result<Re
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, app.sessions.no_cookie()?)]).into_response())
 }
 
-/// Deletes an account in the caller's transaction, once each feature has enqueued what must follow. Returns the epoch
-/// whose earlier sessions are to end; none if nothing may be deleted any more, and then the caller rolls back. `held` is
-/// the epoch of the session on whose word it is done, if it is one's.
+/// Deletes an account in the caller's transaction, after each feature has enqueued the jobs that must follow. Returns
+/// the epoch below which the caller ends the sessions. None if the account is gone or the session has ended, and then
+/// the caller rolls back. `held` is the epoch of the session that requests it, if a session does.
 ///
 /// # Errors
-/// As of a query or of `enqueue`. The caller rolls back.
+/// As a query or [`jobs::enqueue`]. The caller rolls back.
 pub async fn delete(
     app: &App,
     connection: &mut PgConnection,
@@ -142,7 +142,7 @@ pub async fn delete(
     for feature in app.features {
         (feature.deleted)(connection, account_id).await?;
     }
-    // The workers find it at their next poll.
-    let _ = tell(connection, &account, SecurityNotice::AccountDeleted).await?;
+    // The workers find the job at their next poll.
+    let _ = notify(connection, &account, SecurityNotice::AccountDeleted).await?;
     Ok(account::delete(connection, account_id, held).await?)
 }

@@ -1,4 +1,4 @@
-//! The daily digest: one mail for each account with what is due that day.
+//! The daily digest: one mail for each account, with the reminders that are due that day.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -11,17 +11,17 @@ use crate::jobs::{self, Job, JobContext, JobError, Priority};
 use crate::resources::postgres;
 use crate::resources::smtp::Mail;
 
-/// The most that one digest lists; the rest is a number.
-const LISTED: usize = 100;
+/// How many reminders a digest lists at most. The rest is only counted.
+const MAX_LISTED: usize = 100;
 
-/// Fans out into one job for each account that has something due on the day.
+/// Fans out into one job for each account that has a reminder due on the day.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendDigests {
     pub day: Date,
 }
 
 impl SendDigests {
-    /// The digests of the day of a tick, in UTC.
+    /// The digests of a tick's day, in UTC.
     pub fn of(tick: Timestamp) -> Self {
         Self { day: tick.to_zoned(TimeZone::UTC).date() }
     }
@@ -48,7 +48,7 @@ impl Job for SendDigests {
             .into_iter()
             .map(|account_id| SendDigest { account_id, day: self.day })
             .collect();
-        // In one transaction with its own end: either all of them are asked for, once, or this job runs again.
+        // In one transaction with the end of this job. Either all digests are enqueued once, or this job runs again.
         let mut transaction = context.postgres.begin().await?;
         let mut enqueued = Vec::new();
         for some in digests.chunks(1000) {
@@ -63,7 +63,7 @@ impl Job for SendDigests {
     }
 }
 
-/// One account's digest of one day.
+/// Mails one account's digest of one day.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendDigest {
     pub account_id: Uuid,
@@ -94,9 +94,9 @@ impl Job for SendDigest {
             let start: String = message.lines().next().unwrap_or_default().chars().take(100).collect();
             format!("{} UTC  {start}\n", at.to_zoned(TimeZone::UTC).strftime("%H:%M"))
         };
-        let mut text: String = due.iter().take(LISTED).map(|row| line(&row.message, row.due_at.into())).collect();
-        if due.len() > LISTED {
-            text.push_str(&format!("and {} more\n", due.len() - LISTED));
+        let mut text: String = due.iter().take(MAX_LISTED).map(|row| line(&row.message, row.due_at.into())).collect();
+        if due.len() > MAX_LISTED {
+            text.push_str(&format!("and {} more\n", due.len() - MAX_LISTED));
         }
         let mail = Mail {
             id: format!("digest-{}-{}", self.account_id, self.day),

@@ -1,4 +1,4 @@
-//! The sample feature: a message for later, mailed when it is due. A team deletes this folder.
+//! The sample feature: reminders that are mailed when they are due. Delete this folder when you do not need it.
 
 mod digest;
 mod reminder;
@@ -43,6 +43,6 @@ fn jobs(registry: Registry) -> Registry {
 }
 
 fn schedule() -> anyhow::Result<Vec<Schedule>> {
-    // The last tick is stored under the name.
+    // The name is the key that the last tick is stored under.
     Ok(vec![Schedule::new("daily-digest", "0 6 * * *", digest::SendDigests::of)?])
 }

@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 use crate::resources::postgres::{Timestamp, purge};
 
-/// A message for later.
+/// A message to mail at a later time.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Reminder {
     pub id: Uuid,
     pub message: String,
     pub due_at: Timestamp,
-    /// Raised by each change.
+    /// Incremented by each change.
     pub version: i32,
     /// When it was mailed.
     pub sent_at: Option<Timestamp>,
@@ -24,16 +24,16 @@ pub struct Reminder {
 }
 
 impl Reminder {
-    /// Tells one state of it from another (RFC 9110, 8.8.3).
+    /// The `ETag`, which distinguishes the states of the reminder (RFC 9110, 8.8.3).
     pub fn etag(&self) -> String {
         format!("\"{}{}\"", self.version, if self.sent_at.is_some() { "-sent" } else { "" })
     }
 }
 
-/// How many reminders of an account may wait. What people can make without an end fills the database.
-const WAITING: i64 = 1000;
+/// How many pending reminders an account may have. Without a limit, one account could fill the database.
+const MAX_PENDING: i64 = 1000;
 
-/// Makes a reminder for an account whose address is verified and that has not too many; none for another.
+/// Creates a reminder. None if the account's address is not verified or the account has too many pending reminders.
 #[instrument(name = "postgres reminders create", level = "debug", skip_all)]
 pub async fn create(
     connection: &mut PgConnection,
@@ -52,12 +52,12 @@ pub async fn create(
         account_id,
         message,
         due_at as _,
-        WAITING
+        MAX_PENDING
     );
     created.fetch_optional(connection).await
 }
 
-/// One page of an account's reminders, the earliest first, from behind `after`.
+/// One page of an account's reminders after `after`, the earliest first.
 #[instrument(name = "postgres reminders list", level = "debug", skip_all)]
 pub async fn list(
     executor: impl PgExecutor<'_>,
@@ -78,7 +78,7 @@ pub async fn list(
     rows.fetch_all(executor).await
 }
 
-/// An account's reminder; none for another's.
+/// An account's reminder. None if it belongs to another account.
 #[instrument(name = "postgres reminders find", level = "debug", skip_all)]
 pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
     let found = sqlx::query_as!(
@@ -90,7 +90,7 @@ pub async fn find(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> 
     found.fetch_optional(executor).await
 }
 
-/// Locks an account's reminder until the end of the transaction, so that what is decided by its state holds.
+/// Locks an account's reminder until the end of the transaction, so that its state does not change after it is checked.
 #[instrument(name = "postgres reminders lock", level = "debug", skip_all)]
 pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> sqlx::Result<Option<Reminder>> {
     let found = sqlx::query_as!(
@@ -102,7 +102,7 @@ pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> 
     found.fetch_optional(connection).await
 }
 
-/// Changes what is given and leaves the rest. It counts as not sent again, if its time is changed.
+/// Changes the given fields and leaves the others. If the time changes, the reminder counts as not sent.
 #[instrument(name = "postgres reminders change", level = "debug", skip_all)]
 pub async fn change(
     connection: &mut PgConnection,
@@ -125,7 +125,7 @@ pub async fn change(
     changed.fetch_optional(connection).await
 }
 
-/// Deletes an account's reminder; says whether there was one.
+/// Deletes an account's reminder. Returns whether there was one.
 #[instrument(name = "postgres reminders delete", level = "debug", skip_all)]
 pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -> sqlx::Result<bool> {
     let deleted = sqlx::query!("DELETE FROM reminders WHERE id = $1 AND account_id = $2", id, account_id);

@@ -32,31 +32,31 @@ pub struct NewReminder {
     #[garde(length(chars, min = 1, max = 10_000), custom(no_nul))]
     #[schema(min_length = 1, max_length = 10_000, pattern = r"^[^\x00]*$", example = "water the plants")]
     message: String,
-    /// When it shall be mailed; in the future.
+    /// When to mail it. It must be in the future.
     #[garde(skip)]
     #[schema(example = "2099-01-01T09:00:00Z")]
     due_at: Timestamp,
 }
 
-/// What an `Idempotency-Key` is one's own for.
+/// The operation that an `Idempotency-Key` belongs to.
 const CREATE: &str = "POST /reminders";
 
-/// Make a reminder
+/// Create a reminder
 ///
-/// With an `Idempotency-Key` the same request may be sent again, and gives the same answer for a day.
+/// With an `Idempotency-Key` the request may be repeated. For a day it gets the same response.
 #[utoipa::path(post, path = "/reminders", tag = "Reminders",
     params(("Idempotency-Key" = Option<String>, Header, description = "Any text of 1 to 255 visible ASCII characters",
         min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
     responses(
-        (status = 201, description = "It will be mailed when it is due", body = Reminder, headers(("Location" = String), ("ETag" = String))),
-        (status = 403, description = "email-not-verified: The account's address has not been verified\nquota-reached: A thousand reminders wait"),
+        (status = 201, description = "Created. It is mailed when it is due", body = Reminder, headers(("Location" = String), ("ETag" = String))),
+        (status = 403, description = "email-not-verified: The account's address has not been verified\nquota-reached: The account has 1,000 pending reminders"),
         (status = 409, description = "idempotency-key-in-use: A request with this Idempotency-Key is still running"),
-        (status = 422, description = "idempotency-key-reused: This Idempotency-Key came with another body before"),
+        (status = 422, description = "idempotency-key-reused: This Idempotency-Key was used with a different body"),
     ))]
 async fn create_reminder(State(app): State<App>, caller: Caller, key: IdempotencyKey, Json(input): Json<NewReminder>) -> Result<Response> {
     let mut transaction = app.postgres.begin().await?;
     let made = create_once(&app, &mut transaction, caller.account_id, key, &input).await;
-    // Ended before the answer leaves, whatever it is: who has heard it may use the key again at once.
+    // The transaction ends before the response is sent, because the client may then use the key again at once.
     let (answer, enqueued) = match made {
         Ok(made) => transaction.commit().await.map(|()| made)?,
         Err(problem) => {
@@ -70,7 +70,7 @@ async fn create_reminder(State(app): State<App>, caller: Caller, key: Idempotenc
     Ok(answer.into_response())
 }
 
-/// The reminder and its job, which commit together or not at all; or what was answered with the key before.
+/// Creates the reminder and its job, which commit together. If the key was used before, returns the earlier response.
 async fn create_once(
     app: &App,
     transaction: &mut PgConnection,
@@ -84,7 +84,7 @@ async fn create_once(
     in_future(app, input.due_at)?;
     let Some(reminder) = reminder::create(transaction, Uuid::now_v7(), account_id, &input.message, input.due_at.into()).await? else {
         let verified = account::find(transaction, account_id).await?.is_some_and(|account| account.verified);
-        let full = Problem::forbidden("quota-reached", "a thousand of your reminders wait already");
+        let full = Problem::forbidden("quota-reached", "You have 1,000 pending reminders, which is the limit.");
         return Err(if verified { full } else { Problem::not_verified() });
     };
     let enqueued = enqueue(transaction, &reminder).await?;
@@ -109,12 +109,12 @@ async fn list_reminders(State(app): State<App>, caller: Caller, uri: OriginalUri
 
 /// Read a reminder
 ///
-/// With `If-None-Match` only if it is not as it was read (RFC 9110, 13.1.2).
+/// With `If-None-Match`, the response is 304 if the reminder has not changed since it was read (RFC 9110, 13.1.2).
 #[utoipa::path(get, path = "/reminders/{id}", tag = "Reminders",
     params(("id" = Uuid, Path), ("If-None-Match" = Option<String>, Header, description = "The `ETag` that was read")),
     responses(
         (status = 200, description = "The reminder", body = Reminder, headers(("ETag" = String))),
-        (status = 304, description = "It is as it was read", headers(("ETag" = String))),
+        (status = 304, description = "Not changed since it was read", headers(("ETag" = String))),
     ))]
 async fn read_reminder(State(app): State<App>, caller: Caller, Id(id): Id, headers: HeaderMap) -> Result<Response> {
     let found = reminder::find(&mut *app.postgres.acquire().await?, caller.account_id, id).await?;
@@ -125,7 +125,7 @@ async fn read_reminder(State(app): State<App>, caller: Caller, Id(id): Id, heade
     tagged(reminder)
 }
 
-/// RFC 7396: what is absent stays. Nothing here can be removed, so null is not allowed.
+/// A merge patch (RFC 7396): absent fields stay as they are. No field can be removed, so null is not allowed.
 #[derive(Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeReminder {
@@ -133,7 +133,7 @@ pub struct ChangeReminder {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = String, required = false, min_length = 1, max_length = 10_000, pattern = r"^[^\x00]*$")]
     message: Option<String>,
-    /// A new time, in the future; it is mailed then, even if it was mailed before.
+    /// A new time in the future. The reminder is mailed then, even if it was mailed before.
     #[garde(skip)]
     #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = Timestamp, required = false)]
@@ -142,12 +142,12 @@ pub struct ChangeReminder {
 
 /// Change a reminder
 ///
-/// With `If-Match` only if it is still as it was read (RFC 9110, 13.1.1).
+/// With `If-Match`, only if the reminder has not changed since it was read (RFC 9110, 13.1.1).
 #[utoipa::path(patch, path = "/reminders/{id}", tag = "Reminders",
     params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header, description = "The `ETag` that was read")),
     responses(
-        (status = 200, description = "The reminder as it is now", body = Reminder, headers(("ETag" = String))),
-        (status = 412, description = "changed-meanwhile: It is no longer as it was read"),
+        (status = 200, description = "The changed reminder", body = Reminder, headers(("ETag" = String))),
+        (status = 412, description = "changed-meanwhile: The reminder has changed since it was read"),
     ))]
 async fn change_reminder(
     State(app): State<App>,
@@ -163,7 +163,7 @@ async fn change_reminder(
     let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
     unchanged_since(&headers, &before)?;
     if input.message.is_none() && input.due_at.is_none() {
-        // Nothing to change is no new version, and no new job.
+        // Without changes there is no new version and no new job.
         return tagged(before);
     }
     let changed = reminder::change(&mut transaction, caller.account_id, id, input.message.as_deref(), input.due_at.map(Into::into)).await?;
@@ -178,33 +178,34 @@ async fn change_reminder(
 
 /// Delete a reminder
 ///
-/// With `If-Match` only if it is still as it was read.
+/// With `If-Match`, only if the reminder has not changed since it was read.
 #[utoipa::path(delete, path = "/reminders/{id}", tag = "Reminders",
     params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header, description = "The `ETag` that was read")),
     responses(
-        (status = 204, description = "It is gone, and will not be mailed"),
-        (status = 412, description = "changed-meanwhile: It is no longer as it was read"),
+        (status = 204, description = "Deleted. It will not be mailed"),
+        (status = 412, description = "changed-meanwhile: The reminder has changed since it was read"),
     ))]
 async fn delete_reminder(State(app): State<App>, caller: Caller, Id(id): Id, headers: HeaderMap) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
     let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
     unchanged_since(&headers, &before)?;
-    // Its job finds nothing when it is due, and ends.
+    // When its job is due, it finds no reminder and ends.
     reminder::delete(&mut *transaction, caller.account_id, id).await?;
     transaction.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A change to what has changed since it was read would be a lost update: 412.
+/// Checks `If-Match`. 412 if the reminder has changed since it was read, because the change would overwrite another one.
 fn unchanged_since(headers: &HeaderMap, reminder: &Reminder) -> Result<()> {
     let Some(expected) = headers.get(header::IF_MATCH) else { return Ok(()) };
     if names(expected, &reminder.etag()) {
         return Ok(());
     }
-    Err(Problem::new(StatusCode::PRECONDITION_FAILED, "changed-meanwhile", "it has changed since it was read: read it again"))
+    Err(Problem::new(StatusCode::PRECONDITION_FAILED, "changed-meanwhile", "The reminder has changed since you read it. Read it again."))
 }
 
-/// Whether a list of tags names one, or all. Who compresses an answer marks its tag as weak, and it still counts versions.
+/// Whether a list of tags contains the `ETag` or `*`. Proxies that compress a response mark its tag as weak. It still
+/// identifies the version.
 fn names(list: &HeaderValue, etag: &str) -> bool {
     let mut tags = list.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     tags.any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes())

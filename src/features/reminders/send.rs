@@ -9,10 +9,10 @@ use crate::features::accounts::mails::deliver;
 use crate::jobs::{Job, JobContext, JobError};
 use crate::resources::smtp::Mail;
 
-/// How long the reminder of a suspended account waits before it is looked at again.
-const SUSPENDED: Duration = Duration::from_mins(15);
+/// How long the reminder of a suspended account waits before its job runs again.
+const SUSPENDED_DELAY: Duration = Duration::from_mins(15);
 
-/// Carries the version: a reminder that was changed since has another job.
+/// Mails one version of a reminder. A reminder that was changed since has another job.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendReminder {
     pub id: Uuid,
@@ -34,11 +34,11 @@ impl Job for SendReminder {
             self.id,
             self.version
         );
-        // Changed, deleted or sent already.
+        // None if it was changed, deleted or already sent.
         let Some(due) = due.fetch_optional(&mut *context.postgres.acquire().await?).await? else { return Ok(()) };
-        // It is not lost: the account may be restored.
+        // The reminder is kept, because the account may be restored.
         if due.suspended {
-            return Err(JobError::Later(SUSPENDED));
+            return Err(JobError::Later(SUSPENDED_DELAY));
         }
         let mail = Mail {
             id: format!("reminder-{}-{}", self.id, self.version),

@@ -1,11 +1,11 @@
-//! `admin access`: who may do what, of all features.
+//! `admin access`: the access rules of all features.
 
 use serde_json::json;
 
 use super::Task;
 use crate::features::FEATURES;
 
-/// Prints every rule. A route without one is served to nobody.
+/// Prints every rule. A route without a rule is refused.
 pub fn print(task: &Task) {
     let rows: Vec<_> = FEATURES
         .iter()

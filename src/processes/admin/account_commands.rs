@@ -1,4 +1,4 @@
-//! `admin account …`, `session …`, `seed` and `export`: what an operator does to accounts, and for the people behind them.
+//! `admin account …`, `session …`, `seed` and `export`: what an operator does with accounts.
 
 use std::io::IsTerminal;
 
@@ -41,25 +41,25 @@ pub enum Command {
     },
     /// Show one account, by its address or its id
     Show { account: String },
-    /// Make an account, and mail a link to set its password, which is good for three days
+    /// Create an account and mail a link to set its password. The link is valid for three days
     Invite {
         email: String,
         #[arg(long, default_value = "user")]
         role: Role,
     },
-    /// Give an account a role; its sessions end
+    /// Change the role of an account, which ends its sessions
     Grant { account: String, role: Role },
-    /// Keep an account out: its sessions end, its tokens stop, it cannot log in
+    /// Suspend an account: its sessions end, its tokens stop working, and it cannot log in
     Suspend {
         account: String,
-        /// Let it in again
+        /// Restore a suspended account instead
         #[arg(long)]
         restore: bool,
     },
-    /// Delete an account and all that is its own
+    /// Delete an account and all of its data
     Delete {
         account: String,
-        /// Do not ask first
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
@@ -67,9 +67,9 @@ pub enum Command {
 
 #[derive(Subcommand)]
 pub enum SessionCommand {
-    /// List where an account is logged in
+    /// List the sessions of an account
     List { account: String },
-    /// End all sessions of an account, or one of them
+    /// End all sessions of an account, or one session
     End { account: String, session: Option<String> },
 }
 
@@ -101,9 +101,9 @@ pub async fn run(task: &Task, command: Command) -> Result<()> {
         Command::Delete { account, yes } => {
             let found = find(pool, &account).await?;
             if !yes {
-                // Without a terminal there is nobody to ask.
-                anyhow::ensure!(std::io::stdin().is_terminal(), "there is no terminal to ask on: say --yes");
-                note(format_args!("Delete {} ({}) and all that is its own? Type yes:", found.email, found.id));
+                // Without a terminal nobody can confirm.
+                anyhow::ensure!(std::io::stdin().is_terminal(), "stdin is not a terminal: confirm with --yes");
+                note(format_args!("Delete {} ({}) and all of its data? Type yes:", found.email, found.id));
                 let mut answer = String::new();
                 std::io::stdin().read_line(&mut answer)?;
                 anyhow::ensure!(answer.trim() == "yes", "nothing was changed");
@@ -139,7 +139,7 @@ pub async fn sessions(task: &Task, command: SessionCommand) -> Result<()> {
     Ok(())
 }
 
-/// Prints all that is stored about one person, as JSON, without a password or a token that works.
+/// Prints the data that is stored about one person as JSON. It contains no password and no working token.
 pub async fn export(task: &Task, account: &str) -> Result<()> {
     let app = attach(task)?;
     let account = find(&app.postgres, account).await?;
@@ -148,19 +148,19 @@ pub async fn export(task: &Task, account: &str) -> Result<()> {
     Ok(())
 }
 
-/// Makes two demo accounts if they are not there yet, and prints their passwords.
+/// Creates two demo accounts unless they exist, and prints their passwords.
 pub async fn seed(task: &Task) -> Result<()> {
     let (app, site) = (attach(task)?, config::read::<config::Site>(&task.env)?);
-    anyhow::ensure!(!site.public_url.is_https(), "PUBLIC_URL is https, so this deploy is for real people: demo accounts stay out");
+    anyhow::ensure!(!site.public_url.is_https(), "PUBLIC_URL is https, so this is not a demo: no demo accounts are created");
     for email in ["ada@example.com", "grace@example.com"] {
         let password = create(&app, email).await?;
-        let password = password.as_deref().unwrap_or("is there already, with the password it was given then");
+        let password = password.as_deref().unwrap_or("already exists, with the password from then");
         say(format_args!("{email}  {password}"));
     }
     Ok(())
 }
 
-/// Makes a verified account with a random password, and gives that; none if the address has an account.
+/// Creates a verified account and returns its random password. None if the address has an account.
 async fn create(app: &App, email: &str) -> Result<Option<String>> {
     let (id, password) = (Uuid::now_v7(), secret::mint()?);
     let hash = app.passwords.hash(&SecretString::from(password.clone())).await.map_err(cause)?;
@@ -174,16 +174,17 @@ async fn create(app: &App, email: &str) -> Result<Option<String>> {
     Ok(Some(password))
 }
 
-/// Makes an account that nobody can log in to, and enqueues the mail with the link that changes that. An address that was
-/// never verified may be invited again: whoever signed up with it before is locked out, and earlier links stop working.
+/// Creates an account with an unusable password and enqueues the mail with the link to set one. An address that was
+/// never verified may be invited again. Then a person who signed up with it before is locked out, and earlier links
+/// stop working.
 async fn invite(app: &App, email: &str, role: Role) -> Result<()> {
-    anyhow::ensure!(smtp::is_address(email), "{email} is no mail address");
+    anyhow::ensure!(smtp::is_address(email), "{email} is not an email address");
     let unusable = app.passwords.unusable()?;
     let mut change = app.postgres.begin().await.context("cannot reach Postgres")?;
     let created = account::create(&mut change, Uuid::now_v7(), email, &unusable).await?;
     let account = account::find_by_email(&mut *change, email).await?.context("the account was deleted just now")?;
     let id = account.id;
-    anyhow::ensure!(!account.verified, "the address {email} has an account already");
+    anyhow::ensure!(!account.verified, "the address {email} already has an account");
     if !created {
         let renewed = account::set_password(&mut change, id, &unusable, None).await?;
         renewed.with_context(|| format!("the account of {email} is suspended: restore it first"))?;
@@ -204,7 +205,7 @@ async fn find(pool: &PgPool, name: &str) -> Result<Account> {
     account::find_by_name(pool, name).await?.with_context(|| format!("no account has the address or the id {name}"))
 }
 
-/// Commits a change, with its line in the trail, and ends the sessions from before its epoch as `web` does.
+/// Commits a change with its audit event and ends the sessions of earlier epochs, as `web` does.
 async fn finish(app: &App, mut change: Transaction<'_, Postgres>, id: Uuid, epoch: Option<i32>, action: Action) -> Result<()> {
     let epoch = epoch.context("the account was deleted just now")?;
     audit::record(&mut *change, action, Some(id), By::OPERATOR).await?;
@@ -215,15 +216,15 @@ async fn finish(app: &App, mut change: Transaction<'_, Postgres>, id: Uuid, epoc
 
 fn attach(task: &Task) -> Result<App> {
     let (database, (redis, (http, site))) = config::read::<(config::Database, (config::Redis, (config::Http, config::Site)))>(&task.env)?;
-    #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
+    #[expect(clippy::disallowed_methods, reason = "the clock is passed on from here")]
     let now = Timestamp::now;
     let sessions = Sessions::new(Redis::attach(&redis)?, &http, &site.public_url, now);
     let (postgres, passwords) = (super::attach(&database)?, Passwords::new(1, &site.public_url)?);
-    // Nobody wakes the workers, which find a job at their next poll.
+    // No task sends the notifications. The workers find a job at their next poll.
     Ok(Parts { postgres, sessions, passwords, notifier: Notifier::default(), features: FEATURES, site: site.public_url, now }.into())
 }
 
-/// What was wrong inside: an operator may know.
+/// The underlying error, which an operator may see.
 fn cause(problem: Problem) -> anyhow::Error {
     problem.source.unwrap_or_else(|| anyhow!(problem.detail.unwrap_or_default()))
 }

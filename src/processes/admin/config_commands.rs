@@ -1,4 +1,4 @@
-//! `admin config` and `admin env`: what this deploy is configured to be, and what can be configured.
+//! `admin config` and `admin env`: this deploy's config, and every variable that there is.
 
 use std::collections::HashSet;
 
@@ -8,9 +8,9 @@ use super::Task;
 use super::output::say;
 use crate::config::{All, Clock, Section, Variable, Web, Worker};
 
-/// Prints every variable of every program; false if one of the values that are there is wrong.
+/// Prints every variable of every program. Returns false if a value is wrong.
 ///
-/// A variable that only another process type needs may be missing here, so that is told and is no failure.
+/// A missing variable is shown but is not a failure, because only another process type may need it.
 pub fn print(task: &Task) -> bool {
     let mut right = true;
     for variable in every() {
@@ -34,28 +34,29 @@ pub fn print(task: &Task) -> bool {
     right
 }
 
-/// Prints `.env.example`: what every variable means, who reads it, and its default or an example.
+/// Prints `.env.example`: every variable with its description, the programs that read it, and its default or an example.
 pub fn example() {
-    say(HEAD);
+    say(HEADER);
     for variable in every() {
         let reads = |variables: Vec<Variable>| variables.iter().any(|read| read.name == variable.name);
         let readers = [("web", Web::variables()), ("worker", Worker::variables()), ("clock", Clock::variables())];
         let readers: Vec<_> = readers.into_iter().filter_map(|(program, variables)| reads(variables).then_some(program)).collect();
         let readers = if readers.is_empty() { "every program".to_owned() } else { readers.join(", ") };
         let needed = if variable.required { ", which need it" } else { "" };
-        // What is required has an example in its meaning, the first that is marked as code.
+        // The first code in a required variable's description is an example.
         let sample = if variable.required { variable.meaning.split('`').nth(1) } else { variable.default };
         say(format_args!("\n# {}.\n# Read by {readers}{needed}.\n#{}={}", variable.meaning, variable.name, sample.unwrap_or_default()));
     }
 }
 
-const HEAD: &str = "\
-# Every variable that a program reads, with its default or an example. `admin env` writes this file from src/config.rs.
-# `bin/dev` sets what is missing and reads a file `.env` beside this one; the programs themselves read no file,
-# except that NAME_FILE may give the path of a file that holds the value of a secret NAME, and is followed when it changes (but for the collector's headers).
-# Durations read 250ms, 30s, 5m, 12h, 14d.";
+const HEADER: &str = "\
+# Every variable that a program reads, with its default or an example. `admin env` writes this file from src/config/.
+# `bin/dev` sets missing variables and reads a file `.env` beside this one. The programs themselves do not read it.
+# NAME_FILE may give the path of a file with the value of the secret NAME. The programs follow changes of the file,
+# except for the collector's headers.
+# Durations are written 250ms, 30s, 5m, 12h, 14d.";
 
-/// Every variable once, in the order in which the code tells them.
+/// Every variable once, in the order of the code.
 fn every() -> impl Iterator<Item = Variable> {
     let mut seen = HashSet::new();
     All::variables().into_iter().filter(move |variable| seen.insert(variable.name.clone()))

@@ -1,4 +1,4 @@
-//! `admin console`: SQL against this deploy's Postgres. What was typed is remembered in memory alone.
+//! `admin console`: runs SQL on this deploy's Postgres. The history is kept only in memory.
 
 use std::io::IsTerminal;
 
@@ -13,16 +13,17 @@ use super::output::{note, say};
 use crate::auth::By;
 use crate::auth::audit::{self, Action};
 
-/// How many rows of a result are shown.
-const LIMIT: usize = 1000;
+/// How many rows of a result are shown at most.
+const MAX_ROWS: usize = 1000;
 
-/// Reads statements, each up to a semicolon at a line's end, and answers them; false if one failed that came through a pipe.
+/// Reads and runs statements, each of which ends with a semicolon at the end of a line. Returns false if a statement
+/// from a pipe failed.
 pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
     let pool = task.postgres()?;
     if write {
         audit::record(&*pool, Action::CONSOLE_OPENED, None, By::OPERATOR).await?;
     }
-    // Whatever is typed stays out of the log.
+    // Statements must not appear in the log.
     let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;
     let begin = begin(&mut connection, write).await?;
     let (mut editor, terminal) = (DefaultEditor::new()?, std::io::stdin().is_terminal());
@@ -45,15 +46,16 @@ pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
                 well = false;
                 note(format_args!("error: {e}"));
             }
-            // After any other error the connection is of no more use.
+            // After any other error the connection cannot be used.
             result => result?,
         }
     }
     Ok(well || terminal)
 }
 
-/// How the transactions of a console begin. To read, it takes the role for that where it may: a superuser could else run
-/// programs on the server, even in a transaction that changes nothing. Where it may not, it says so.
+/// The statement that begins a console's transactions. A console that only reads takes the role `pg_read_all_data` if
+/// it may. Otherwise a superuser could run programs on the server, even in a read-only transaction, and the console
+/// prints a warning.
 async fn begin(connection: &mut PgConnection, write: bool) -> sqlx::Result<&'static str> {
     let user = sqlx::query!(
         r#"SELECT rolsuper AS "superuser!", pg_has_role(rolname, 'pg_read_all_data', 'MEMBER') AS "reader!"
@@ -64,25 +66,25 @@ async fn begin(connection: &mut PgConnection, write: bool) -> sqlx::Result<&'sta
         return Ok("BEGIN READ ONLY; SET LOCAL ROLE pg_read_all_data");
     }
     if user.superuser {
-        note("this user of the database is a superuser: a statement may run programs on its server");
+        note("warning: this database user is a superuser, so a statement can run programs on the database server");
     }
     Ok(if write { "BEGIN READ WRITE" } else { "BEGIN READ ONLY" })
 }
 
-/// Runs one statement in a transaction of its own, and prints its rows.
+/// Runs one statement in its own transaction and prints its rows.
 async fn answer(task: &Task, connection: &mut PgConnection, statement: String, begin: &'static str) -> sqlx::Result<()> {
-    // Refuses several statements at once, of which one could end the transaction that keeps the next from writing.
+    // Refuses several statements at once. The first could end the read-only transaction, and the next could write.
     connection.prepare(AssertSqlSafe(statement.clone()).into_sql_str()).await?;
     let mut transaction = connection.begin_with(begin).await?;
     transaction.execute("SET LOCAL statement_timeout = '30s'").await?;
     let (mut columns, mut rows, mut affected) = (Vec::new(), Vec::new(), 0);
-    // The simple protocol answers in text, whatever the type.
+    // The simple protocol returns every type as text.
     let mut answer = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_many(&mut *transaction);
     while let Some(part) = answer.try_next().await? {
         match part {
             sqlx::Either::Left(done) => affected = done.rows_affected(),
-            sqlx::Either::Right(_) if rows.len() == LIMIT => {
-                note(format_args!("only the first {LIMIT} rows are shown"));
+            sqlx::Either::Right(_) if rows.len() == MAX_ROWS => {
+                note(format_args!("only the first {MAX_ROWS} rows are shown"));
                 break;
             }
             sqlx::Either::Right(row) => {

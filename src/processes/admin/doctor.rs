@@ -1,6 +1,6 @@
-//! `admin doctor`: what is wrong with this deploy, and what to do about it.
+//! `admin doctor`: checks this deploy and suggests remedies.
 //!
-//! The room left on Postgres's disk cannot be seen from here, and a process needs none of its own, so there is no check of disks.
+//! There is no check of disks: the free space of Postgres's disk is not visible here, and the processes need none.
 
 use std::time::Duration;
 
@@ -21,24 +21,24 @@ use crate::resources::postgres;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
 
-/// The major versions that docker-compose.yml pins: this release is tried with them.
+/// The major versions that docker-compose.yml pins and this release is tested with.
 const PINNED_POSTGRES: u32 = 17;
 const PINNED_REDIS: u32 = 8;
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one step of a check may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long after its time a job or a tick is late, in seconds.
-const LATE: i64 = 60;
+/// How many seconds after its due time a job or a tick counts as late.
+const LATE_AFTER_S: i64 = 60;
 
-/// How far the clocks of two machines may be apart: the ages of sessions and limits are counted by them.
-const DRIFT: SignedDuration = SignedDuration::from_secs(5);
+/// How far the clocks of two machines may differ. The ages of sessions and limits depend on them.
+const MAX_CLOCK_DRIFT: SignedDuration = SignedDuration::from_secs(5);
 
-/// What is well, or what is wrong.
+/// The result of a check: a fact, or what is wrong.
 type Finding = anyhow::Result<String>;
 
-/// Prints a check's line, with a remedy if something is wrong; says whether all is well.
-fn tell(json: bool, check: &str, remedy: &str, finding: Finding) -> bool {
+/// Prints a check's line, with a remedy if it failed. Returns whether it passed.
+fn report(json: bool, check: &str, remedy: &str, finding: Finding) -> bool {
     match &finding {
         Ok(what) if json => say(json!({ "check": check, "ok": true, "finding": what })),
         Ok(what) => say(format_args!("ok    {check:<10} {what}")),
@@ -48,33 +48,34 @@ fn tell(json: bool, check: &str, remedy: &str, finding: Finding) -> bool {
     finding.is_ok()
 }
 
-/// Makes every check, prints a line for each, and says whether all is well.
+/// Runs every check and prints a line for each. Returns whether all passed.
 pub async fn examine(task: &Task) -> anyhow::Result<bool> {
-    let tell = |check, remedy, finding| tell(task.json, check, remedy, finding);
-    let all = config::read::<config::All>(&task.env).map(|_| "every variable of every program is there and right".to_owned());
-    let mut well = tell("config", "set them in this deploy's environment; `admin env` explains each", all.map_err(Into::into));
+    let report = |check, remedy, finding| report(task.json, check, remedy, finding);
+    let all = config::read::<config::All>(&task.env).map(|_| "every variable of every program is set and valid".to_owned());
+    let mut well = report("config", "set them in this deploy's environment; `admin env` explains each", all.map_err(Into::into));
     if let Ok(config) = config::read::<config::Database>(&task.env) {
         let pool = super::attach(&config)?;
-        let ready = tell("postgres", "check DATABASE_URL, and that the server lets you in and lets you write", postgres(&config).await)
-            && tell("schema", "run `admin migrate`", schema(&pool).await);
+        let ready = report("postgres", "check DATABASE_URL, and that its user may connect and write", postgres(&config).await)
+            && report("schema", "run `admin migrate`", schema(&pool).await);
         let remedy = "run `admin migrate` as the user of DATABASE_URL: it sets the limits as that user's defaults";
         well &= ready
-            && tell("limits", remedy, limits(task, &pool).await)
-                & tell("late jobs", "start a worker, or more of them, and read the worker's log", late_jobs(&pool).await)
-                & tell("dead jobs", "see why: `admin jobs list --dead`; then `admin jobs retry` or `discard`", dead_jobs(&pool).await)
-                & tell("schedule", "start a clock, and read its log", schedule(&pool).await);
+            && report("limits", remedy, limits(task, &pool).await)
+                & report("late jobs", "start a worker or more workers, and read the worker's log", late_jobs(&pool).await)
+                & report("dead jobs", "see why: `admin jobs list --dead`; then `admin jobs retry` or `discard`", dead_jobs(&pool).await)
+                & report("schedule", "start a clock, and read its log", schedule(&pool).await);
     }
     if let Ok(config) = config::read::<config::Redis>(&task.env) {
-        well &= tell("redis", "check REDIS_URL, and that the server lets you in and drops nothing", redis(&config).await);
+        well &=
+            report("redis", "check REDIS_URL, that its user may connect, and that maxmemory-policy is noeviction", redis(&config).await);
     }
     if let Ok(config) = config::read::<config::Smtp>(&task.env) {
-        well &= tell("smtp", "check SMTP_URL, that the server runs and that a firewall lets you through", smtp(&config).await);
+        well &= report("smtp", "check SMTP_URL, that the server runs, and that no firewall is in between", smtp(&config).await);
     }
     Ok(well)
 }
 
 async fn postgres(config: &config::Database) -> Finding {
-    // Not through the pool, which says of every failure that it took too long.
+    // Not through the pool, which reports every failure as a time-out.
     let (mut connection, _) = timed(async { postgres::options(config, "admin")?.connect().await }).await?;
     let ((), ms) = timed(connection.ping()).await?;
     let facts = sqlx::query!(
@@ -83,7 +84,7 @@ async fn postgres(config: &config::Database) -> Finding {
                current_setting('max_connections') AS "places!", (SELECT sum(numbackends) FROM pg_stat_database)::bigint AS "taken!""#
     );
     let (facts, _) = timed(facts.fetch_one(&mut connection)).await?;
-    ensure!(!facts.read_only, "answers, and takes no changes: default_transaction_read_only is set, or it is no primary");
+    ensure!(!facts.read_only, "answers but accepts no writes: default_transaction_read_only is set, or it is not the primary");
     compare_clocks(facts.now.into())?;
     let (version, taken, places) = (facts.version, facts.taken, facts.places);
     Ok(format!("answers in {ms} ms, version {version} ({PINNED_POSTGRES} is pinned), {}, {taken} of {places} connections", tls(facts.tls)))
@@ -95,7 +96,7 @@ async fn schema(pool: &PgPool) -> Finding {
     Ok("current".to_owned())
 }
 
-/// A statement that never ends would keep its connection from everybody.
+/// Checks the time limits. A statement that never ends would occupy its connection forever.
 async fn limits(task: &Task, pool: &PgPool) -> Finding {
     let time = config::read::<config::Http>(&task.env)?.request_timeout.0;
     let limits = sqlx::query!(
@@ -110,7 +111,7 @@ async fn limits(task: &Task, pool: &PgPool) -> Finding {
 }
 
 async fn late_jobs(pool: &PgPool) -> Finding {
-    // The first of each kind: an index finds it, however long the queue is.
+    // The first of each kind, which the index finds however long the queue is.
     let kinds = queue::waiting_kinds_but(pool, &[]).await?;
     let first = sqlx::query!(
         r#"SELECT known.kind AS "kind!", EXTRACT(epoch FROM now() - run_at)::bigint AS "late!"
@@ -120,7 +121,7 @@ async fn late_jobs(pool: &PgPool) -> Finding {
         &kinds
     );
     if let Some(job) = first.fetch_optional(pool).await? {
-        ensure!(job.late <= LATE, "a job {} has been due for {} s", job.kind, job.late);
+        ensure!(job.late <= LATE_AFTER_S, "a job {} has been due for {} s", job.kind, job.late);
     }
     Ok("none".to_owned())
 }
@@ -135,10 +136,10 @@ async fn schedule(pool: &PgPool) -> Finding {
     let ticks = sqlx::query!(r#"SELECT name, last_tick, now() AS "now!" FROM schedules"#).fetch_all(pool).await?;
     for schedule in clock::schedule()? {
         let row = ticks.iter().find(|row| row.name == schedule.name);
-        let row = row.ok_or_else(|| anyhow!("no clock of this release has run: none has seen {}", schedule.name))?;
+        let row = row.ok_or_else(|| anyhow!("no clock of this release has run: the schedule {} is unknown", schedule.name))?;
         let now = Timestamp::from(row.now);
         let due = schedule.latest_tick(now)?;
-        let late = Timestamp::from(row.last_tick) < due && now.duration_since(due).as_secs() > LATE;
+        let late = Timestamp::from(row.last_tick) < due && now.duration_since(due).as_secs() > LATE_AFTER_S;
         ensure!(!late, "the tick of {} at {due} is missing", schedule.name);
     }
     Ok("no tick is missing".to_owned())
@@ -150,14 +151,14 @@ async fn redis(config: &config::Redis) -> Finding {
     let (mut ask, mut time) = (pipe(), pipe());
     ask.cmd("INFO");
     time.cmd("TIME");
-    // The service does not need this, so who may not ask is told nothing else.
+    // The service itself does not need INFO, so a user without the permission is no failure.
     let info = timed(redis.run::<(String,)>(&ask)).await.map_or_else(|_| String::new(), |((info,), _)| info);
     let (((seconds, _),), _) = timed(redis.run::<((i64, i64),)>(&time)).await?;
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("unknown");
     let policy = field("maxmemory_policy");
     ensure!(
         ["0", "unknown"].contains(&field("maxmemory")) || policy == "noeviction",
-        "drops sessions when it is full: its maxmemory-policy is {policy}"
+        "drops sessions when its memory is full: its maxmemory-policy is {policy}"
     );
     compare_clocks(Timestamp::from_second(seconds)?)?;
     let tls = tls(config.redis_url.0.expose_secret().starts_with("rediss"));
@@ -170,19 +171,21 @@ async fn smtp(config: &config::Smtp) -> Finding {
     Ok(format!("answers in {ms} ms, {tls}"))
 }
 
-/// An answer that came in time, and how many milliseconds it took.
+/// Waits for an answer with a time limit. Returns it with the milliseconds that it took.
 async fn timed<T, E: Into<anyhow::Error>>(answer: impl Future<Output = Result<T, E>>) -> anyhow::Result<(T, u128)> {
     let started = Instant::now();
-    let answer = timeout(PATIENCE, answer).await.map_err(|_| anyhow!("no answer in {PATIENCE:?}"))?;
+    let answer = timeout(CHECK_TIMEOUT, answer).await.map_err(|_| anyhow!("no answer in {CHECK_TIMEOUT:?}"))?;
     Ok((answer.map_err(Into::into)?, started.elapsed().as_millis()))
 }
 
+/// Compares another clock with this machine's.
+///
 /// # Errors
-/// The clocks are too far apart.
+/// The clocks differ too much.
 fn compare_clocks(theirs: Timestamp) -> anyhow::Result<()> {
-    #[expect(clippy::disallowed_methods, reason = "this machine's clock is what is checked")]
+    #[expect(clippy::disallowed_methods, reason = "this machine's clock is being checked")]
     let apart = Timestamp::now().duration_since(theirs);
-    ensure!(apart.abs() <= DRIFT, "its clock and this machine's are {apart:#} apart: let NTP set both");
+    ensure!(apart.abs() <= MAX_CLOCK_DRIFT, "its clock and this machine's differ by {apart:#}: synchronize both with NTP");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `admin health`: a container's health check, where the image holds no other program that could ask.
+//! `admin health`: the health check of a container. The image contains no other program that could send the request.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::Task;
 use super::output::say;
 use crate::config;
 
-const PATIENCE: Duration = Duration::from_secs(2);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Asks `/readyz` on `METRICS_PORT` where it is set, else on `PORT`; true if the answer is 200.
+/// Requests `/readyz` on `METRICS_PORT` if it is set, otherwise on `PORT`. Returns whether the response is 200.
 pub async fn ask(task: &Task) -> anyhow::Result<bool> {
     let (process, http) = config::read::<(config::Process, config::Http)>(&task.env)?;
     let port = process.metrics_port.unwrap_or(http.port);
-    let answer = timeout(PATIENCE, get("/readyz", port)).await.context("no answer in 2 s")?;
-    let answer = answer.with_context(|| format!("nobody answers on port {port}"))?;
+    let answer = timeout(RESPONSE_TIMEOUT, get("/readyz", port)).await.context("no answer in 2 s")?;
+    let answer = answer.with_context(|| format!("no process answers on port {port}"))?;
     say(answer.lines().last().unwrap_or_default());
     Ok(answer.split(' ').nth(1) == Some("200"))
 }

@@ -1,4 +1,4 @@
-//! `admin jobs …` and `admin schedule`: what waits in the queue, what to do with jobs that were given up, what comes by itself.
+//! `admin jobs …` and `admin schedule`: the queue, dead jobs, and the schedule.
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
@@ -21,19 +21,19 @@ pub enum Command {
     Count,
     /// List jobs, the oldest first
     List {
-        /// Only those that were given up
+        /// Only dead jobs, whose attempts are used up
         #[arg(long)]
         dead: bool,
         #[arg(long, default_value_t = 50)]
         limit: u32,
     },
-    /// Show all of one job
+    /// Show one job with all of its fields
     Show { id: i64 },
-    /// Give dead jobs all their attempts again
+    /// Retry dead jobs with all of their attempts
     Retry(Which),
-    /// Delete jobs that do not run
+    /// Delete jobs that are not running
     Discard(Which),
-    /// Enqueue a job: its kind, and its payload as JSON
+    /// Enqueue a job, given its kind and its payload as JSON
     Enqueue { kind: String, payload: String },
 }
 
@@ -46,7 +46,7 @@ pub struct Which {
     dead: bool,
 }
 
-/// Runs a command; false if one of several jobs could not be helped.
+/// Runs a command. Returns false if a job could not be retried or discarded.
 pub async fn run(task: &Task, command: Command) -> Result<bool> {
     let pool = task.postgres()?;
     match command {
@@ -74,17 +74,17 @@ pub async fn run(task: &Task, command: Command) -> Result<bool> {
         }
         Command::Show { id } => {
             let row = sqlx::query_scalar!(r#"SELECT to_jsonb(jobs) AS "job!" FROM jobs WHERE id = $1"#, id).fetch_optional(&*pool).await?;
-            say(serde_json::to_string_pretty(&row.with_context(|| format!("there is no job {id}; it may be done"))?)?);
+            say(serde_json::to_string_pretty(&row.with_context(|| format!("there is no job {id}; it may have completed"))?)?);
         }
         Command::Retry(which) => return each(&pool, which, Action::JOB_RETRIED).await,
         Command::Discard(which) => return each(&pool, which, Action::JOB_DISCARDED).await,
         Command::Enqueue { kind, payload } => {
-            let payload = serde_json::from_str(&payload).context("the payload is no JSON")?;
+            let payload = serde_json::from_str(&payload).context("the payload is not JSON")?;
             let mut change = pool.begin().await?;
             match worker::registry().enqueue(&mut change, &kind, payload).await? {
                 // A worker finds it at its next poll.
                 Enqueued::New(_) => audit::record(&mut *change, Action::JOB_ENQUEUED, None, By::OPERATOR).await?,
-                Enqueued::Duplicate => anyhow::bail!("not enqueued: a job with its unique key waits or runs already"),
+                Enqueued::Duplicate => anyhow::bail!("not enqueued: a job with this unique key is already waiting or running"),
             }
             change.commit().await?;
             say("enqueued");
@@ -93,7 +93,7 @@ pub async fn run(task: &Task, command: Command) -> Result<bool> {
     Ok(true)
 }
 
-/// Prints the schedule, in UTC: the last tick that was turned into a job, if a clock has ever run, and the next.
+/// Prints the schedule in UTC: the last tick that enqueued a job, if a clock has ever run, and the next tick.
 pub async fn schedule(task: &Task) -> Result<()> {
     let pool = task.postgres()?;
     let mut rows = Vec::new();
@@ -107,7 +107,7 @@ pub async fn schedule(task: &Task) -> Result<()> {
     Ok(())
 }
 
-/// Retries or discards one job or every dead one, each in a transaction of its own, and tells those that it cannot be done to.
+/// Retries or discards one job or every dead job, each in its own transaction. Prints the jobs for which that failed.
 async fn each(pool: &PgPool, which: Which, action: Action) -> Result<bool> {
     let ids = match which.id {
         Some(id) => vec![id],
@@ -132,11 +132,11 @@ async fn one(change: &mut PgConnection, id: i64, action: Action) -> Result<()> {
         (retry.execute(&mut *change).await, "it is not dead")
     } else {
         let discard = sqlx::query!("DELETE FROM jobs WHERE id = $1 AND token IS NULL", id);
-        (discard.execute(&mut *change).await, "it is not there, or a worker runs it")
+        (discard.execute(&mut *change).await, "it does not exist, or a worker is running it")
     };
     match result {
         Err(sqlx::Error::Database(e)) if e.constraint() == Some("jobs_unique_key") => {
-            anyhow::bail!("another job with its unique key waits or runs; discard this one, or retry it when the other is done");
+            anyhow::bail!("another job with its unique key is waiting or running; discard this one, or retry it when the other is done");
         }
         result => anyhow::ensure!(result?.rows_affected() == 1, "{unless}"),
     }

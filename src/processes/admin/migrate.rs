@@ -1,4 +1,4 @@
-//! `admin migrate`: brings the schema to where this release needs it. Nothing else ever does.
+//! `admin migrate`: migrates the schema to the version that this release needs. Nothing else changes the schema.
 
 use std::time::Duration;
 
@@ -12,13 +12,14 @@ use super::output::say;
 use crate::config::{Http, read};
 use crate::resources::postgres::{self, Limits};
 
-/// Of all advisory locks in this database, the one of migrations.
+/// The advisory lock for migrations.
 const LOCK: i64 = 0x6d69_6772_6174_6531;
 
-/// How soon one that waits for another asks again.
-const AGAIN: Duration = Duration::from_millis(200);
+/// How often a waiting `admin migrate` tries to get the lock.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Prints what is pending, or for a plan its SQL, each file behind a comment with its name; true for a plan, and if nothing is.
+/// Prints the pending migrations. For a plan it prints their SQL, each file after a comment with its name. Returns true
+/// for a plan and if no migration is pending.
 pub async fn check(task: &Task, plan: bool) -> anyhow::Result<bool> {
     let pending = postgres::pending_migrations(&*task.postgres()?).await.context("cannot read the schema's version")?;
     for migration in postgres::migrator().iter().filter(|migration| pending.contains(&migration.version)) {
@@ -30,45 +31,48 @@ pub async fn check(task: &Task, plan: bool) -> anyhow::Result<bool> {
         }
     }
     if pending.is_empty() && !plan {
-        say("nothing is pending");
+        say("no migration is pending");
     }
     Ok(plan || pending.is_empty())
 }
 
-/// How long a migration waits for a table. Meanwhile everybody else waits behind it.
+/// How long a migration waits for a table. Meanwhile all other statements on the table wait behind it.
 const LOCK_TIMEOUT: &str = "5s";
 
-/// Applies what is pending, and sets the time limits of statements as defaults of the database's user. Of two at once, one
-/// waits for the other and then finds nothing to do.
+/// Applies the pending migrations and sets the time limits of statements as defaults of the database user. If two run
+/// at once, the second waits for the first and then finds nothing to do.
 pub async fn apply(task: &Task) -> anyhow::Result<()> {
     let time = read::<Http>(&task.env)?.request_timeout.0;
     let pool = task.postgres()?;
-    // A lock that lives as long as its transaction: behind a transaction pooler one of a session would be stranded.
+    // A lock of a transaction, because a session's lock would be left behind by a pooler in transaction mode.
     let mut guard = sqlx::PgConnection::connect_with(&pool.connect_options()).await.context("cannot reach Postgres")?;
     let mut lock = guard.begin_with("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0").await?;
-    // Asked for again and again: who waits inside a statement holds a snapshot, for whose end `CREATE INDEX CONCURRENTLY` of
-    // the other would wait, and neither would ever end.
+    // Tries the lock repeatedly instead of waiting in a statement. A waiting statement would hold a snapshot, `CREATE
+    // INDEX CONCURRENTLY` in the other process would wait for that snapshot, and neither would ever end.
     while !sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "locked!""#, LOCK).fetch_one(&mut *lock).await? {
-        sleep(AGAIN).await;
+        sleep(LOCK_RETRY_INTERVAL).await;
     }
 
     let pending = postgres::pending_migrations(&*pool).await?;
     let mut connection = pool.acquire().await?;
-    // The limits are for requests. In a transaction they are lifted for it alone, which a transaction pooler understands;
-    // what runs without a transaction needs a session. `CREATE INDEX CONCURRENTLY` waits for every transaction that is open.
+    // The limits are meant for requests. A migration in a transaction lifts them for that transaction, which works
+    // behind a pooler. A migration without a transaction needs them lifted for the session, because `CREATE INDEX
+    // CONCURRENTLY` waits for every open transaction.
     connection.execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
     let applied = migrator().run(&mut *connection).await;
     connection.execute("RESET statement_timeout; RESET lock_timeout").await?;
     applied.with_context(|| {
-        format!("a migration failed; it was rolled back, those before it stand. If it waited {LOCK_TIMEOUT} for a table that others used, run it again")
+        format!(
+            "a migration failed and was rolled back; the earlier ones are applied. If it waited {LOCK_TIMEOUT} for a table in use, run it again"
+        )
     })?;
     set_limits(&mut lock, Limits::within(time)).await.context("cannot set the time limits of this user's statements")?;
     lock.commit().await?;
-    say(format_args!("{} migration(s) applied, the schema is current", pending.len()));
+    say(format_args!("{} migration(s) applied; the schema is current", pending.len()));
     Ok(())
 }
 
-/// The migrations, each in its transaction with limits of its own. Their checksums are those of the files.
+/// The migrations, each with its own time limits in its transaction. Their checksums stay those of the files.
 fn migrator() -> Migrator {
     let mut migrator = postgres::migrator();
     let limited = |migration: &Migration| {
@@ -82,8 +86,8 @@ fn migrator() -> Migrator {
     migrator
 }
 
-/// Sets the limits of single statements, as defaults of this user in this database: a pooler in transaction mode drops or
-/// refuses what a session sets.
+/// Sets the limits of single statements as defaults of this user in this database. A pooler in transaction mode drops
+/// or refuses settings of a session.
 async fn set_limits(connection: &mut PgConnection, limits: Limits) -> sqlx::Result<()> {
     for (name, millis) in limits.settings() {
         let set = format!(

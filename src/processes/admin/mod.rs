@@ -1,6 +1,6 @@
-//! One-off tasks (factor XII), run from the same release and with the same config as the processes.
+//! One-off tasks (factor XII). They run from the same release and with the same config as the processes.
 //!
-//! Results go to stdout and the log to stderr. A command reads only the config that it needs.
+//! Results go to stdout, and the log goes to stderr. A command reads only the config that it needs.
 
 mod access_table;
 mod account_commands;
@@ -28,73 +28,73 @@ use crate::telemetry::{self, Stream};
 
 /// One-off tasks for this deploy
 #[derive(Parser)]
-#[command(name = "admin", version = COMMIT, after_help = "Exit status: 0 done, 1 failed or a check says no, 2 wrong usage, 78 wrong configuration.")]
+#[command(name = "admin", version = COMMIT, after_help = "Exit status: 0 success, 1 failure or a failed check, 2 wrong usage, 78 wrong configuration.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Tables as one JSON object a line
+    /// Print tables as JSON, one object a line
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Apply the migrations that are pending
+    /// Apply the pending migrations
     Migrate {
-        /// Change nothing; exit 1 if something is pending
+        /// Change nothing; exit 1 if a migration is pending
         #[arg(long, conflicts_with = "plan")]
         check: bool,
         /// Change nothing; print the SQL that would run
         #[arg(long)]
         plan: bool,
     },
-    /// Print every variable, what it means and where its value comes from; secrets are redacted
+    /// Print every variable with its value, its source and its meaning; secrets are redacted
     Config {
-        /// Print only what is wrong or missing for any program, and then exit 78
+        /// Print only wrong or missing values of any program; exit 78 if there are some
         #[arg(long)]
         check: bool,
     },
     /// Print `.env.example`, which explains every variable
     Env,
-    /// Print the document that describes the API, in the format of `OpenAPI` 3.1
+    /// Print the `OpenAPI` 3.1 document of the API
     Openapi,
-    /// Print who may do what with the API and the pages
+    /// Print who may call which route of the API and the pages
     Access,
-    /// Check this deploy: one line for each check, and what to do; exit 1 if one fails
+    /// Check this deploy and suggest remedies, one line for each check; exit 1 if one fails
     Doctor,
-    /// Ask the process in this container whether it is ready; exit 1 if it is not
+    /// Check whether the process in this container is ready; exit 1 if it is not
     Health,
-    /// Ask Postgres in SQL, a statement at a time, from a terminal or a pipe
+    /// Run SQL on Postgres, one statement at a time, from a terminal or a pipe
     Console {
-        /// Allow changes
+        /// Allow statements that change data
         #[arg(long)]
         write: bool,
     },
-    /// Look after accounts
+    /// Manage accounts
     #[command(subcommand)]
     Account(account_commands::Command),
-    /// See where an account is logged in, and end that
+    /// List and end the sessions of an account
     #[command(subcommand)]
     Session(account_commands::SessionCommand),
-    /// Look at the queue, and after the jobs that are dead
+    /// Show the queue, and retry or discard jobs
     Jobs {
         #[command(subcommand)]
         command: Option<job_commands::Command>,
     },
-    /// Print what happens by itself: its last tick and its next
+    /// Print the schedule with the last and the next tick of each line
     Schedule,
-    /// Make two verified demo accounts and print their passwords; refused on a deploy with https
+    /// Create two verified demo accounts and print their passwords; refused on a deploy with https
     Seed,
-    /// Delete what is old and done with, such as expired tokens and dead jobs
+    /// Delete old data that is no longer needed, such as expired tokens and dead jobs
     Purge(purge::Arguments),
-    /// Print all that is kept of one person, as JSON
+    /// Print all data that is stored about one person, as JSON
     Export { account: String },
 }
 
-/// How long a transaction of a task may work: nobody waits for it but the operator.
-const PATIENCE: Duration = Duration::from_hours(1);
+/// How long a transaction of a task may take. Only the operator waits for it.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_hours(1);
 
-/// What every command has: the environment, and how its result is wanted.
+/// The input of every command: the environment, and the format of its result.
 struct Task {
     env: Env,
     json: bool,
@@ -107,7 +107,7 @@ impl Task {
 }
 
 fn attach(config: &Database) -> anyhow::Result<Pool> {
-    Ok(Pool::attach(config, "admin", Limits::within(PATIENCE))?)
+    Ok(Pool::attach(config, "admin", Limits::within(TRANSACTION_TIMEOUT))?)
 }
 
 pub fn main() -> ExitCode {
@@ -122,10 +122,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs a command; false is a check's no.
+/// Runs a command. Returns false if a check fails.
 fn run(task: &Task, command: Command) -> anyhow::Result<bool> {
     let log = read(&task.env).map(|process| telemetry::start("admin", &process, Stream::Stderr));
-    // These work with any config, right or wrong.
+    // These commands work even with a wrong config.
     if !matches!(command, Command::Config { .. } | Command::Env | Command::Openapi | Command::Access | Command::Doctor) {
         log.as_ref().map_err(Problems::clone)?;
     }

@@ -1,14 +1,14 @@
-//! What an error of Postgres means.
+//! Classifies the errors of Postgres.
 
 use std::borrow::Cow;
 
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgDatabaseError;
 
-/// The server takes no writes.
+/// The code for a write to a read-only server.
 const READ_ONLY: &str = "25006";
 
-/// Whether the error means that Postgres is away, too slow or not the primary, so that trying again later can help.
+/// Whether the error means that Postgres is unavailable, too slow or not the primary, so that a retry can help.
 pub fn is_unavailable(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)
@@ -17,8 +17,9 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
-        // Classes 08 connection exception, 28 refused authorization, 3D no such database, 53 insufficient resources,
-        // 57 operator intervention, as a statement's time limit is; a transaction's and a lock's time limits.
+        // Classes: 08 connection exception, 28 invalid authorization, 3D no such database, 53 insufficient resources,
+        // 57 operator intervention, which includes a statement's time limit. Codes: the time limits of a transaction
+        // and a lock.
         _ => {
             let code = code(error).unwrap_or_default();
             ["08", "28", "3D", "53", "57"].contains(&code.get(..2).unwrap_or_default())
@@ -31,11 +32,11 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
 /// Whether a migration has changed a type under a prepared statement. On a new connection the same statement works.
 pub fn is_stale(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    // The code stands for many things, and the message may be translated.
+    // The code alone is ambiguous, and the message may be translated.
     error.is_some_and(|error| error.code() == "0A000" && error.routine() == Some("RevalidateCachedQuery"))
 }
 
-/// Whether the server takes no writes.
+/// Whether the error means that the server is read-only.
 pub(super) fn is_read_only(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| code == READ_ONLY)
 }

@@ -1,4 +1,4 @@
-//! Postgres: the data and the queue.
+//! Postgres stores the data and the queue.
 
 mod errors;
 mod migrations;
@@ -19,9 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use url::{Host, Url};
 
-use super::Waiting;
+use super::PendingCaller;
 use crate::config;
-use crate::lifecycle::{Lifecycle, Pulse};
+use crate::lifecycle::{Heartbeat, Lifecycle};
 use crate::telemetry::metrics::Metrics;
 
 pub use errors::{is_stale, is_unavailable};
@@ -29,58 +29,60 @@ pub use migrations::{migrator, pending_migrations};
 pub(crate) use purge::purge;
 pub use timestamp::Timestamp;
 
-/// How long a caller waits for a connection: less than a request's time, so that the answer is 503 and not silence.
+/// How long a caller waits for a connection. It is shorter than a request's time limit, so that the response is a 503
+/// in time.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a connection may take to show that it is still one: longer than a busy server takes, and short enough that
-/// who waits for it can still have another.
+/// How long a connection may take to answer a ping. It is longer than a busy server takes, and short enough that the
+/// waiting caller can still get another connection.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The same for the probes' connection, on which nothing else waits.
+/// The same for the probes' connection, which nothing else waits for.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long the probes try to connect, before they try again: a new primary is seen within two seconds.
+/// How long one attempt of the probes to connect may take. With this limit they notice a new primary within two seconds.
 const PROBE_ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1200);
 
-/// After how long in the pool a connection is asked whether it is still one: outages are longer.
-const RESTED: Duration = Duration::from_millis(100);
+/// How long a connection may be idle in the pool before it is pinged at its next use. Outages last longer than this.
+const PING_AFTER_IDLE: Duration = Duration::from_millis(100);
 
-/// How long after Postgres was seen not to answer connections are asked as they come back too: longer than any request
-/// or statement may hang on one.
-const DOUBT: Duration = Duration::from_mins(1);
+/// How long after a failure of Postgres every connection is pinged when it is taken and returned. It is longer than any
+/// request or statement may hang on a connection.
+const DOUBT_PERIOD: Duration = Duration::from_mins(1);
 
 /// The connections that one process holds.
 #[derive(Clone)]
 pub struct Pool {
     connections: PgPool,
-    /// Connections that are older than this beat are let go.
-    renewed: Pulse,
-    /// When Postgres was last seen not to answer.
-    doubted: Pulse,
-    /// Callers who wait for one.
+    /// Connections that are older than this beat are closed.
+    renewed: Heartbeat,
+    /// When Postgres last failed to answer.
+    doubted: Heartbeat,
+    /// Callers that wait for a connection.
     pending: Arc<AtomicUsize>,
     limits: Limits,
 }
 
-/// How long Postgres may work for a caller. A single statement has the role's limits, which `admin migrate` sets; a
-/// transaction sets its own, since a pooler in transaction mode lets a session keep none.
+/// Time limits of Postgres for a caller. A single statement has the role's limits, which `admin migrate` sets. A
+/// transaction sets its own limits, because sessions cannot keep settings behind a pooler in transaction mode.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub statement: Duration,
     pub lock: Duration,
-    /// How long a transaction may wait for its client: a client that vanished would keep what it locked.
+    /// How long a transaction may wait for its client. Otherwise a client that vanished would keep its locks.
     pub idle: Duration,
 }
 
 impl Limits {
-    /// The limits for a caller that is itself given up after a time, and hears of a slow statement before.
+    /// The limits for a caller that itself times out after `time`. A slow statement fails before that, so the caller
+    /// learns why.
     pub fn within(time: Duration) -> Self {
         Self { statement: time * 9 / 10, lock: time * 9 / 20, idle: time + Duration::from_secs(5) }
     }
 
     /// The settings by name, in milliseconds.
     pub fn settings(self) -> [(&'static str, u128); 3] {
-        // Zero would be none.
+        // Zero would mean no limit.
         let millis = |limit: Duration| limit.as_millis().max(1);
         [
             ("statement_timeout", millis(self.statement)),
@@ -91,20 +93,20 @@ impl Limits {
 }
 
 impl Pool {
-    /// Attaches Postgres; connects when the first query asks. `process` names the connections in `pg_stat_activity`, and
-    /// `limits` are those of its transactions.
+    /// Attaches Postgres. It connects at the first query. `process` names the connections in `pg_stat_activity`, and
+    /// `limits` apply to its transactions.
     ///
     /// # Errors
-    /// The URL is none of Postgres's, which the config has ruled out.
+    /// The URL is not a Postgres URL, which the config rules out.
     pub fn attach(config: &config::Database, process: &str, limits: Limits) -> sqlx::Result<Self> {
         let options = options(config, process)?;
         for unknown in &config.database_url.unknown {
-            warn!("DATABASE_URL has the parameter {unknown}, which means nothing here");
+            warn!("ignoring the unknown parameter {unknown} of DATABASE_URL");
         }
-        Ok(Self::new(config.database_pool_size.get(), options, Pulse::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT, limits))
+        Ok(Self::new(config.database_pool_size.get(), options, Heartbeat::default(), ACQUIRE_TIMEOUT, PING_TIMEOUT, limits))
     }
 
-    /// A connection for the probes alone: load on the pool must not make a process look ill.
+    /// A separate connection for the probes, so that load on the pool cannot fail them.
     pub fn for_probes(&self) -> Self {
         Self::new(1, self.connect_options().as_ref().clone(), self.renewed.clone(), PROBE_ACQUIRE_TIMEOUT, PROBE_TIMEOUT, self.limits)
     }
@@ -114,56 +116,58 @@ impl Pool {
         Self { limits, ..self.clone() }
     }
 
-    fn new(size: u32, options: PgConnectOptions, renewed: Pulse, acquire: Duration, limit: Duration, limits: Limits) -> Self {
-        let (before, after, doubted) = (renewed.clone(), renewed.clone(), Pulse::default());
+    fn new(size: u32, options: PgConnectOptions, renewed: Heartbeat, acquire: Duration, limit: Duration, limits: Limits) -> Self {
+        let (before, after, doubted) = (renewed.clone(), renewed.clone(), Heartbeat::default());
         let (doubt_before, doubt_after) = (doubted.clone(), doubted.clone());
         let pool = PgPoolOptions::new()
             .max_connections(size)
             .acquire_timeout(acquire)
-            // A question at each checkout would double the round trips. One that has rested may be broken, and is asked first.
+            // A ping at each checkout would double the round trips. Only a connection that was idle may be broken, so
+            // it is pinged.
             .test_before_acquire(false)
             .before_acquire(move |connection, meta| {
-                let (renewed, asked) = (before.clone(), meta.idle_for >= RESTED || doubt_before.age() < DOUBT);
+                let (renewed, asked) = (before.clone(), meta.idle_for >= PING_AFTER_IDLE || doubt_before.age() < DOUBT_PERIOD);
                 Box::pin(async move { Ok(meta.age < renewed.age() && (!asked || serves(connection, &renewed, limit).await)) })
             })
-            // The pool's own ping has no limit: behind a dead network it would keep the place for a quarter of an hour. Where
-            // there is reason to doubt, one with a limit comes first; the probes' connection is always doubted.
+            // The pool's own ping has no time limit. Behind a dead network it would occupy the connection's place for a
+            // quarter of an hour. So a ping with a limit comes first after a recent failure, and always on the probes'
+            // connection.
             .after_release(move |connection, meta| {
-                let (renewed, asked) = (after.clone(), limit == PROBE_TIMEOUT || doubt_after.age() < DOUBT);
+                let (renewed, asked) = (after.clone(), limit == PROBE_TIMEOUT || doubt_after.age() < DOUBT_PERIOD);
                 Box::pin(async move { Ok(meta.age < renewed.age() && (!asked || serves(connection, &renewed, limit).await)) })
             });
         Self { connections: pool.connect_lazy_with(options), renewed, doubted, pending: Arc::default(), limits }
     }
 
-    /// Notes that Postgres did not answer.
+    /// Records that Postgres did not answer.
     pub fn doubt(&self) {
         self.doubted.beat();
     }
 
-    /// Notes an error that tells something of the connections: where it is true of all, all are replaced.
+    /// Examines an error. If it affects every connection, all of them are replaced.
     pub fn note(&self, error: &sqlx::Error) {
         if errors::is_read_only(error) || is_stale(error) {
             self.replace();
         }
     }
 
-    /// Has every connection that there is by now replaced.
+    /// Replaces every existing connection.
     pub fn replace(&self) {
         self.doubted.beat();
         self.renewed.beat();
     }
 
-    /// The answer to a query that comes within a limit, but for one that has to connect first: giving up in the midst of
-    /// that, again and again, would never have a connection.
+    /// Runs a query with a time limit. It gets at least two seconds, because a query that always gave up while connecting
+    /// would never succeed.
     ///
     /// # Errors
-    /// The query's own, or that no answer came.
+    /// The query fails or times out.
     pub async fn within<T>(&self, limit: Duration, query: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
         let answer = timeout(limit.max(PING_TIMEOUT), query).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         answer.inspect_err(|error| self.note(error))
     }
 
-    /// Has the connections counted whenever the metrics are read.
+    /// Counts the connections whenever the metrics are read.
     pub fn count(&self, metrics: &Metrics) {
         let pool = self.clone();
         metrics.sample(move |metrics| {
@@ -172,7 +176,7 @@ impl Pool {
         });
     }
 
-    /// Follows the URL where it stands in a file.
+    /// Follows changes of the URL if it is in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Database) {
         let pool = self.clone();
         super::follow(lifecycle, "DATABASE_URL", config, |config| &config.database_url.text, move |config| pool.clone().renew(config));
@@ -184,7 +188,7 @@ impl Pool {
         options.connect().await?.close().await?;
         self.set_connect_options(options);
         self.renewed.beat();
-        // What is in use is let go when it comes back.
+        // Connections in use are closed when they are returned.
         while let Some(old) = self.try_acquire() {
             old.close().await?;
         }
@@ -194,12 +198,12 @@ impl Pool {
     /// Takes a connection for a request.
     ///
     /// # Errors
-    /// Postgres is away, or has no connection free.
+    /// Postgres is unavailable, or no connection became free in time.
     pub async fn acquire(&self) -> sqlx::Result<PoolConnection<Postgres>> {
         self.while_refused(|| self.connections.acquire()).await
     }
 
-    /// Begins a transaction, under the limits of this handle.
+    /// Begins a transaction with the limits of this handle.
     ///
     /// # Errors
     /// As [`Self::acquire`].
@@ -207,7 +211,7 @@ impl Pool {
         self.begin_as("BEGIN").await
     }
 
-    /// Begins a transaction that only reads, and sees one state of the data from its beginning to its end.
+    /// Begins a read-only transaction that sees one state of the data throughout.
     ///
     /// # Errors
     /// As [`Self::acquire`].
@@ -218,21 +222,22 @@ impl Pool {
     async fn begin_as(&self, begin: &str) -> sqlx::Result<Transaction<'static, Postgres>> {
         let mut statements = begin.to_owned();
         for (name, millis) in self.limits.settings() {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(statements, "; SET LOCAL {name} = {millis}");
         }
-        // One round trip for all.
+        // All statements in one round trip.
         self.while_refused(|| self.connections.begin_with(AssertSqlSafe(statements.clone()))).await
     }
 
-    /// Tries again while a password is refused, for as long as a caller waits: the file that holds it may be about to change.
+    /// Retries while the password is refused, for as long as a caller waits, because the password's file may be about
+    /// to change.
     async fn while_refused<T, F: Future<Output = sqlx::Result<T>>>(&self, take: impl Fn() -> F) -> sqlx::Result<T> {
-        let _waiting = Waiting::new(&self.pending);
+        let _waiting = PendingCaller::new(&self.pending);
         let started = Instant::now();
         loop {
-            // Boxed, or every request would carry the 4 KB that connecting takes, from its beginning to its end.
+            // Boxed, because otherwise every request's future would include the 4 KB of connecting.
             match Box::pin(take()).await {
-                // Class 28: refused authorization.
+                // Class 28: invalid authorization.
                 Err(sqlx::Error::Database(e))
                     if e.code().is_some_and(|code| code.starts_with("28")) && started.elapsed() < ACQUIRE_TIMEOUT =>
                 {
@@ -252,9 +257,9 @@ impl Deref for Pool {
     }
 }
 
-/// Whether a connection answers, and takes writes: after a failover the old primary may be reachable still. One that does
-/// not is seldom alone, and the others of its age are let go too.
-async fn serves(connection: &mut PgConnection, renewed: &Pulse, limit: Duration) -> bool {
+/// Whether a connection answers and accepts writes. After a failover the old primary may still be reachable. If one
+/// connection fails this, the others of its age probably fail too, so they are closed as well.
+async fn serves(connection: &mut PgConnection, renewed: &Heartbeat, limit: Duration) -> bool {
     match timeout(limit, is_read_only(connection)).await {
         Ok(Ok(false)) => true,
         Ok(Err(_)) => false,
@@ -263,7 +268,7 @@ async fn serves(connection: &mut PgConnection, renewed: &Pulse, limit: Duration)
             false
         }
         Err(_) => {
-            // The probes' own is given up too soon to tell of the others.
+            // The probes' connection times out too soon to conclude anything about the others.
             if limit > PROBE_TIMEOUT {
                 renewed.beat();
             }
@@ -272,17 +277,17 @@ async fn serves(connection: &mut PgConnection, renewed: &Pulse, limit: Duration)
     }
 }
 
-/// Whether the server takes no writes: it is a standby, or was told so.
+/// Whether the server is read-only: it is a standby or is configured so.
 ///
 /// # Errors
-/// Postgres does not answer.
+/// Postgres is unavailable.
 pub async fn is_read_only(connection: &mut PgConnection) -> sqlx::Result<bool> {
-    // By the simple protocol, which prepares nothing.
+    // The simple protocol, which prepares no statement.
     let row = sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection).await?;
     Ok(row.try_get::<&str, _>(0)? == "on")
 }
 
-/// How to connect: what the URL says, and nothing from elsewhere.
+/// The options to connect with. They come from the URL alone.
 ///
 /// # Errors
 /// As [`Pool::attach`].
@@ -295,7 +300,7 @@ pub fn options(config: &config::Database, process: &str) -> sqlx::Result<PgConne
     } else if let Some(ip) = url.host_str().and_then(|host| host.strip_prefix('[')?.strip_suffix(']')) {
         options = options.host(ip);
     }
-    // What the URL leaves out must not come from `PG*` variables or ~/.pgpass: the config alone decides.
+    // The URL's missing parts must not come from `PG*` variables or ~/.pgpass, because the config alone decides.
     if url.password().is_none() && !said("password") {
         options = options.password("");
     }

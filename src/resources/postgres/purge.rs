@@ -1,10 +1,10 @@
-//! Deleting old rows, in batches.
+//! Deletes old rows in batches.
 
-/// Makes a function that deletes the rows whose column lies before a time, at most so many of them, and says how many there
-/// were; without a limit it only counts them. What is changed by others meanwhile stays.
+/// Defines a function that deletes at most `limit` rows whose column is before a time, and returns how many it found.
+/// Without a limit it only counts them. Rows that another transaction changes meanwhile stay.
 macro_rules! purge {
     ($name:ident, $table:literal, $column:literal) => {
-        #[doc = concat!("Deletes old rows of `", $table, "`, as [`crate::resources::postgres::purge`] says.")]
+        #[doc = concat!("Deletes old rows of `", $table, "`, as described at [`crate::resources::postgres::purge`].")]
         pub fn $name(
             connection: &mut sqlx::PgConnection,
             before: $crate::resources::postgres::Timestamp,

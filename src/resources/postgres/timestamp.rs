@@ -1,10 +1,10 @@
-//! A time in Postgres.
+//! Converts times between Postgres and the API.
 
 use jiff_sqlx::ToSqlx;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A time as Postgres keeps it, to the microsecond, and as the API writes it (RFC 3339, in UTC).
+/// A time as Postgres stores it, to the microsecond. The API writes it in RFC 3339, in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(from = "jiff::Timestamp", into = "jiff::Timestamp")]
 #[sqlx(transparent)]

@@ -19,17 +19,17 @@ async fn problem_with(variable: &str, url: &str) -> String {
 #[tokio::test]
 async fn unusable_url_error_names_the_remedy() {
     for (variable, url, expected) in [
-        ("DATABASE_URL", "postgres://u:p@host/name?sslmode=no-verify", "sslmode that is none of disable"),
-        ("DATABASE_URL", "postgres://u:sek#ret@host/name", "written %23"),
+        ("DATABASE_URL", "postgres://u:p@host/name?sslmode=no-verify", "sslmode that is not one of disable"),
+        ("DATABASE_URL", "postgres://u:sek#ret@host/name", "write it as %23"),
         ("DATABASE_URL", "postgres://u:p@one,two/name", "several hosts: name one"),
         ("DATABASE_URL", "postgres://u:p@one:5432,two:5432/name", "several hosts: name one"),
-        ("DATABASE_URL", "postgres://u:p@host/name/", "`/` behind the database's name"),
-        ("DATABASE_URL", "postgres://u:p@host/name?channel_binding=require", "asks for channel_binding"),
-        ("DATABASE_URL", "postgres://u:p@host/name?gssencmode=require", "asks for gssencmode"),
+        ("DATABASE_URL", "postgres://u:p@host/name/", "`/` after the database's name"),
+        ("DATABASE_URL", "postgres://u:p@host/name?channel_binding=require", "requires channel_binding"),
+        ("DATABASE_URL", "postgres://u:p@host/name?gssencmode=require", "requires gssencmode"),
         ("DATABASE_URL", "mysql://u:p@host/name", "must be a URL such as postgres://"),
-        ("SMTP_URL", "smtp://host?tls=maybe", "tls that is none of"),
+        ("SMTP_URL", "smtp://host?tls=maybe", "tls that is not one of"),
         ("SMTP_URL", "smtps://host?tls=none", "leave tls out"),
-        ("SMTP_URL", "smtp://user@host", "a user and no password"),
+        ("SMTP_URL", "smtp://user@host", "a user but no password"),
         ("SMTP_URL", "smtp://host?timeout=5", "parameter timeout"),
         ("REDIS_URL", "http://host", "must be a URL such as redis://"),
     ] {
@@ -124,7 +124,7 @@ async fn unreachable_resource_urls_are_never_logged() {
         }
         for program in ["web", "worker", "clock"] {
             let mut process = deploy.start(program);
-            process.says(if program == "clock" { "the schedule waits" } else { "not ready: postgres" }).await;
+            process.says(if program == "clock" { "cannot check the schedule" } else { "not ready: postgres" }).await;
             process.terminate().await;
             printed.extend([process.lines(), process.errors()].concat());
         }

@@ -57,7 +57,7 @@ async fn refused_address_bounces_without_dead_job() {
     ada.sign_up().await;
     let end = worker.logged("its end", |line| line["job_kind"] == "send_verification" && line["run_ms"].is_number()).await;
     assert_eq!((&end["outcome"], &end["attempt"]), (&json!("done"), &json!(1)), "{end}");
-    let warning = worker.says("refused for good").await;
+    let warning = worker.says("permanently refused").await;
     assert!(warning["message"].as_str().unwrap().contains("550") && !warning.to_string().contains("refuse.example"), "{warning}");
     assert_eq!(count(&deploy, "jobs").await, 0);
     let shown = async |email: &str| {

@@ -129,7 +129,7 @@ async fn token_needs_verified_address_and_known_scopes() {
     assert!(unknown["errors"][0]["detail"].as_str().unwrap().contains("tokens:read, tokens:write"), "{unknown}");
     let read = token(&ada, &["tokens:read"]).await;
     ada.post("/password-resets", json!({ "email": ada.email })).await;
-    let link = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let link = deploy.mail.to(&ada.email, "Set a new password").await.token();
     let reset = json!({ "token": link, "password": "another password altogether" });
     assert_eq!(ada.post("/password-resets/redeem", reset).await.status(), 204);
     problem(with(&web, &read, Method::GET, "/tokens").await, 401, "unauthenticated").await;

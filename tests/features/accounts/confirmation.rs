@@ -112,7 +112,7 @@ async fn new_token_and_deletion_send_notices() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
     assert_eq!(ask(&ada, requests()[1].clone()).await.status(), 201);
-    deploy.mail.to(&ada.email, "An API token was made").await;
+    deploy.mail.to(&ada.email, "An API token was created").await;
     assert_eq!(ask(&ada, requests()[2].clone()).await.status(), 204);
     deploy.mail.to(&ada.email, "Your account was deleted").await;
 }

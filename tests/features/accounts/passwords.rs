@@ -93,7 +93,7 @@ async fn easy_passwords_are_rejected_everywhere() {
     ada.log_in().await;
     let change = async |new: &str| ada.post("/account/password", json!({ "old": PASSWORD, "new": new })).await;
     ada.request_reset().await;
-    let token = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let token = deploy.mail.to(&ada.email, "Set a new password").await.token();
     for password in easy {
         problem(change(password).await, 422, "invalid-input").await;
         let reset = json!({ "token": token, "password": password });

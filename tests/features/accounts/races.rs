@@ -111,7 +111,7 @@ async fn concurrent_resets_use_a_link_once() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;
     ada.request_reset().await;
-    let token = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let token = deploy.mail.to(&ada.email, "Set a new password").await.token();
     let mut connection = deploy.database().await;
     let held = lock_row(&mut connection, &ada).await;
     let reset =

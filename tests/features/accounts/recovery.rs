@@ -41,7 +41,7 @@ async fn password_reset_by_mail_ends_every_session() {
     assert_eq!((known.status().as_u16(), unknown.status().as_u16()), (202, 202));
     assert_eq!(known.text().await.unwrap(), unknown.text().await.unwrap());
 
-    let token = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let token = deploy.mail.to(&ada.email, "Set a new password").await.token();
     let redeem = async |password: &str| ada.post("/password-resets/redeem", json!({ "token": token, "password": password })).await;
     problem(redeem("short").await, 422, "invalid-input").await;
     assert_eq!(redeem(NEW_PASSWORD).await.status(), 204);
@@ -60,7 +60,7 @@ async fn reset_page_explains_rejected_passwords() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::unverified(&web).await;
     ada.post("/password-resets", json!({ "email": ada.email })).await;
-    let mail = deploy.mail.to(&ada.email, "Set another password").await;
+    let mail = deploy.mail.to(&ada.email, "Set a new password").await;
     assert!(mail.text.contains("http://localhost:8080/reset?token="), "{}", mail.text);
     let token = mail.token();
     let page = web.get(&format!("/reset?token={token}")).await.text().await.unwrap();
@@ -255,7 +255,7 @@ async fn address_change_takes_effect_once_verified() {
     let new = format!("{}@example.org", Uuid::new_v4().simple());
     let me: Value = ada.patch("/account", json!({ "email": new })).await.json().await.unwrap();
     assert_eq!((&me["email"], &me["new_email"]), (&json!(ada.email), &json!(new)));
-    deploy.mail.to(&ada.email, "Another address was asked for").await;
+    deploy.mail.to(&ada.email, "Email address change requested").await;
     let token = deploy.mail.to(&new, "Did you sign up?").await.token();
     assert_eq!(ada.log_in().await.status(), 200, "until then the old address counts");
     assert_eq!(ada.redeem(&token).await.status(), 204);

@@ -25,7 +25,7 @@ async fn hijacked_account(deploy: &Deploy, web: &Web) -> (Person, Person, String
     let session = Person { email: ada.email.clone(), ..Person::stranger(web) };
     session.log_in().await;
     assert_eq!(session.patch("/account", json!({ "email": thief })).await.status(), 200);
-    let undo = deploy.mail.to(&ada.email, "Another address was asked for").await;
+    let undo = deploy.mail.to(&ada.email, "Email address change requested").await;
     assert!(undo.text.contains("http://localhost:8080/undo?token="), "{}", undo.text);
     let verify = deploy.mail.to(&thief, "Did you sign up?").await;
     assert_eq!(session.redeem(&verify.token()).await.status(), 204);
@@ -47,7 +47,7 @@ async fn undo_restores_the_old_address() {
     let token = json!({ "name": "for later", "scopes": ["tokens:read"], "expires_in_days": 366 });
     let minted: Value = thief.post("/tokens", token).await.json().await.unwrap();
     assert_eq!(thief.patch("/account", json!({ "email": format!("2{}", thief.email) })).await.status(), 200);
-    deploy.mail.to(&thief.email, "Another address was asked for").await;
+    deploy.mail.to(&thief.email, "Email address change requested").await;
     let theirs = deploy.mail.to(&format!("2{}", thief.email), "Did you sign up?").await.token();
 
     assert_eq!(ada.post("/email-changes/undo", json!({ "token": undo })).await.status(), 204);
@@ -60,7 +60,7 @@ async fn undo_restores_the_old_address() {
     }
     let redeem = json!({ "token": theirs, "password": NEW_PASSWORD });
     problem(ada.post("/email-verifications/redeem", redeem).await, 422, "invalid-token").await;
-    let reset = deploy.mail.to(&ada.email, "Set another password").await.token();
+    let reset = deploy.mail.to(&ada.email, "Set a new password").await.token();
     let reset = json!({ "token": reset, "password": "seven purple lanterns drift" });
     assert_eq!(ada.post("/password-resets/redeem", reset).await.status(), 204);
     let me = ada.post("/session", json!({ "email": ada.email, "password": "seven purple lanterns drift" })).await;
@@ -95,7 +95,7 @@ async fn undo_mail_survives_ending_all_sessions() {
     assert_eq!(ada.post("/account/password", json!({ "old": PASSWORD, "new": NEW_PASSWORD })).await.status(), 204);
     assert_eq!(ada.delete("/account/sessions").await.status(), 204);
     let _worker = deploy.start("worker");
-    let undo = deploy.mail.to(&ada.email, "Another address was asked for").await.token();
+    let undo = deploy.mail.to(&ada.email, "Email address change requested").await.token();
     assert_eq!(ada.post("/email-changes/undo", json!({ "token": undo })).await.status(), 204);
 }
 
@@ -110,8 +110,8 @@ async fn undo_page_changes_nothing_until_submitted() {
     let stranger = Person::stranger(&web);
     let pressed = stranger.press(&web, "/undo", &[("token", &undo)]).await;
     assert_eq!((pressed.status().as_u16(), pressed.headers()["location"].to_str().unwrap()), (303, "/undo?done"));
-    assert!(web.get("/undo?done").await.text().await.unwrap().contains("as it was"));
-    deploy.mail.to(&ada.email, "Set another password").await;
+    assert!(web.get("/undo?done").await.text().await.unwrap().contains("address is back"));
+    deploy.mail.to(&ada.email, "Set a new password").await;
     assert!(stranger.press(&web, "/undo", &[("token", &undo)]).await.text().await.unwrap().contains("was used already"));
 }
 
@@ -122,10 +122,10 @@ async fn undo_cancels_an_unverified_address_change() {
     let ada = Person::verified(&deploy, &web).await;
     ada.patch("/account", json!({ "email": "eve@example.org" })).await;
     let verify = deploy.mail.to("eve@example.org", "Did you sign up?").await.token();
-    let undo = deploy.mail.to(&ada.email, "Another address was asked for").await.token();
+    let undo = deploy.mail.to(&ada.email, "Email address change requested").await.token();
     assert_eq!(ada.post("/email-changes/undo", json!({ "token": undo })).await.status(), 204);
     problem(ada.redeem(&verify).await, 422, "invalid-token").await;
-    deploy.mail.to(&ada.email, "Set another password").await;
+    deploy.mail.to(&ada.email, "Set a new password").await;
 }
 
 #[tokio::test]

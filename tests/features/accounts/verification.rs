@@ -12,7 +12,7 @@ async fn address_owner_cannot_verify_strangers_account() {
     // Eve signs up with another person's address, and knows the password.
     let eve = Person::unverified(&web).await;
     let mail = deploy.mail.to(&eve.email, "Did you sign up?").await;
-    assert!(mail.text.contains("If it was not you, do nothing"), "{}", mail.text);
+    assert!(mail.text.contains("If it was not you, ignore this mail"), "{}", mail.text);
     let owner = Person::stranger(&web);
     let page = web.get(&format!("/verify?token={}", mail.token())).await.text().await.unwrap();
     assert!(page.contains("Did you sign up?") && page.contains("type=\"password\""), "{page}");
@@ -30,7 +30,7 @@ async fn address_owner_cannot_verify_strangers_account() {
 
     // The owner takes over the account by a reset, which ends Eve's session and password.
     owner.post("/password-resets", json!({ "email": eve.email })).await;
-    let reset = deploy.mail.to(&eve.email, "Set another password").await.token();
+    let reset = deploy.mail.to(&eve.email, "Set a new password").await.token();
     let reset = json!({ "token": reset, "password": "seven purple lanterns drift" });
     assert_eq!(owner.post("/password-resets/redeem", reset).await.status(), 204);
     assert_eq!((eve.get("/session").await.status().as_u16(), eve.log_in().await.status().as_u16()), (401, 401));

@@ -57,7 +57,7 @@ async fn old_format_jobs_are_run() {
         sqlx::query(insert).bind(kind).bind(payload).bind(attempts).execute(&mut database).await.unwrap();
     }
     let worker = deploy.start("worker");
-    for subject in ["Set another password", "You have an account already", "Another address was asked for", "Your password was changed"] {
+    for subject in ["Set a new password", "You have an account already", "Email address change requested", "Your password was changed"] {
         deploy.mail.to(&ada.email, subject).await;
     }
     let token = deploy.mail.to(&eve.email, "Did you sign up?").await.token();
