@@ -20,15 +20,12 @@ use super::lease::Leases;
 use super::queue::{Claimed, Wanted};
 use super::{CHANNEL, FIRST_CHECK_DELAY, Registry, Resources, queue};
 use crate::lifecycle::Heartbeat;
-use crate::resources::postgres::{self, Pool};
+use crate::resources::postgres::{self, Pool, RECONNECT_TIMEOUT};
 use crate::telemetry::metrics::Metrics;
 
 /// How often a worker looks for due jobs if no notification wakes it. A due job may wait one second, and this is half
 /// of it.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How long one attempt to connect may take. With this limit a worker claims within two seconds of Postgres's return.
-const RECONNECT_TIMEOUT: Duration = Duration::from_millis(1200);
 
 /// How long a claim waits for more free slots than one.
 const SLOTS_PAUSE: Duration = Duration::from_millis(1);

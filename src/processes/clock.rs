@@ -15,7 +15,7 @@ use crate::http::server::{listen, serve};
 use crate::jobs::schedule::Schedule;
 use crate::jobs::{Notifier, queue};
 use crate::lifecycle::{self, Heartbeat, Lifecycle};
-use crate::resources::postgres::{self, Limits, Pool};
+use crate::resources::postgres::{self, Limits, Pool, RECONNECT_TIMEOUT};
 use crate::telemetry::metrics::Metrics;
 
 /// How often the clock checks the schedule. A tick's job is at most this late.
@@ -82,7 +82,7 @@ impl Clock {
                 () = soft.cancelled() => return Ok(()),
                 _ = check.tick() => {}
             }
-            match self.tick_all().await {
+            match self.tick_all(unavailable).await {
                 Ok(()) => {
                     self.looks.beat();
                     self.metrics.looked();
@@ -99,8 +99,11 @@ impl Clock {
         }
     }
 
-    /// Checks every schedule. One that fails does not delay the others.
-    async fn tick_all(&self) -> anyhow::Result<()> {
+    /// Checks every schedule. One that fails does not delay the others. With `reconnect` it first makes sure of a connection.
+    async fn tick_all(&self, reconnect: bool) -> anyhow::Result<()> {
+        if reconnect {
+            drop(timeout(RECONNECT_TIMEOUT, self.postgres.acquire()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?);
+        }
         let mut result = Ok(());
         for schedule in &self.schedules {
             let tick = timeout(SCHEDULE_TIMEOUT, schedule.tick(&self.postgres, &self.metrics));

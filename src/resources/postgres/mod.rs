@@ -40,8 +40,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for the probes' connection, which nothing else waits for.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long one attempt of the probes to connect may take. With this limit they notice a new primary within two seconds.
-const PROBE_ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1200);
+/// How long one attempt to connect takes at most for a caller that tries again: a process is ready within two seconds of
+/// Postgres's return, although the attempt before was to a server that is gone.
+pub const RECONNECT_TIMEOUT: Duration = Duration::from_millis(1200);
 
 /// How long a connection may be idle in the pool before it is pinged at its next use. Outages last longer than this.
 const PING_AFTER_IDLE: Duration = Duration::from_millis(100);
@@ -108,7 +109,7 @@ impl Pool {
 
     /// A separate connection for the probes, so that load on the pool cannot fail them.
     pub fn for_probes(&self) -> Self {
-        Self::new(1, self.connect_options().as_ref().clone(), self.renewed.clone(), PROBE_ACQUIRE_TIMEOUT, PROBE_TIMEOUT, self.limits)
+        Self::new(1, self.connect_options().as_ref().clone(), self.renewed.clone(), RECONNECT_TIMEOUT, PROBE_TIMEOUT, self.limits)
     }
 
     /// The same connections, with other limits for transactions.
