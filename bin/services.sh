@@ -258,11 +258,27 @@ start_pgbouncer() {
     until ! is_free "$port"; do kill -0 "$launched" 2>/dev/null || die "PgBouncer ended: $(tail -n 5 "$run/pgbouncer.log")"; sleep 0.1; done
 }
 
+# start_store PORT: an object store with its objects in $run/store, on any port where that one is taken; its address is then in $store_url.
+start_store() {
+    local programs log=$run/store.log
+    cargo build --locked --quiet --example s3
+    programs=$(target_directory)/debug
+    : >"$log"
+    launch INT "$programs/examples/s3" "$PWD/$run/store" "127.0.0.1:$1" >>"$log" 2>&1
+    until grep -q '^keeps objects at' "$log"; do
+        kill -0 "$launched" 2>/dev/null || die "the object store ended: $(cat "$log")"
+        sleep 0.1
+    done
+    # shellcheck disable=SC2034 # for the script that sources this
+    store_url=$(sed -n 's/^keeps objects at //p' "$log")
+}
+
 # Throw-away servers for tests, and where these find them.
 start_for_tests() {
     start_postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off -c max_connections=500
     start_redis --save '' --databases 1000
-    export SERVER_URL=$postgres_url TEST_REDIS_URL=$redis_url
+    start_store 0
+    export SERVER_URL=$postgres_url TEST_REDIS_URL=$redis_url TEST_STORE_URL=$store_url
 }
 
 # take_config FILE: from here on the environment is what a release's config says, and nothing else; no command line shows it.

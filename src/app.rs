@@ -20,6 +20,7 @@ use crate::config::PublicUrl;
 use crate::jobs::schedule::Schedule;
 use crate::jobs::{EnqueueError, Notifier, Registry};
 use crate::resources::postgres::{self, Pool};
+use crate::resources::storage::Storage;
 
 /// What handlers reach, cheap to clone.
 #[derive(Clone)]
@@ -28,6 +29,8 @@ pub struct App(Arc<Parts>);
 /// The attached resources, and what is passed in instead of being global.
 pub struct Parts {
     pub postgres: Pool,
+    /// None where `STORAGE_URL` is unset.
+    pub storage: Option<Storage>,
     pub sessions: Sessions,
     pub passwords: Passwords,
     /// Wakes the workers after a commit that enqueued something.

@@ -13,15 +13,17 @@ mod database_url;
 mod reading;
 mod settings;
 mod smtp_url;
+mod storage_url;
 
 pub use database_url::DatabaseUrl;
 pub use reading::{Env, Problems, Section, Setting, Variable, read};
 use reading::{group, section};
 pub use settings::{
     CertificateFile, Endpoint, Exporter, Lasting, Lease, LogFilter, LogFormat, Names, Origins, Protocol, PublicUrl, RedisUrl, Sampler,
-    Share,
+    Share, Size,
 };
 pub use smtp_url::{SmtpServer, SmtpTls, SmtpUrl};
+pub use storage_url::{Scheme, StorageUrl};
 
 section! {
     /// What every long-running process type reads.
@@ -108,6 +110,46 @@ section! {
 }
 
 section! {
+    /// The object store that keeps the files.
+    pub struct Storage {
+        /// Object store: `s3://bucket` or `s3://bucket/prefix`; unset turns files off
+        storage_url: Option<StorageUrl>,
+        /// Address at which people reach the object store, where it is another than the programs': `https://files.example.com`
+        storage_public_url: Option<Endpoint>,
+        /// Address of the object store where it is not Amazon's: `https://fly.storage.tigris.dev`
+        aws_endpoint_url_s3: Option<Endpoint>,
+        /// Region of the bucket
+        aws_region: String = "us-east-1",
+        /// Name of the key for the object store; unset asks the platform for the credentials of this workload
+        aws_access_key_id: Option<SecretString>,
+        /// The key for the object store
+        aws_secret_access_key: Option<SecretString>,
+        /// Token of a key that lasts for a while
+        aws_session_token: Option<SecretString>,
+        /// Role that this workload takes on at Amazon; platforms with workload identity set it
+        aws_role_arn: Option<String>,
+        /// File that holds this workload's identity, and is read again as it changes; platforms with workload identity set it
+        aws_web_identity_token_file: Option<String>,
+        /// Where a container asks for its credentials; Amazon ECS sets it
+        aws_container_credentials_relative_uri: Option<String>,
+        /// Where a container asks for its credentials; Amazon EKS sets it
+        aws_container_credentials_full_uri: Option<Endpoint>,
+        /// File that holds what a container asks with; Amazon EKS sets it
+        aws_container_authorization_token_file: Option<String>,
+        /// File with the key of a service account at Google, for `gs://bucket`; unset asks the platform for this workload's credentials
+        google_application_credentials: Option<String>,
+        /// Storage account at Azure, for `az://container`
+        azure_storage_account_name: Option<String>,
+        /// Key of the storage account at Azure
+        azure_storage_account_key: Option<SecretString>,
+        /// Size of the largest file, at most 48GiB
+        file_size_limit: Size = "100MiB",
+        /// What the files of one account may take together
+        file_quota: Size = "1GiB",
+    }
+}
+
+section! {
     /// How people reach this deploy.
     pub struct Site {
         /// Canonical address of this deploy, for links, cookies and the origin check: `https://example.com`; `https` makes cookies `Secure`
@@ -157,12 +199,12 @@ section! {
 
 group! {
     /// What `web` reads.
-    pub struct Web { database: Database, redis: Redis, site: Site, http: Http }
+    pub struct Web { database: Database, redis: Redis, storage: Storage, site: Site, http: Http }
 }
 
 group! {
     /// What `worker` reads.
-    pub struct Worker { database: Database, redis: Redis, smtp: Smtp, site: Site, jobs: Jobs }
+    pub struct Worker { database: Database, redis: Redis, storage: Storage, smtp: Smtp, site: Site, jobs: Jobs }
 }
 
 group! {

@@ -94,7 +94,7 @@ impl Env {
 
     /// Whether a secret may stand in a file, which can change while the process runs.
     pub fn names_files(&self) -> bool {
-        self.0.keys().any(|name| name.ends_with("_FILE") && name != "SSL_CERT_FILE")
+        self.0.keys().any(|name| name.ends_with("_FILE") && name != "SSL_CERT_FILE" && !name.ends_with("_TOKEN_FILE"))
     }
 
     fn get(&self, name: &str) -> Result<Option<String>, String> {

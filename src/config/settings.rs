@@ -15,6 +15,10 @@ use super::Setting;
 #[derive(Debug, Clone)]
 pub struct LogFilter(pub Targets);
 
+/// A number of bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Size(pub u64);
+
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -150,6 +154,25 @@ impl Setting for Duration {
             .filter(|millis| *millis <= 100 * 366 * 86_400_000)
             .map(Duration::from_millis)
             .ok_or_else(|| "must be a duration such as 250ms, 30s, 5m, 12h or 14d".to_owned())
+    }
+}
+
+impl Setting for Size {
+    fn parse(text: &str) -> Result<Self, String> {
+        let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(unit);
+        let shift = match unit {
+            "B" => Some(0),
+            "KiB" => Some(10),
+            "MiB" => Some(20),
+            "GiB" => Some(30),
+            "TiB" => Some(40),
+            _ => None,
+        };
+        let bytes = number.parse::<u64>().ok().zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+        // What Postgres can count.
+        let bytes = bytes.filter(|bytes| (1..=1 << 60).contains(bytes));
+        bytes.map(Self).ok_or_else(|| "must be a size such as 512KiB, 100MiB or 1GiB".to_owned())
     }
 }
 

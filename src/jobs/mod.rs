@@ -25,6 +25,7 @@ use crate::config::PublicUrl;
 use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::{self, Mailer};
+use crate::resources::storage::Storage;
 
 pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};
 
@@ -101,6 +102,8 @@ impl<E: Into<anyhow::Error>> From<E> for JobError {
 pub struct Resources {
     pub postgres: Pool,
     pub redis: Redis,
+    /// None where `STORAGE_URL` is unset.
+    pub storage: Option<Storage>,
     pub mailer: Mailer,
     pub site: PublicUrl,
     pub notifier: Notifier,

@@ -27,6 +27,7 @@ use crate::lifecycle::{self, Lifecycle};
 use crate::release::Release;
 use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
+use crate::resources::storage::Storage;
 
 /// How many passwords are hashed at a time where nothing else is set. A container may see all cores of its machine, and
 /// has little of its memory.
@@ -44,6 +45,8 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     let redis = Redis::attach(&config.redis)?;
     redis.follow(lifecycle, &config.redis);
     redis.count(&lifecycle.metrics);
+    let storage = Storage::attach(&config.storage, Some(&lifecycle.metrics))?;
+    storage.iter().for_each(|storage| storage.follow(lifecycle, &config.storage));
     let (http, site) = (config.http, config.site.public_url);
     #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
     let now = Timestamp::now;
@@ -63,7 +66,8 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let at_a_time = http.hash_concurrency.map_or(cores.min(HASHES), |number| number.get() as usize);
     let passwords = Passwords::new(at_a_time, &site)?;
-    let app = Parts { postgres: postgres.clone(), sessions, passwords, notifier, features: FEATURES, site: site.clone(), now }.into();
+    let app =
+        Parts { postgres: postgres.clone(), storage, sessions, passwords, notifier, features: FEATURES, site: site.clone(), now }.into();
 
     // Before the first check: a client that reads that it is ready must reach it.
     let listener = listen("web", http.port).await?;

@@ -14,6 +14,7 @@ use crate::lifecycle::{self, Lifecycle, Pulse};
 use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
+use crate::resources::storage::Storage;
 
 /// A worker is not ready when it has claimed nothing, not even an empty batch, for this long.
 const CLAIMS_STALL: Duration = Duration::from_secs(5);
@@ -39,6 +40,8 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     let redis = Redis::attach(&config.redis)?;
     redis.follow(lifecycle, &config.redis);
     redis.count(&lifecycle.metrics);
+    let storage = Storage::attach(&config.storage, Some(&lifecycle.metrics))?;
+    storage.iter().for_each(|storage| storage.follow(lifecycle, &config.storage));
     let site = config.site.public_url;
     let mut mailer = Mailer::attach(&config.smtp, site.host());
     mailer.count(&lifecycle.metrics);
@@ -55,7 +58,7 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     let kinds = registry.choose(config.jobs.worker_kinds.as_ref().map(|names| names.0.as_slice()));
     let kinds = kinds.map_err(|problem| Problems::of("WORKER_KINDS", problem))?;
     let concurrency = config.jobs.worker_concurrency.get() as usize;
-    let resources = Resources { postgres, redis, mailer, site, notifier };
+    let resources = Resources { postgres, redis, storage, mailer, site, notifier };
     let runner =
         Runner { registry, kinds, resources, concurrency, lease: config.jobs.job_lease.0, claims, metrics: lifecycle.metrics.clone() };
     lifecycle.spawn("runner", runner.run(lifecycle.soft.clone(), lifecycle.hard.clone()));

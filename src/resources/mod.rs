@@ -6,6 +6,7 @@
 pub mod postgres;
 pub mod redis;
 pub mod smtp;
+pub mod storage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,13 +41,13 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long a resource may take to show that what is new works.
 const RENEW: Duration = Duration::from_secs(5);
 
-/// Registers a task that reads a section again, if this deploy has secrets in files: when `secret` has changed, `renew`
+/// Registers a task that reads a section again, if this deploy has secrets in files: when one of `secrets` has changed, `renew`
 /// gets the section, again and again until it succeeds, since the file and the resource never change at the same moment.
 fn follow<S, F>(
     lifecycle: &mut Lifecycle,
     name: &'static str,
     current: &S,
-    secret: fn(&S) -> &SecretString,
+    secrets: fn(&S) -> Vec<&SecretString>,
     renew: impl Fn(S) -> F + Send + 'static,
 ) where
     S: Section + Send + 'static,
@@ -56,7 +57,8 @@ fn follow<S, F>(
         return;
     }
     let (env, soft) = (lifecycle.env.clone(), lifecycle.soft.clone());
-    let mut known = secret(current).clone();
+    let all = move |section: &S| secrets(section).into_iter().cloned().collect::<Vec<_>>();
+    let mut known = all(current);
     let mut told = false;
     lifecycle.spawn(name, async move {
         loop {
@@ -66,8 +68,8 @@ fn follow<S, F>(
             }
             // A file that is being written may be empty or cut short: what is known stays good until a whole one is there.
             let Ok(section) = config::read::<S>(&env) else { continue };
-            let new = secret(&section).clone();
-            if new.expose_secret() == known.expose_secret() {
+            let new = all(&section);
+            if new.iter().map(ExposeSecret::expose_secret).eq(known.iter().map(ExposeSecret::expose_secret)) {
                 continue;
             }
             let renewed = tokio::select! {

@@ -118,7 +118,7 @@ impl Redis {
     /// Follows the URL where it stands in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Redis) {
         let redis = self.clone();
-        super::follow(lifecycle, "REDIS_URL", config, |config| &config.redis_url.0, move |config| redis.clone().renew(config));
+        super::follow(lifecycle, "REDIS_URL", config, |config| vec![&config.redis_url.0], move |config| redis.clone().renew(config));
     }
 
     async fn renew(self, config: config::Redis) -> anyhow::Result<()> {

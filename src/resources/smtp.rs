@@ -112,7 +112,7 @@ impl Mailer {
     /// Follows the URL where it stands in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Smtp) {
         let mailer = self.clone();
-        super::follow(lifecycle, "SMTP_URL", config, |config| &config.smtp_url.text, move |config| mailer.clone().renew(config));
+        super::follow(lifecycle, "SMTP_URL", config, |config| vec![&config.smtp_url.text], move |config| mailer.clone().renew(config));
     }
 
     async fn renew(self, config: config::Smtp) -> anyhow::Result<()> {

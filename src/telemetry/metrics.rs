@@ -24,6 +24,9 @@ const REQUEST_SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 /// Upper ends of the buckets for what a job takes and waits, in seconds.
 const JOB_SECONDS: [f64; 12] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0];
 
+/// Upper ends of the buckets for what an operation on the object store takes, in seconds.
+const STORAGE_SECONDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0];
+
 /// Names and values of labels.
 pub type Labels<const N: usize> = [(&'static str, String); N];
 
@@ -59,6 +62,9 @@ struct Shared {
     ticks_missed: Family<Labels<1>, Counter>,
     last_look: Gauge,
     mails: Family<Labels<1>, Counter>,
+    storage: Family<Labels<2>, Counter>,
+    storage_times: Times<Labels<1>>,
+    stored: Counter,
     ready: Gauge,
     connections: Family<Labels<2>, Gauge>,
     pending: Family<Labels<1>, Gauge>,
@@ -83,6 +89,9 @@ impl Metrics {
             ticks_missed: Family::default(),
             last_look: Gauge::default(),
             mails: Family::default(),
+            storage: Family::default(),
+            storage_times: Family::new_with_constructor(|| Histogram::new(STORAGE_SECONDS)),
+            stored: Counter::default(),
             ready: Gauge::default(),
             connections: Family::default(),
             pending: Family::default(),
@@ -104,6 +113,10 @@ impl Metrics {
         registry.register_with_unit("jobs_oldest", "How long the oldest job has been due", s.clone(), shared.oldest.clone());
         registry.register("schedule_ticks", "Ticks that were turned into jobs", shared.ticks.clone());
         registry.register("schedule_ticks_missed", "Ticks that passed while no clock ran", shared.ticks_missed.clone());
+        let times = shared.storage_times.clone();
+        registry.register_with_unit("storage_operation_duration", "What an operation on the object store takes", s.clone(), times);
+        registry.register("storage_operations", "Operations on the object store, by what became of them", shared.storage.clone());
+        registry.register_with_unit("storage_written", "What was written to the object store", Unit::Bytes, shared.stored.clone());
         registry.register_with_unit("schedule_last_look_timestamp", "When the clock last looked", s, shared.last_look.clone());
         registry.register("mails", "Mails by what the server said", shared.mails.clone());
         registry.register("ready", "1 while the process is ready, as /readyz says it", shared.ready.clone());
@@ -204,6 +217,18 @@ impl Metrics {
     /// What became of a mail: `sent`, `delayed`, `refused` by the mail server, or `held_back` here.
     pub fn mail(&self, outcome: &str) {
         self.0.mails.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// An operation on the object store has ended: `done`, `missing` (there is no such object) or `failed`.
+    pub fn storage(&self, operation: &str, outcome: &str, took: Duration) {
+        let label = ("operation", operation.to_owned());
+        self.0.storage.get_or_create(&[label.clone(), ("outcome", outcome.to_owned())]).inc();
+        self.0.storage_times.get_or_create(&[label]).observe(took.as_secs_f64());
+    }
+
+    /// So many bytes were written to the object store.
+    pub fn stored(&self, bytes: usize) {
+        self.0.stored.inc_by(bytes as u64);
     }
 
     /// Lines of the log were lost.

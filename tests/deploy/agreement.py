@@ -80,7 +80,7 @@ for path in subprocess.run(["git", "ls-files", "--cached", "--others", "--exclud
 # What the others say. In .env.example a paragraph is a variable: its meaning, who reads it, its default.
 variables, readers, required = {}, {}, {}
 for paragraph in read(".env.example").split("\n\n")[1:]:
-    name, default = re.search(r"^#?([A-Z_]+)=(.*)$", paragraph, re.M).groups()
+    name, default = re.search(r"^#?([A-Z0-9_]+)=(.*)$", paragraph, re.M).groups()
     variables[name] = default
     who, needed = re.search(r"^# Read by ([^.]*?)(, which need it)?\.$", paragraph, re.M).groups()
     readers[name], required[name] = who, bool(needed)

@@ -82,6 +82,9 @@ async fn each_fault_is_named_alone_with_what_to_do() {
         (well.clone_with("REDIS_URL", redis(3600, "noeviction").await), "redis", "1h", "NTP"),
         (well.clone_with("REDIS_URL", redis(0, "allkeys-lru").await), "redis", "allkeys-lru", "drops nothing"),
         (well.clone_with("SMTP_URL", "smtp://127.0.0.1:1"), "smtp", "refused", "check SMTP_URL"),
+        (well.clone_with("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1"), "storage", "did not put", "check STORAGE_URL"),
+        (well.clone_with("AWS_SECRET_ACCESS_KEY", "sekret"), "storage", "SignatureDoesNotMatch", "the key"),
+        (well.clone_with("STORAGE_URL", "s3://elsewhere"), "storage", "NoSuchBucket", "the bucket"),
     ] {
         let output = deploy.admin(&["doctor"]).await;
         let printed = stdout(&output);
@@ -109,6 +112,7 @@ async fn a_deploy_that_is_well_is_measured() {
         ("schedule", ["no tick is missing", ""]),
         ("redis", ["answers in ", ", no TLS"]),
         ("smtp", ["answers in ", ", no TLS"]),
+        ("storage", ["writes, reads and deletes in ", " ms"]),
     ] {
         let line = line(&deploy, check).await;
         assert!(line.starts_with("ok ") && told.iter().all(|told| line.contains(told)), "{line}");

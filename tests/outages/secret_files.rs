@@ -148,3 +148,20 @@ async fn a_new_address_where_nobody_answers_keeps_nobody_from_the_next_one_nor_a
     assert_eq!(web.process.terminate().await, Some(0), "{:#?}", web.process.lines());
     assert!(started.elapsed() < Duration::from_secs(3), "it gives up the look, which takes five: {:?}", started.elapsed());
 }
+
+#[tokio::test]
+async fn key_of_the_object_store_changes_without_a_restart() {
+    let deploy = Deploy::new().await.without("AWS_SECRET_ACCESS_KEY");
+    let file = Secret::new("the last one");
+    let deploy = deploy.with("AWS_SECRET_ACCESS_KEY_FILE", file.0.display());
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    worker.says("is starting").await;
+    file.write("not known yet");
+    web.process.says("AWS_SECRET_ACCESS_KEY has changed and does not work yet").await;
+    file.write(crate::support::store::KEY);
+    for process in [&web.process, &worker] {
+        process.says("AWS_SECRET_ACCESS_KEY has changed, and new connections use it").await;
+    }
+    let doctor = deploy.admin(&["doctor"]).await;
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("ok    storage"), "{doctor:?}");
+}

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::balancer::{found_or_skipped, has};
 use super::mail::Sink;
 use super::process::programs;
+use super::store::KEY;
 use super::{PATIENCE, Process};
 
 /// The database that every test's own is copied from.
@@ -74,6 +75,11 @@ impl Deploy {
             ("REDIS_POOL_SIZE", "2".to_owned()),
             ("SMTP_URL", mail.smtp_url.clone()),
             ("MAIL_FROM", "Example <hello@example.com>".to_owned()),
+            // A folder of its own in the one bucket.
+            ("STORAGE_URL", format!("s3://files/{database}")),
+            ("AWS_ENDPOINT_URL_S3", server("TEST_STORE_URL")),
+            ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", KEY.to_owned()),
             ("PUBLIC_URL", "http://localhost:8080".to_owned()),
             ("PORT", "0".to_owned()),
             // All tests come from one address.

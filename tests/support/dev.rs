@@ -21,7 +21,7 @@ impl Dev {
     /// With variables of one's own.
     pub async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         // Before anybody waits: on a busy machine it may take longer than what never takes this long.
-        let built = typed("cargo").args(["build", "--locked", "--quiet", "--bins", "--example", "mail"]).status().await;
+        let built = typed("cargo").args(["build", "--locked", "--quiet", "--bins", "--example", "mail", "--example", "s3"]).status().await;
         assert!(built.expect("cargo runs").success());
         let folder = format!(".local/dev-{}.throwaway", uuid::Uuid::new_v4().simple());
         let port = two_free_ports();

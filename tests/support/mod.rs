@@ -22,6 +22,7 @@ pub mod process;
 pub mod prometheus;
 pub mod proxy;
 pub mod redis;
+pub mod store;
 pub mod tls;
 
 use std::sync::atomic::{AtomicU16, Ordering};

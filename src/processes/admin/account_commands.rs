@@ -220,7 +220,10 @@ fn attach(task: &Task) -> Result<App> {
     let sessions = Sessions::new(Redis::attach(&redis)?, &http, &site.public_url, now);
     let (postgres, passwords) = (super::attach(&database)?, Passwords::new(1, &site.public_url)?);
     // Nobody wakes the workers, which find a job at their next poll.
-    Ok(Parts { postgres, sessions, passwords, notifier: Notifier::default(), features: FEATURES, site: site.public_url, now }.into())
+    // An account is deleted without the store: jobs follow.
+    let storage = None;
+    Ok(Parts { postgres, storage, sessions, passwords, notifier: Notifier::default(), features: FEATURES, site: site.public_url, now }
+        .into())
 }
 
 /// What was wrong inside: an operator may know.

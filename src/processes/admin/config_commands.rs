@@ -53,7 +53,7 @@ const HEAD: &str = "\
 # Every variable that a program reads, with its default or an example. `admin env` writes this file from src/config.rs.
 # `bin/dev` sets what is missing and reads a file `.env` beside this one; the programs themselves read no file,
 # except that NAME_FILE may give the path of a file that holds the value of a secret NAME, and is followed when it changes (but for the collector's headers).
-# Durations read 250ms, 30s, 5m, 12h, 14d.";
+# Durations read 250ms, 30s, 5m, 12h, 14d. Sizes read 512KiB, 100MiB, 1GiB.";
 
 /// Every variable once, in the order in which the code tells them.
 fn every() -> impl Iterator<Item = Variable> {

@@ -20,6 +20,7 @@ use crate::processes::clock;
 use crate::resources::postgres;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
+use crate::resources::storage::Storage;
 
 /// The major versions that docker-compose.yml pins: this release is tried with them.
 const PINNED_POSTGRES: u32 = 17;
@@ -69,6 +70,10 @@ pub async fn examine(task: &Task) -> anyhow::Result<bool> {
     }
     if let Ok(config) = config::read::<config::Smtp>(&task.env) {
         well &= tell("smtp", "check SMTP_URL, that the server runs and that a firewall lets you through", smtp(&config).await);
+    }
+    if let Ok(config) = config::read::<config::Storage>(&task.env) {
+        let remedy = "check STORAGE_URL, AWS_ENDPOINT_URL_S3 and the key, and that the key may write, read and delete in the bucket";
+        well &= tell("storage", remedy, storage(&config).await);
     }
     Ok(well)
 }
@@ -168,6 +173,12 @@ async fn smtp(config: &config::Smtp) -> Finding {
     let ((), ms) = timed(Mailer::attach(config, "localhost").check()).await?;
     let tls = tls(matches!(config.smtp_url.server.tls, SmtpTls::Implicit | SmtpTls::Required));
     Ok(format!("answers in {ms} ms, {tls}"))
+}
+
+async fn storage(config: &config::Storage) -> Finding {
+    let Some(storage) = Storage::attach(config, None)? else { return Ok("off: STORAGE_URL is unset".to_owned()) };
+    let ((), ms) = timed(storage.check()).await?;
+    Ok(format!("writes, reads and deletes in {ms} ms"))
 }
 
 /// An answer that came in time, and how many milliseconds it took.

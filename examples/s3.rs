@@ -1,0 +1,83 @@
+//! An object store for development and tests: speaks S3, checks signatures, and keeps its objects in a folder.
+//!
+//!     s3 FOLDER [ADDRESS]
+//!
+//! The address is 127.0.0.1:9000 unless told; a free port where that one is taken. It has the bucket `files`. The key's name
+//! and the key are both `development`.
+#![allow(clippy::print_stdout, reason = "what it prints is what it is for")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use s3s::{S3Result, s3_error};
+use s3s_fs::FileSystem;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The name of the one key, and the key itself.
+const KEY: &str = "development";
+
+/// The one bucket. It is a folder: a test that removes it takes the bucket from the store.
+const BUCKET: &str = "files";
+
+/// Refuses requests without a key, and those for a bucket that is not there: the store itself would make it.
+struct Gate {
+    folder: PathBuf,
+}
+
+#[async_trait::async_trait]
+impl S3Access for Gate {
+    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
+        if context.credentials().is_none() {
+            return Err(s3_error!(AccessDenied));
+        }
+        match context.s3_path().get_bucket_name() {
+            Some(bucket) if !self.folder.join(bucket).is_dir() => Err(s3_error!(NoSuchBucket)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let folder = arguments.next().context("the folder that keeps the objects is missing")?;
+    std::fs::create_dir_all(format!("{folder}/{BUCKET}"))?;
+    let files = FileSystem::new(&folder).map_err(|e| anyhow::anyhow!("{folder} cannot be used: {e:?}"))?;
+    let mut service = S3ServiceBuilder::new(files);
+    service.set_auth(SimpleAuth::from_single(KEY, KEY));
+    service.set_access(Gate { folder: folder.into() });
+    let service = service.build();
+
+    let listener = listen(arguments.next().as_deref().unwrap_or("127.0.0.1:9000")).await?;
+    println!("keeps objects at http://{}", listener.local_addr()?);
+    // As the first process of a container it gets no default handling of signals.
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted?.0,
+            _ = terminate.recv() => return Ok(()),
+            interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+        };
+        let service = service.clone();
+        tokio::spawn(async move {
+            // A client that hangs up is its own business.
+            let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+/// At the address, or at any port of it where that one is taken.
+async fn listen(address: &str) -> anyhow::Result<TcpListener> {
+    let address: SocketAddr = address.parse()?;
+    match TcpListener::bind(address).await {
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => Ok(TcpListener::bind((address.ip(), 0)).await?),
+        bound => Ok(bound?),
+    }
+}

@@ -1,0 +1,48 @@
+//! The URL of an object store: which bucket, and where in it.
+
+use url::Url;
+
+use super::Setting;
+
+/// `s3://bucket/prefix`. Credentials are variables of their own, so it is no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageUrl {
+    pub scheme: Scheme,
+    pub bucket: String,
+    /// What every key begins with: empty, or a path without a slash at its ends.
+    pub prefix: String,
+}
+
+/// Whose interface the store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    S3,
+    #[cfg(feature = "gcs")]
+    Gcs,
+    #[cfg(feature = "azure")]
+    Azure,
+}
+
+impl Setting for StorageUrl {
+    fn parse(text: &str) -> Result<Self, String> {
+        let shape = || "must be a URL such as s3://bucket or s3://bucket/prefix, with nothing behind it".to_owned();
+        let url = Url::parse(text).map_err(|_| shape())?;
+        let scheme = match url.scheme() {
+            "s3" => Scheme::S3,
+            #[cfg(feature = "gcs")]
+            "gs" => Scheme::Gcs,
+            #[cfg(feature = "azure")]
+            "az" => Scheme::Azure,
+            "gs" | "az" => return Err("names a store that this build leaves out: build it with the cargo feature gcs or azure".to_owned()),
+            _ => return Err(shape()),
+        };
+        let bare = url.username().is_empty() && url.password().is_none() && url.port().is_none();
+        let bare = bare && url.query().is_none() && url.fragment().is_none();
+        let bucket = url.host_str().filter(|bucket| bare && !bucket.is_empty()).ok_or_else(shape)?.to_owned();
+        let prefix = url.path().trim_matches('/').to_owned();
+        if prefix.split('/').any(|part| part.is_empty() && !prefix.is_empty()) {
+            return Err(shape());
+        }
+        Ok(Self { scheme, bucket, prefix })
+    }
+}
