@@ -26,6 +26,47 @@ impl Job for Count {
     }
 }
 
+/// Goes through steps. Each leaves a row in the table `effects`, in the transaction that saves it.
+#[derive(Serialize, Deserialize)]
+struct Steps {
+    steps: i32,
+    millis: u64,
+    /// Fails whenever it comes to this step.
+    #[serde(default)]
+    stuck_at: Option<i32>,
+    /// Fails after each step that it saved.
+    #[serde(default)]
+    fails: bool,
+}
+
+impl Job for Steps {
+    const KIND: &'static str = "steps";
+    const MAX_ATTEMPTS: i32 = 2;
+
+    async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
+        let mut done: i32 = context.progress()?.unwrap_or_default();
+        while done < self.steps {
+            if context.draining() {
+                return Err(JobError::PUT_DOWN);
+            }
+            sleep(Duration::from_millis(self.millis)).await;
+            if self.stuck_at == Some(done) {
+                context.save(&done).await?;
+                return Err(anyhow::anyhow!("stuck at step {done}").into());
+            }
+            let mut transaction = context.postgres.begin().await?;
+            sqlx::query("INSERT INTO effects (number) VALUES ($1)").bind(done).execute(&mut *transaction).await?;
+            done += 1;
+            context.save_in(&mut transaction, &done).await?;
+            transaction.commit().await?;
+            if self.fails && done < self.steps {
+                return Err(anyhow::anyhow!("failed after step {done}").into());
+            }
+        }
+        Ok(())
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Noop {}
 
@@ -156,7 +197,7 @@ impl Job for HoldRow {
 }
 
 fn main() -> std::process::ExitCode {
-    let registry = Registry::default().with::<Count>().with::<Noop>().with::<Sleep>().with::<Abort>().with::<Panic>();
+    let registry = Registry::default().with::<Count>().with::<Steps>().with::<Noop>().with::<Sleep>().with::<Abort>().with::<Panic>();
     let registry = registry.with::<Awaited>().with::<Bulk>();
     app::processes::worker::run(registry.with::<Fail>().with::<GiveUp>().with::<TooSlow>().with::<HoldRow>())
 }

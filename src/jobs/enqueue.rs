@@ -17,7 +17,7 @@ use crate::telemetry::traces;
 pub const CHANNEL: &str = "jobs";
 
 /// What fits into a payload, in bytes; what is larger belongs into a table, and its id into the payload.
-const PAYLOAD_LIMIT: usize = 64 * 1024;
+pub(super) const PAYLOAD_LIMIT: usize = 64 * 1024;
 
 /// How long a wake may take; the workers find the job sooner than that.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -20,12 +20,14 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::PublicUrl;
 use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::{self, Mailer};
 use crate::resources::storage::Storage;
+use enqueue::PAYLOAD_LIMIT;
 
 pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};
 
@@ -46,7 +48,8 @@ pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqu
 ///
 /// A job runs at least once: a worker that is killed after the work and before the deletion leaves it to be run again.
 /// So `run` must be idempotent: look first whether the work is done already, or do it in the transaction that
-/// [`JobContext::complete`] makes the job's last.
+/// [`JobContext::complete`] makes the job's last. One that takes long goes in steps: it saves where it is after each
+/// ([`JobContext::save`]), begins where it was saved, and stops between two when [`JobContext::draining`] says so.
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name under which the queue stores it.
     const KIND: &'static str;
@@ -87,6 +90,11 @@ pub enum JobError {
     Later(Duration),
 }
 
+impl JobError {
+    /// The worker drains: another takes the job up at once, where it was saved.
+    pub const PUT_DOWN: Self = Self::Later(Duration::ZERO);
+}
+
 impl<E: Into<anyhow::Error>> From<E> for JobError {
     fn from(error: E) -> Self {
         let error = error.into();
@@ -109,6 +117,9 @@ pub struct Resources {
     pub notifier: Notifier,
 }
 
+/// What a job says that is no longer the worker's.
+const LOST: &str = "the lease was lost, so another worker has the job";
+
 /// A running job's surroundings.
 pub struct JobContext {
     /// Its transactions may work for as long as the job.
@@ -116,6 +127,8 @@ pub struct JobContext {
     resources: Arc<Resources>,
     id: i64,
     token: uuid::Uuid,
+    progress: Option<serde_json::Value>,
+    soft: CancellationToken,
     completed: bool,
 }
 
@@ -133,13 +146,49 @@ impl JobContext {
         self.id
     }
 
+    /// Where an earlier attempt has come to: what it saved last, if it saved anything.
+    ///
+    /// # Errors
+    /// It was saved as another type, by another release.
+    pub fn progress<P: DeserializeOwned>(&self) -> anyhow::Result<Option<P>> {
+        let progress = self.progress.as_ref().map(P::deserialize).transpose();
+        progress.map_err(|e| anyhow::anyhow!("the progress does not parse: {e}"))
+    }
+
+    /// Saves where the job has come to. It is kept over a drain, a crash and a retry, and the next attempt begins there. Who
+    /// saves another place than the last has spent no attempt; who saves the same one again and fails, spends them.
+    ///
+    /// # Errors
+    /// The lease was lost to another worker, which goes on from what was saved before; or Postgres is unavailable.
+    pub async fn save<P: Serialize + Sync>(&self, progress: &P) -> anyhow::Result<()> {
+        self.save_in(&mut *self.postgres.acquire().await?, progress).await
+    }
+
+    /// The same in the caller's transaction: what the transaction changes and the place that is saved belong together.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub async fn save_in<P: Serialize + Sync>(&self, transaction: &mut PgConnection, progress: &P) -> anyhow::Result<()> {
+        let progress = serde_json::to_value(progress)?;
+        let size = progress.to_string().len();
+        anyhow::ensure!(size <= PAYLOAD_LIMIT, "the progress has {size} bytes, more than {PAYLOAD_LIMIT}: store the data and save its id");
+        anyhow::ensure!(queue::save(transaction, self.id, self.token, &progress).await?, LOST);
+        Ok(())
+    }
+
+    /// Whether this worker drains. A long job then saves where it is and ends with [`JobError::PUT_DOWN`], and another worker
+    /// takes it up.
+    pub fn draining(&self) -> bool {
+        self.soft.is_cancelled()
+    }
+
     /// Makes the job's end part of the caller's transaction: what the transaction changes then happens exactly once.
     /// Nothing may follow it but the commit.
     ///
     /// # Errors
     /// The lease was lost to another worker: roll back, the other does the work.
     pub async fn complete(&mut self, transaction: &mut PgConnection) -> anyhow::Result<()> {
-        anyhow::ensure!(queue::complete(transaction, self.id, self.token).await?, "the lease was lost, so another worker has the job");
+        anyhow::ensure!(queue::complete(transaction, self.id, self.token).await?, LOST);
         self.completed = true;
         Ok(())
     }

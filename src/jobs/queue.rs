@@ -22,6 +22,8 @@ pub struct Claimed {
     pub attempt: i32,
     pub max_attempts: i32,
     pub trace_context: Option<serde_json::Value>,
+    /// What an earlier attempt saved.
+    pub progress: Option<serde_json::Value>,
     pub due_at: Timestamp,
     /// How long it was due before it was claimed, in milliseconds.
     pub wait_ms: i64,
@@ -60,7 +62,7 @@ pub async fn claim(pool: &PgPool, wanted: &[Wanted], limit: i64, token: Uuid, le
            )
            UPDATE jobs SET token = $3, run_at = now() + $4::interval, attempt = attempt + 1
            FROM due WHERE jobs.id = due.id
-           RETURNING jobs.id, kind, payload, attempt, max_attempts, trace_context,
+           RETURNING jobs.id, kind, payload, attempt, max_attempts, trace_context, progress,
                due.run_at AS due_at, (EXTRACT(epoch FROM now() - due.run_at) * 1000)::bigint AS "wait_ms!""#,
         &kinds,
         limit,
@@ -113,6 +115,19 @@ pub async fn complete(connection: &mut PgConnection, id: i64, token: Uuid) -> sq
     Ok(done.rows_affected() == 1)
 }
 
+/// Saves where a job has come to; says whether it was still held under the token. One that has moved on has spent no
+/// attempt: the next is the first again.
+pub async fn save(executor: impl PgExecutor<'_>, id: i64, token: Uuid, progress: &serde_json::Value) -> sqlx::Result<bool> {
+    let saved = sqlx::query!(
+        r#"UPDATE jobs SET progress = $3, attempt = CASE WHEN progress IS DISTINCT FROM $3 THEN 0 ELSE attempt END
+           WHERE id = $1 AND token = $2"#,
+        id,
+        token,
+        progress
+    );
+    Ok(saved.execute(executor).await?.rows_affected() == 1)
+}
+
 /// What became of a job that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failed {
@@ -146,7 +161,7 @@ pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool)
 /// Gives a job back for later, without having spent an attempt; says whether it was still held.
 pub async fn postpone(pool: &PgPool, id: i64, token: Uuid, delay: Duration) -> sqlx::Result<bool> {
     let postponed = sqlx::query!(
-        "UPDATE jobs SET token = NULL, run_at = now() + $3::interval, attempt = attempt - 1 WHERE id = $1 AND token = $2",
+        "UPDATE jobs SET token = NULL, run_at = now() + $3::interval, attempt = GREATEST(attempt - 1, 0) WHERE id = $1 AND token = $2",
         id,
         token,
         interval(delay)
@@ -162,7 +177,7 @@ pub async fn release(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<u64> {
                SELECT jobs.id FROM jobs JOIN UNNEST($1::bigint[], $2::uuid[]) AS mine (id, token) USING (id, token)
                ORDER BY jobs.id FOR UPDATE OF jobs
            )
-           UPDATE jobs SET token = NULL, run_at = now(), attempt = attempt - 1 FROM held WHERE jobs.id = held.id"#,
+           UPDATE jobs SET token = NULL, run_at = now(), attempt = GREATEST(attempt - 1, 0) FROM held WHERE jobs.id = held.id"#,
         &ids,
         &tokens,
     )

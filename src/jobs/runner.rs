@@ -67,6 +67,7 @@ impl Runner {
             resources,
             leases: leases.clone(),
             completions,
+            soft: soft.clone(),
             hard,
             metrics: self.metrics.clone(),
         });

@@ -11,7 +11,7 @@ use axum::body::Bytes;
 use axum::http::Method;
 use futures_util::TryStreamExt;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::multipart::{MultipartStore, PartId};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{
@@ -26,6 +26,8 @@ use uuid::Uuid;
 use crate::config::{self, Problems, Scheme, StorageUrl};
 use crate::lifecycle::Lifecycle;
 use crate::telemetry::metrics::Metrics;
+
+pub use object_store::multipart::PartId;
 
 /// How long a connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -142,3 +142,41 @@ async fn unverified_address_gets_no_reminder() {
     problem(remind(&ada, "mail bomb", 60).await, 403, "email-not-verified").await;
     assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]));
 }
+
+#[tokio::test]
+async fn digest_asks_once_for_each_of_many_accounts() {
+    let deploy = Deploy::new().await.with("WORKER_KINDS", "send_digests").with("JOB_LEASE", "10s");
+    let mut database = deploy.database().await;
+    // Three pages; every third account has something due.
+    let accounts = "INSERT INTO accounts (id, email, password_hash, verified_at)
+        SELECT gen_random_uuid(), number || '@example.com', '', now() FROM generate_series(1, 1200) AS number";
+    sqlx::query(accounts).execute(&mut database).await.unwrap();
+    let reminders = "INSERT INTO reminders (id, account_id, message, due_at)
+        SELECT gen_random_uuid(), id, 'due', '2099-01-01 12:00Z' FROM accounts, generate_series(1, 2) WHERE split_part(email, '@', 1)::int % 3 = 0";
+    sqlx::query(reminders).execute(&mut database).await.unwrap();
+    let asked = async || -> i64 {
+        let count = "SELECT count(DISTINCT unique_key) FROM jobs WHERE kind = 'send_digest'";
+        sqlx::query_scalar(count).fetch_one(&mut deploy.database().await).await.unwrap()
+    };
+    // It stops before the third page, whose accounts are locked, and is killed there.
+    let mut transaction = sqlx::Connection::begin(&mut database).await.unwrap();
+    let last = "SELECT count(*) FROM (SELECT id FROM accounts ORDER BY id OFFSET 1000) AS last";
+    assert_eq!(sqlx::query_scalar::<_, i64>(last).fetch_one(&mut *transaction).await.unwrap(), 200);
+    let key = "INSERT INTO jobs (kind, payload, max_attempts, unique_key) SELECT 'send_digest', '{}', 1, id || ':2099-01-01'
+        FROM (SELECT id, email FROM accounts ORDER BY id OFFSET 1000) AS last WHERE split_part(email, '@', 1)::int % 3 = 0 LIMIT 1";
+    sqlx::query(key).execute(&mut *transaction).await.unwrap();
+    let mut worker = deploy.start("worker");
+    assert!(deploy.admin(&["jobs", "enqueue", "send_digests", r#"{"day": "2099-01-01"}"#]).await.status.success());
+    deploy.waits_for_a_lock().await;
+    let two_pages = asked().await;
+    assert!((200..400).contains(&two_pages), "{two_pages}");
+    worker.signal(nix::sys::signal::Signal::SIGKILL);
+    worker.exit().await;
+    transaction.rollback().await.unwrap();
+    // What the first two pages asked for is done, and must not be asked for again.
+    sqlx::query("DELETE FROM jobs WHERE kind = 'send_digest'").execute(&mut database).await.unwrap();
+    sqlx::query("UPDATE jobs SET token = NULL, run_at = now()").execute(&mut database).await.unwrap();
+    let worker = deploy.start("worker");
+    worker.logged("its end", |line| line["job_kind"] == "send_digests" && line["outcome"] == "done").await;
+    assert_eq!(two_pages + asked().await, 400);
+}

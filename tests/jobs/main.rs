@@ -10,6 +10,7 @@ mod failures;
 mod job_commands;
 mod leases;
 mod priorities;
+mod progress;
 
 use serde_json::Value;
 use sqlx::PgConnection;
