@@ -77,11 +77,20 @@ pub struct Rule {
     pub path: &'static str,
     pub who: Who,
     pub rate: Rate,
+    /// Whether the body is handed on as it comes in, however long it takes.
+    pub streams: bool,
 }
 
 impl Rule {
     pub const fn new(method: Method, path: &'static str, who: Who, rate: Rate) -> Self {
-        Self { method, path, who, rate }
+        Self { method, path, who, rate, streams: false }
+    }
+
+    /// The same for a route whose body is handed on as it comes in: it is not read before the work begins, not bound by
+    /// `REQUEST_TIMEOUT`, and cut off with 408 when nothing moves.
+    pub const fn streaming(mut self) -> Self {
+        self.streams = true;
+        self
     }
 
     /// What the API's document says of the rule.
@@ -102,6 +111,7 @@ impl Rule {
             path: self.path,
             security,
             limit: self.rate.variable(),
+            streams: self.streams,
             problems: REFUSALS.iter().filter(|problem| happens(problem.slug)).copied().collect(),
         }
     }

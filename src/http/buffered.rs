@@ -1,6 +1,7 @@
 //! Requests whose whole body is read before work on them begins, within limits of size, time and number.
 //!
-//! A request takes one of the places for work only when its body is there, so slow clients take none.
+//! A request takes one of the places for work only when its body is there, so slow clients take none. A route that streams
+//! gets its body as it comes in (`streamed.rs`), and has places of its own.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::ClientAddress;
 use super::problem::{Problem, Result};
+use super::streamed::Moving;
 use crate::resources::postgres::{self, Pool};
 
 /// The largest body that a request may have, in bytes.
@@ -32,6 +34,10 @@ const BYTES: usize = 64 * 1024 * 1024;
 const BYTES_OF_ONE: usize = 8 * 1024 * 1024;
 const BODIES_OF_ONE: usize = 64;
 
+/// How many requests stream at a time, and how many of one client address: each may hold some ten megabytes.
+const STREAMS: usize = 32;
+const STREAMS_OF_ONE: usize = 16;
+
 /// How many requests are worked on at a time; more would wait for each other until all are too late.
 const IN_FLIGHT: usize = 512;
 
@@ -41,15 +47,28 @@ pub(super) struct Buffered {
     pub(super) limit: Duration,
     free: Semaphore,
     bodies: Arc<Bodies>,
+    /// The routes that stream.
+    streaming: Vec<Route>,
+    free_streams: Arc<Semaphore>,
+    streams: Arc<Bodies>,
     postgres: Pool,
 }
 
+/// A route: its method, and its template.
+pub type Route = (Method, &'static str);
+
 impl Buffered {
-    pub(super) fn new(limit: Duration, postgres: Pool) -> Self {
-        Self { limit, free: Semaphore::new(IN_FLIGHT), bodies: Arc::default(), postgres }
+    pub(super) fn new(limit: Duration, streaming: Vec<Route>, postgres: Pool) -> Self {
+        let (free, free_streams) = (Semaphore::new(IN_FLIGHT), Arc::new(Semaphore::new(STREAMS)));
+        let (bodies, streams) = (Arc::new(Bodies::of_one(BODIES_OF_ONE)), Arc::new(Bodies::of_one(STREAMS_OF_ONE)));
+        Self { limit, free, bodies, streaming, free_streams, streams, postgres }
     }
 
     async fn answer(&self, request: Request, next: Next) -> Result<Response> {
+        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        if self.streaming.iter().any(|(method, template)| method == request.method() && *template == path) {
+            return self.stream(request, next).await;
+        }
         let (parts, body) = request.into_parts();
         let address = parts.extensions.get::<ClientAddress>().copied();
         let body = if body.is_end_stream() { Bytes::new() } else { self.receive(body, address).await? };
@@ -66,6 +85,16 @@ impl Buffered {
             // Of a change it is not known whether it was made, so nobody is told to ask for it again.
             if safe { problem } else { Problem::timed_out() }
         })
+    }
+
+    /// Hands the body on as it comes in.
+    async fn stream(&self, request: Request, next: Next) -> Result<Response> {
+        let (parts, body) = request.into_parts();
+        let address = parts.extensions.get::<ClientAddress>().map(|address| address.bucket()).unwrap_or_default();
+        let share = Share::take(&self.streams, address)?;
+        let Ok(place) = self.free_streams.clone().try_acquire_owned() else { return Err(overloaded()) };
+        let body = Body::new(Moving::new(body, (share, place)));
+        Ok(next.run(Request::from_parts(parts, body)).await)
     }
 
     /// Reads a body to its end.
@@ -113,10 +142,17 @@ fn overloaded() -> Problem {
 }
 
 /// The bodies that are not yet complete: all bytes, and by client address their number and bytes.
-#[derive(Default)]
 struct Bodies {
+    /// How many one client may have.
+    of_one: usize,
     bytes: AtomicUsize,
     clients: Mutex<HashMap<String, (usize, usize)>>,
+}
+
+impl Bodies {
+    fn of_one(of_one: usize) -> Self {
+        Self { of_one, bytes: AtomicUsize::new(0), clients: Mutex::default() }
+    }
 }
 
 /// What one of them takes, until it is dropped.
@@ -133,7 +169,7 @@ impl Share {
         let share = Self { bodies: bodies.clone(), client, bytes: 0 };
         share.of_client(|(number, _)| {
             *number += 1;
-            *number <= BODIES_OF_ONE
+            *number <= bodies.of_one
         })?;
         Ok(share)
     }

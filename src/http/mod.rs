@@ -14,6 +14,7 @@ pub mod paging;
 pub mod probes;
 pub mod problem;
 pub mod server;
+pub mod streamed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ use crate::config::{self, PublicUrl};
 use crate::resources::postgres::Pool;
 use crate::telemetry::metrics::Metrics;
 
-use buffered::{Buffered, buffered};
+use buffered::{Buffered, Route, buffered};
 use observe::Observer;
 
 // What handlers are made of.
@@ -39,12 +40,13 @@ pub use client_address::ClientAddress;
 pub use extract::{Id, Json, Query, mail_address, no_nul, not_null};
 pub use paging::{List, Page};
 pub use problem::{Problem, Result};
+pub use streamed::Streamed;
 
 /// Puts around the routes what holds for all of them: limits of time, size and number, CORS, problem bodies, the
-/// headers that make browsers careful, the access line.
-pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: Metrics, postgres: Pool) -> Router {
+/// headers that make browsers careful, the access line. The body of a route in `streaming` is handed on as it comes in.
+pub fn finish(routes: Router, streaming: Vec<Route>, config: &config::Http, site: &PublicUrl, metrics: Metrics, postgres: Pool) -> Router {
     let observer = Arc::new(Observer::new(metrics, config.trusted_proxies.into()));
-    let limits = Arc::new(Buffered::new(config.request_timeout.0, postgres));
+    let limits = Arc::new(Buffered::new(config.request_timeout.0, streaming, postgres));
     // The outermost first. One layer for all, since each that is put on routes by itself is boxed, and cloned for each request.
     let https = site.is_https();
     let around = ServiceBuilder::new()
@@ -72,6 +74,7 @@ fn cors(config: &config::Http) -> Option<CorsLayer> {
             header::CONTENT_TYPE,
             header::AUTHORIZATION,
             header::IF_MATCH,
+            HeaderName::from_static("content-digest"),
             HeaderName::from_static("idempotency-key"),
             HeaderName::from_static("traceparent"),
             HeaderName::from_static("x-request-id"),

@@ -35,6 +35,8 @@ pub struct Access {
     pub security: Value,
     /// The variable that sets its limit.
     pub limit: &'static str,
+    /// Whether its body is any bytes, handed on as they come in.
+    pub streams: bool,
     /// What a request is answered that may not.
     pub problems: Vec<DocumentedProblem>,
 }
@@ -125,7 +127,8 @@ fn describe(operation: &mut Value, access: &Access) {
     let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
     let has = |place: &str| parameters.iter().any(|parameter| parameter["in"] == place);
     let happens = |slug| match slug {
-        "malformed" | "slow-body" | "body-too-large" | "unsupported-media-type" => body,
+        "malformed" | "slow-body" => body,
+        "body-too-large" | "unsupported-media-type" => body && !access.streams,
         "timed-out" => !matches!(&*access.method, "get" | "head"),
         "not-found" => has("path"),
         "invalid-input" => body || has("query"),

@@ -11,7 +11,7 @@ use sqlx::error::DatabaseError;
 use utoipa::ToSchema;
 
 use crate::jobs::EnqueueError;
-use crate::resources::{postgres, redis};
+use crate::resources::{postgres, redis, storage};
 
 /// What a handler returns.
 pub type Result<T> = std::result::Result<T, Problem>;
@@ -191,6 +191,12 @@ impl From<EnqueueError> for Problem {
             EnqueueError::Database(e) => e.into(),
             e => Self::internal(e),
         }
+    }
+}
+
+impl From<storage::Error> for Problem {
+    fn from(error: storage::Error) -> Self {
+        Self::unavailable(error)
     }
 }
 

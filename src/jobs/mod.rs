@@ -20,6 +20,7 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::PublicUrl;
@@ -115,6 +116,8 @@ pub struct Resources {
     pub mailer: Mailer,
     pub site: PublicUrl,
     pub notifier: Notifier,
+    /// One place for work that takes hundreds of megabytes: it goes one at a time, whatever `WORKER_CONCURRENCY` is.
+    pub heavy: Arc<Semaphore>,
 }
 
 /// What a job says that is no longer the worker's.

@@ -46,7 +46,9 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     redis.follow(lifecycle, &config.redis);
     redis.count(&lifecycle.metrics);
     let storage = Storage::attach(&config.storage, Some(&lifecycle.metrics))?;
-    storage.iter().for_each(|storage| storage.follow(lifecycle, &config.storage));
+    if let Some(storage) = &storage {
+        storage.follow(lifecycle, &config.storage);
+    }
     let (http, site) = (config.http, config.site.public_url);
     #[expect(clippy::disallowed_methods, reason = "here the clock enters, to be passed on")]
     let now = Timestamp::now;
@@ -72,8 +74,10 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
     // Before the first check: a client that reads that it is ready must reach it.
     let listener = listen("web", http.port).await?;
     let health = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
+    let rules = FEATURES.iter().flat_map(|feature| feature.access);
+    let streaming = rules.filter(|rule| rule.streams).map(|rule| (rule.method.clone(), rule.path)).collect();
     let routes = routes(app, guard, lifecycle.release.clone(), http.api_docs);
-    let routes = http::finish(routes, &http, &site, lifecycle.metrics.clone(), postgres.clone());
+    let routes = http::finish(routes, streaming, &http, &site, lifecycle.metrics.clone(), postgres.clone());
     let delay = http.drain_delay;
     lifecycle.delay_drain(delay);
     if let Some(port) = process.metrics_port {

@@ -1,7 +1,10 @@
 //! The `worker` process (factor VIII: concurrency): runs jobs.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use super::retention::PurgeExpired;
 use crate::config::{self, Problems};
@@ -41,7 +44,9 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     redis.follow(lifecycle, &config.redis);
     redis.count(&lifecycle.metrics);
     let storage = Storage::attach(&config.storage, Some(&lifecycle.metrics))?;
-    storage.iter().for_each(|storage| storage.follow(lifecycle, &config.storage));
+    if let Some(storage) = &storage {
+        storage.follow(lifecycle, &config.storage);
+    }
     let site = config.site.public_url;
     let mut mailer = Mailer::attach(&config.smtp, site.host());
     mailer.count(&lifecycle.metrics);
@@ -58,7 +63,7 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     let kinds = registry.choose(config.jobs.worker_kinds.as_ref().map(|names| names.0.as_slice()));
     let kinds = kinds.map_err(|problem| Problems::of("WORKER_KINDS", problem))?;
     let concurrency = config.jobs.worker_concurrency.get() as usize;
-    let resources = Resources { postgres, redis, storage, mailer, site, notifier };
+    let resources = Resources { postgres, redis, storage, mailer, site, notifier, heavy: Arc::new(Semaphore::new(1)) };
     let runner =
         Runner { registry, kinds, resources, concurrency, lease: config.jobs.job_lease.0, claims, metrics: lifecycle.metrics.clone() };
     lifecycle.spawn("runner", runner.run(lifecycle.soft.clone(), lifecycle.hard.clone()));

@@ -115,7 +115,7 @@ async fn a_panic_is_a_500_for_that_request_alone() {
     };
     let postgres = Pool::attach(&database, "web", Limits::within(Duration::from_secs(10))).unwrap();
     let site = app::config::PublicUrl::parse("http://localhost").unwrap();
-    let routes = app::http::finish(panics, &config, &site, metrics, postgres);
+    let routes = app::http::finish(panics, Vec::new(), &config, &site, metrics, postgres);
     let ask = async |path: &str| {
         let request = axum::http::Request::get(path).header("host", "localhost").body(axum::body::Body::empty()).unwrap();
         let answer = routes.clone().oneshot(request).await.unwrap();
