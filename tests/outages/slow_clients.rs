@@ -88,7 +88,7 @@ async fn an_idle_connection_is_kept_longer_than_the_head_of_a_request_may_take()
     // The body of a request that is refused comes behind the answer.
     let head = "POST /api/v1/tokens HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1048577\r\n\r\n";
     assert!(answer(&mut refused, head).await.starts_with("HTTP/1.1 413"));
-    refused.write_all(&[b' '; 1_048_577]).await.unwrap();
+    refused.write_all(&vec![b' '; 1_048_577]).await.unwrap();
     tokio::time::sleep(Duration::from_secs(15)).await;
     for client in [&mut asked, &mut refused] {
         assert!(answer(client, "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.starts_with("HTTP/1.1 200"));
