@@ -29,7 +29,7 @@ impl Job for Count {
 /// Goes through steps. Each leaves a row in the table `effects`, in the transaction that saves it.
 #[derive(Serialize, Deserialize)]
 struct Steps {
-    steps: i32,
+    count: i32,
     millis: u64,
     /// Fails whenever it comes to this step.
     #[serde(default)]
@@ -45,7 +45,7 @@ impl Job for Steps {
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let mut done: i32 = context.progress()?.unwrap_or_default();
-        while done < self.steps {
+        while done < self.count {
             if context.draining() {
                 return Err(JobError::PUT_DOWN);
             }
@@ -59,7 +59,7 @@ impl Job for Steps {
             done += 1;
             context.save_in(&mut transaction, &done).await?;
             transaction.commit().await?;
-            if self.fails && done < self.steps {
+            if self.fails && done < self.count {
                 return Err(anyhow::anyhow!("failed after step {done}").into());
             }
         }

@@ -14,8 +14,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
+use s3s::dto::AbortMultipartUploadInput;
 use s3s::service::S3ServiceBuilder;
-use s3s::{S3Result, s3_error};
+use s3s::{S3Request, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +42,12 @@ impl S3Access for Gate {
             Some(bucket) if !self.folder.join(bucket).is_dir() => Err(s3_error!(NoSuchBucket)),
             _ => Ok(()),
         }
+    }
+
+    /// To the store an upload that is gone is another's.
+    async fn abort_multipart_upload(&self, request: &mut S3Request<AbortMultipartUploadInput>) -> S3Result<()> {
+        let known = self.folder.join(format!(".upload-{}.json", request.input.upload_id)).exists();
+        if known { Ok(()) } else { Err(s3_error!(NoSuchUpload)) }
     }
 }
 

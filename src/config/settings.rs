@@ -220,8 +220,9 @@ impl Setting for LogFilter {
         if !text.split(',').all(known) {
             return Err(shape());
         }
-        // Postgres's notices, such as "already exists, skipping", are no events of ours; who wants them can ask.
-        let directives = format!("sqlx::postgres::notice=warn,{text}");
+        // Postgres's notices, such as "already exists, skipping", and each retry of a request to the object store are no events of
+        // ours; who wants them can ask.
+        let directives = format!("sqlx::postgres::notice=warn,object_store::client=warn,{text}");
         directives.parse().map(Self).map_err(|_| shape())
     }
 }

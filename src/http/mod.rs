@@ -3,6 +3,7 @@
 mod buffered;
 pub mod client_address;
 mod connection;
+pub mod content_digest;
 pub mod docs;
 pub mod extract;
 pub mod html;
@@ -37,6 +38,7 @@ use observe::Observer;
 
 // What handlers are made of.
 pub use client_address::ClientAddress;
+pub use content_digest::ContentDigest;
 pub use extract::{Id, Json, Query, mail_address, no_nul, not_null};
 pub use paging::{List, Page};
 pub use problem::{Problem, Result};

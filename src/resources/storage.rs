@@ -3,6 +3,8 @@
 //! It is attached by `STORAGE_URL` and by the variables that platforms set, and speaks S3. Google's and Azure's stores are
 //! cargo features. A large object goes up in parts, so that nobody holds the whole of it in memory.
 
+mod writer;
+
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -27,7 +29,8 @@ use crate::config::{self, Problems, Scheme, StorageUrl};
 use crate::lifecycle::Lifecycle;
 use crate::telemetry::metrics::Metrics;
 
-pub use object_store::multipart::PartId;
+use object_store::multipart::PartId;
+pub use writer::Writer;
 
 /// How long a connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,7 +45,7 @@ const CONTENT_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRIES: usize = 2;
 
 /// What a part of an object has, in bytes: the least that S3 takes of all but the last.
-pub const PART: usize = 5 * 1024 * 1024;
+const PART: usize = 5 * 1024 * 1024;
 
 /// The largest object: S3 takes 10,000 parts.
 const LARGEST: u64 = 48 * 1024 * 1024 * 1024;
@@ -56,13 +59,13 @@ pub enum Error {
     Failed {
         operation: &'static str,
         text: String,
-        /// The object, or its bucket, is not there.
+        /// The object is not there.
         missing: bool,
     },
 }
 
 impl Error {
-    /// Whether the object, or the whole bucket, is not there.
+    /// Whether the object is not there.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Failed { missing: true, .. })
     }
@@ -183,7 +186,7 @@ impl Storage {
     ///
     /// # Errors
     /// As [`Self::put`].
-    pub async fn begin(&self, key: &str, presentation: Presentation) -> Result<String, Error> {
+    async fn begin(&self, key: &str, presentation: Presentation) -> Result<String, Error> {
         let (path, stores) = (self.path(key), self.stores());
         let options = PutMultipartOptions { attributes: presentation.into(), ..PutMultipartOptions::default() };
         self.run("begin", CONTROL_TIMEOUT, stores.store.create_multipart_opts(&path, options)).await
@@ -193,7 +196,7 @@ impl Storage {
     ///
     /// # Errors
     /// As [`Self::put`].
-    pub async fn put_part(&self, key: &str, upload: &str, index: usize, content: Bytes) -> Result<PartId, Error> {
+    async fn put_part(&self, key: &str, upload: &str, index: usize, content: Bytes) -> Result<PartId, Error> {
         let (path, stores, size) = (self.path(key), self.stores(), content.len());
         let (upload, content) = (upload.to_owned(), content.into());
         let part = self.run("put_part", CONTENT_TIMEOUT, stores.store.put_part(&path, &upload, index, content)).await?;
@@ -205,7 +208,7 @@ impl Storage {
     ///
     /// # Errors
     /// As [`Self::put`].
-    pub async fn complete(&self, key: &str, upload: &str, parts: Vec<PartId>) -> Result<(), Error> {
+    async fn complete(&self, key: &str, upload: &str, parts: Vec<PartId>) -> Result<(), Error> {
         let (path, stores, upload) = (self.path(key), self.stores(), upload.to_owned());
         self.run("complete", CONTENT_TIMEOUT, stores.store.complete_multipart(&path, &upload, parts)).await.map(drop)
     }
@@ -308,8 +311,10 @@ impl Storage {
         let done = match timeout(limit, work.instrument(span)).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => {
-                let missing = matches!(error, object_store::Error::NotFound { .. });
-                Err(Error::Failed { operation, text: words(&error), missing })
+                let text = words(&error);
+                // What lay in a bucket that is gone may come back with it.
+                let whole = ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| text.ends_with(code));
+                Err(Error::Failed { operation, text, missing: matches!(error, object_store::Error::NotFound { .. }) && !whole })
             }
             Err(_) => Err(Error::Late { operation, limit }),
         };

@@ -24,7 +24,7 @@ async fn some_steps(deploy: &Deploy, count: usize) {
 #[tokio::test]
 async fn killed_job_goes_on_where_it_saved() {
     let deploy = deploy().await;
-    let id = insert(&mut deploy.database().await, "steps", json!({ "steps": 30, "millis": 30 }), 2).await;
+    let id = insert(&mut deploy.database().await, "steps", json!({ "count": 30, "millis": 30 }), 2).await;
     // More often than it has attempts: it moves on each time.
     for kill in 1..=5 {
         let mut worker = deploy.rough_worker();
@@ -44,7 +44,7 @@ async fn killed_job_goes_on_where_it_saved() {
 #[tokio::test]
 async fn draining_worker_puts_a_long_job_down() {
     let deploy = deploy().await;
-    let id = insert(&mut deploy.database().await, "steps", json!({ "steps": 40, "millis": 50 }), 2).await;
+    let id = insert(&mut deploy.database().await, "steps", json!({ "count": 40, "millis": 50 }), 2).await;
     let mut worker = deploy.rough_worker();
     some_steps(&deploy, 3).await;
     assert_eq!(worker.terminate().await, Some(0));
@@ -59,7 +59,7 @@ async fn draining_worker_puts_a_long_job_down() {
 #[tokio::test]
 async fn job_that_moves_on_spends_no_attempts() {
     let deploy = deploy().await;
-    let id = insert(&mut deploy.database().await, "steps", json!({ "steps": 6, "millis": 0, "fails": true }), 2).await;
+    let id = insert(&mut deploy.database().await, "steps", json!({ "count": 6, "millis": 0, "fails": true }), 2).await;
     let worker = deploy.rough_worker();
     eventually("its end", async || {
         hurry(&deploy).await;
@@ -73,7 +73,7 @@ async fn job_that_moves_on_spends_no_attempts() {
 #[tokio::test]
 async fn job_that_saves_the_same_place_dies() {
     let deploy = deploy().await;
-    let id = insert(&mut deploy.database().await, "steps", json!({ "steps": 6, "millis": 0, "stuck_at": 3 }), 2).await;
+    let id = insert(&mut deploy.database().await, "steps", json!({ "count": 6, "millis": 0, "stuck_at": 3 }), 2).await;
     let _worker = deploy.rough_worker();
     eventually("its death", async || {
         hurry(&deploy).await;
@@ -88,7 +88,7 @@ async fn job_that_saves_the_same_place_dies() {
 #[tokio::test]
 async fn worker_that_lost_its_lease_saves_nothing() {
     let deploy = deploy().await;
-    let id = insert(&mut deploy.database().await, "steps", json!({ "steps": 3, "millis": 1500 }), 2).await;
+    let id = insert(&mut deploy.database().await, "steps", json!({ "count": 3, "millis": 1500 }), 2).await;
     let worker = deploy.rough_worker();
     worker.logged("the start", |line| line["job_id"] == id).await;
     // Another worker has it, and is further.

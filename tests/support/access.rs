@@ -204,7 +204,8 @@ pub async fn prove_privacy(table: &str, make: impl AsyncFn(&Deploy, &Person) -> 
         let mut read = Vec::new();
         for row in rows.iter().filter(|row| row.method == Method::GET && row.path.contains("{id}")) {
             let answer = cast.ada.client.get(format!("{}{}", web.url, cast.path(row))).send().await.expect("web answers");
-            assert_eq!(answer.status(), 200, "the owner reads {}", row.path);
+            // Some of it lies elsewhere.
+            assert!(matches!(answer.status().as_u16(), 200 | 303), "the owner reads {}: {}", row.path, answer.status());
             read.push(answer.text().await.expect("a body"));
         }
         read

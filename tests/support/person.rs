@@ -89,6 +89,11 @@ impl Person {
     /// Signs up and logs in, and gives the cookie that clients of another kind can take.
     pub async fn cookie(&self) -> String {
         self.sign_up().await;
+        self.another_cookie().await
+    }
+
+    /// Logs in once more, and gives that cookie.
+    pub async fn another_cookie(&self) -> String {
         let answer = self.log_in().await;
         let cookie = answer.headers()["set-cookie"].to_str().expect("a text");
         cookie.split(';').next().expect("a name and a value").to_owned()

@@ -1,7 +1,11 @@
 //! The object store: the same program that development uses, and what lies in it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use futures_util::TryStreamExt;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::process::Command;
 use uuid::Uuid;
 
@@ -50,4 +54,29 @@ async fn serve(port: u16, folder: &Path) -> Process {
     let process = Process::spawn(command);
     process.line("keeps objects", |line| line.starts_with("keeps objects at ")).await;
     process
+}
+
+/// A client of a deploy's store that is not ours.
+pub fn client(deploy: &Deploy) -> AmazonS3 {
+    let builder = AmazonS3Builder::new().with_bucket_name("files").with_access_key_id(KEY).with_secret_access_key(KEY);
+    builder.with_endpoint(&deploy.environment["AWS_ENDPOINT_URL_S3"]).with_allow_http(true).build().expect("a client")
+}
+
+/// The folder of a deploy in the bucket.
+fn folder(deploy: &Deploy) -> object_store::path::Path {
+    deploy.environment["STORAGE_URL"].strip_prefix("s3://files/").expect("a folder").into()
+}
+
+/// The size of every object of a deploy, by its key.
+pub async fn objects(deploy: &Deploy) -> BTreeMap<String, u64> {
+    let folder = folder(deploy);
+    let objects: Vec<_> = client(deploy).list(Some(&folder)).try_collect().await.expect("a listing");
+    let key = |whole: &str| whole.strip_prefix(folder.as_ref()).expect("a key in the folder").trim_start_matches('/').to_owned();
+    objects.into_iter().map(|object| (key(object.location.as_ref()), object.size)).collect()
+}
+
+/// Puts an object there behind the programs' backs.
+pub async fn put(deploy: &Deploy, key: &str, content: &'static [u8]) {
+    let path = format!("{}/{key}", folder(deploy)).as_str().into();
+    client(deploy).put(&path, content.into()).await.expect("it is stored");
 }

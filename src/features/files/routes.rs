@@ -1,0 +1,198 @@
+//! The routes of files: upload, list, show, hand out, delete.
+
+use std::time::Duration;
+
+use axum::extract::{OriginalUri, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use garde::Validate;
+use serde::{Deserialize, Serialize};
+use tracing::Instrument;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::DELETED;
+use super::file::{self, File, content_key, thumbnail_key};
+use super::upload::Upload;
+use crate::app::App;
+use crate::auth::{Caller, audit};
+use crate::http::{ContentDigest, Id, List, Page, Problem, Query, Result, Streamed};
+use crate::resources::storage::Storage;
+
+/// How long an address of content works.
+const ADDRESS_LIFETIME: Duration = Duration::from_mins(5);
+
+/// The operations of the API.
+pub fn api() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(upload_file, list_files))
+        .routes(routes!(read_file, delete_file))
+        .routes(routes!(read_content))
+        .routes(routes!(read_thumbnail))
+}
+
+#[derive(Deserialize, Validate, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct NewFile {
+    /// What the file is called, in any script: 1 to 255 bytes, without `/` and NUL, and neither `.` nor `..`.
+    #[garde(length(bytes, min = 1, max = 255), custom(no_path))]
+    #[param(min_length = 1, max_length = 255, pattern = r"^[^\x00/]+$", example = "photo.jpg")]
+    name: String,
+}
+
+/// The body of an upload, as the document has it.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "it is described, and never held")]
+struct AnyBytes(Vec<u8>);
+
+/// A name is a text, and means no place.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as `garde` calls it")]
+fn no_path(name: &str, (): &()) -> garde::Result {
+    let fault = match name {
+        "." | ".." => "must not be `.` or `..`",
+        name if name.contains('/') => "must not hold a `/`",
+        name if name.contains('\0') => "must not hold the character NUL",
+        _ => return Ok(()),
+    };
+    Err(garde::Error::new(fault))
+}
+
+/// Upload a file
+///
+/// The body is the content, of any type, and is passed on as it comes in: `curl --data-binary @photo.jpg`. What it is, is
+/// found out from the content.
+#[utoipa::path(post, path = "/files", tag = "Files",
+    params(NewFile, ("Content-Digest" = Option<String>, Header, description = "SHA-256 or SHA-512 of the content (RFC 9530)",
+        pattern = "^sha-256=:[A-Za-z0-9+/]{43}=:$", example = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:")),
+    request_body(content = inline(AnyBytes), content_type = "application/octet-stream", description = "The content"),
+    responses(
+        (status = 201, description = "It is stored", body = File, headers(("Location" = String))),
+        (status = 400, description = "digest-mismatch: The content is not what `Content-Digest` says"),
+        (status = 403, description = "email-not-verified: The account's address has not been verified\nfeature-disabled: This deploy keeps no files\nquota-reached: The account's files take all the room that they may"),
+        (status = 413, description = "file-too-large: The content is larger than a file may be"),
+    ))]
+async fn upload_file(
+    State(app): State<App>,
+    caller: Caller,
+    Query(NewFile { name }): Query<NewFile>,
+    digest: ContentDigest,
+    body: Streamed,
+) -> Result<Response> {
+    let storage = storage(&app)?.clone();
+    let upload = Upload { app, storage, caller, name, digest };
+    // A task of its own: a client that hangs up ends this request, and what was received must be removed all the same.
+    let file = tokio::spawn(upload.run(body).in_current_span()).await.map_err(Problem::internal)??;
+    let location = format!("/api/v1/files/{}", file.id);
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], axum::Json(file)).into_response())
+}
+
+/// List my files, the newest first
+#[utoipa::path(get, path = "/files", tag = "Files", params(Page), responses((status = 200, description = "A page of files", body = List<File>)))]
+async fn list_files(State(app): State<App>, caller: Caller, uri: OriginalUri, Query(page): Query<Page>) -> Result<Response> {
+    let files = file::list(&mut *app.postgres.acquire().await?, caller.account_id, page.after()?, page.fetch()).await?;
+    page.answer(&uri, files, |last| last.id)
+}
+
+/// Show a file
+#[utoipa::path(get, path = "/files/{id}", tag = "Files", params(("id" = Uuid, Path)),
+    responses((status = 200, description = "What is known of the file", body = File)))]
+async fn read_file(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<axum::Json<File>> {
+    find(&app, caller, id).await.map(axum::Json)
+}
+
+/// Read a file's content
+///
+/// The answer leads to an address in the object store that works for five minutes and needs no credentials.
+#[utoipa::path(get, path = "/files/{id}/content", tag = "Files", params(("id" = Uuid, Path)),
+    responses(
+        (status = 303, description = "The content is there", headers(("Location" = String))),
+        (status = 403, description = "feature-disabled: This deploy keeps no files"),
+    ))]
+async fn read_content(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Response> {
+    let file = find(&app, caller, id).await?;
+    lead_to(&app, &content_key(file.id)).await
+}
+
+#[derive(Deserialize, Validate, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Thumbnail {
+    /// 160 or 640 pixels on the longer side.
+    #[garde(skip)]
+    #[serde(default)]
+    #[param(inline, required = false)]
+    size: ThumbnailSize,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ThumbnailSize {
+    #[default]
+    Small,
+    Large,
+}
+
+impl ThumbnailSize {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Large => "large",
+        }
+    }
+}
+
+/// Read an image's thumbnail
+///
+/// There is none until a worker has made it: the file lists those that there are.
+#[utoipa::path(get, path = "/files/{id}/thumbnail", tag = "Files", params(("id" = Uuid, Path), Thumbnail),
+    responses(
+        (status = 303, description = "The thumbnail, a JPEG, is there", headers(("Location" = String))),
+        (status = 403, description = "feature-disabled: This deploy keeps no files"),
+    ))]
+async fn read_thumbnail(
+    State(app): State<App>,
+    caller: Caller,
+    Id(id): Id,
+    Query(Thumbnail { size }): Query<Thumbnail>,
+) -> Result<Response> {
+    let file = find(&app, caller, id).await?;
+    if !file.thumbnails.iter().any(|made| made == size.name()) {
+        return Err(Problem::not_found());
+    }
+    lead_to(&app, &thumbnail_key(file.id, size.name())).await
+}
+
+/// Delete a file
+#[utoipa::path(delete, path = "/files/{id}", tag = "Files", params(("id" = Uuid, Path)),
+    responses((status = 204, description = "It is gone, and its content soon")))]
+async fn delete_file(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode> {
+    let mut transaction = app.postgres.begin().await?;
+    let enqueued = file::delete(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
+    audit::record(&mut *transaction, DELETED, Some(caller.account_id), caller.by).await?;
+    transaction.commit().await?;
+    enqueued.fire(&app.notifier);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn find(app: &App, caller: Caller, id: Uuid) -> Result<File> {
+    let found = file::find(&mut *app.postgres.acquire().await?, caller.account_id, id).await?;
+    found.ok_or_else(Problem::not_found)
+}
+
+/// 303 to an object. The store is asked first: it is 503 here where it would be an error page there.
+async fn lead_to(app: &App, key: &str) -> Result<Response> {
+    let storage = storage(app)?;
+    storage.size(key).await?;
+    let address = storage.address(key, ADDRESS_LIFETIME).await?;
+    Ok((StatusCode::SEE_OTHER, [(header::LOCATION, String::from(address))]).into_response())
+}
+
+/// # Errors
+/// 403: `STORAGE_URL` is unset.
+fn storage(app: &App) -> Result<&Storage> {
+    let off = || Problem::forbidden("feature-disabled", "this deploy keeps no files");
+    app.storage.as_ref().ok_or_else(off)
+}
