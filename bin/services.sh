@@ -16,7 +16,7 @@ need_gnu_tools() {
 }
 
 # The version that docker-compose.yml pins: pinned postgres, pinned redis.
-pinned() { sed -n "s/.*image: *\($1:[^ ]*\).*/\1/p" docker-compose.yml; }
+pinned() { sed -n "s|.*image: *\($1:[^ ]*\).*|\1|p" docker-compose.yml; }
 
 # Where cargo puts what it builds.
 target_directory() { cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'; }
@@ -259,18 +259,35 @@ start_pgbouncer() {
 }
 
 # start_store PORT: an object store with its objects in $run/store, on any port where that one is taken; its address is then in $store_url.
+# Where $STORE is a program of SeaweedFS, it is that, which nobody here wrote.
 start_store() {
     local programs log=$run/store.log
+    : >"$log"
+    if [ -n "${STORE:-}" ]; then start_seaweedfs; return; fi
     cargo build --locked --quiet --example s3
     programs=$(target_directory)/debug
-    : >"$log"
     launch INT "$programs/examples/s3" "$PWD/$run/store" "127.0.0.1:$1" >>"$log" 2>&1
     until grep -q '^keeps objects at' "$log"; do
         kill -0 "$launched" 2>/dev/null || die "the object store ended: $(cat "$log")"
         sleep 0.1
     done
-    # shellcheck disable=SC2034 # for the script that sources this
     store_url=$(sed -n 's/^keeps objects at //p' "$log")
+}
+
+start_seaweedfs() {
+    local port tries=0 log=$run/store.log
+    port=$(free_port)
+    mkdir -p "$run/store"
+    # Its other servers listen at ports of their own, each with a second one 10000 above.
+    launch INT "$STORE" server -dir="$PWD/$run/store" -ip=127.0.0.1 -master.port="$(free_port)" -volume.port="$(free_port)" -filer.port="$(free_port)" \
+        -master.volumeSizeLimitMB=64 -s3 -s3.port="$port" -s3.port.iceberg=0 -s3.config=deploy/store/identities.json >>"$log" 2>&1
+    # shellcheck disable=SC2034 # for the script that sources this
+    store_url=http://127.0.0.1:$port
+    until curl --silent --output /dev/null --fail "$store_url/healthz"; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 300 ] || ! kill -0 "$launched" 2>/dev/null; then die "SeaweedFS does not answer: $(tail -n 5 "$log")"; fi
+        sleep 0.1
+    done
 }
 
 # Throw-away servers for tests, and where these find them.
