@@ -15,9 +15,10 @@ COPY . .
 FROM source AS build
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     target=$(rustc --print host-tuple) \
-    && cargo auditable build --release --locked --target "$target" --bins \
-    && cd "target/$target/release" \
-    && install -D -t /out/bin web worker clock admin
+    && cargo auditable build --release --locked --target "$target" --features one-program --bin all \
+    && install -D -t /out/bin "target/$target/release/all"
+# It acts by the name that it is called by.
+RUN for name in web worker clock admin; do ln -s all "/out/bin/$name"; done
 
 # The mail sink of a trial; no deploy runs it.
 FROM source AS build-mail

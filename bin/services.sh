@@ -261,12 +261,14 @@ start_pgbouncer() {
 # start_store PORT: an object store with its objects in $run/store, on any port where that one is taken; its address is then in $store_url.
 # Where $STORE is a program of SeaweedFS, it is that, which nobody here wrote.
 start_store() {
-    local programs log=$run/store.log
+    local program=${STORE_PROGRAM:-} log=$run/store.log
     : >"$log"
     if [ -n "${STORE:-}" ]; then start_seaweedfs; return; fi
-    cargo build --locked --quiet --example s3
-    programs=$(target_directory)/debug
-    launch INT "$programs/examples/s3" "$PWD/$run/store" "127.0.0.1:$1" >>"$log" 2>&1
+    if [ -z "$program" ]; then
+        cargo build --locked --quiet --example s3
+        program=$(target_directory)/debug/examples/s3
+    fi
+    launch INT "$program" "$PWD/$run/store" "127.0.0.1:$1" >>"$log" 2>&1
     until grep -q '^keeps objects at' "$log"; do
         kill -0 "$launched" 2>/dev/null || die "the object store ended: $(cat "$log")"
         sleep 0.1

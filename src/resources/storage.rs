@@ -5,7 +5,7 @@
 
 mod writer;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -110,7 +110,9 @@ impl<S: ObjectStore + MultipartStore + Signer> Store for S {}
 pub struct Storage(Arc<Shared>);
 
 struct Shared {
-    stores: RwLock<Arc<Stores>>,
+    config: RwLock<config::Storage>,
+    /// Made at the first operation: a client with TLS takes memory, and the system's authorities, which may be missing.
+    stores: Mutex<Option<Arc<Stores>>>,
     prefix: String,
     limits: Limits,
     metrics: Option<Metrics>,
@@ -134,9 +136,17 @@ impl Storage {
         }
         // The one provider of cryptography for whatever asks the process for its default; another attach has set the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let stores = RwLock::new(Arc::new(Stores::new(config, url)?));
+        match (&config.aws_access_key_id, &config.aws_secret_access_key) {
+            (Some(_), None) => return Err(Problems::of("AWS_SECRET_ACCESS_KEY", "is missing, and AWS_ACCESS_KEY_ID is set").into()),
+            (None, Some(_)) => return Err(Problems::of("AWS_ACCESS_KEY_ID", "is missing, and AWS_SECRET_ACCESS_KEY is set").into()),
+            _ => {}
+        }
+        Ok(Some(Self::new(config.clone(), url.prefix.clone(), metrics.cloned())))
+    }
+
+    fn new(config: config::Storage, prefix: String, metrics: Option<Metrics>) -> Self {
         let limits = Limits { object: config.file_size_limit.0, account: config.file_quota.0 };
-        Ok(Some(Self(Arc::new(Shared { stores, prefix: url.prefix.clone(), limits, metrics: metrics.cloned() }))))
+        Self(Arc::new(Shared { config: RwLock::new(config), stores: Mutex::default(), prefix, limits, metrics }))
     }
 
     /// Follows the keys where they stand in files.
@@ -146,15 +156,10 @@ impl Storage {
     }
 
     async fn renew(self, config: config::Storage) -> anyhow::Result<()> {
-        let url = config.storage_url.as_ref().context("STORAGE_URL is gone")?;
-        let new = Self(Arc::new(Shared {
-            stores: RwLock::new(Arc::new(Stores::new(&config, url)?)),
-            prefix: self.0.prefix.clone(),
-            limits: self.0.limits,
-            metrics: None,
-        }));
+        let new = Self::new(config.clone(), self.0.prefix.clone(), None);
         new.check().await?;
-        *self.0.stores.write().unwrap_or_else(PoisonError::into_inner) = new.stores();
+        *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        *self.0.stores.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }
 
@@ -162,8 +167,16 @@ impl Storage {
         self.0.limits
     }
 
-    fn stores(&self) -> Arc<Stores> {
-        self.0.stores.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// # Errors
+    /// No client can be made, such as where there are no authorities to trust.
+    fn stores(&self) -> Result<Arc<Stores>, Error> {
+        let mut stores = self.0.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stores) = &*stores {
+            return Ok(stores.clone());
+        }
+        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let made = Stores::new(&config).map_err(|e| Error::Failed { operation: "attach", text: format!("{e:#}"), missing: false })?;
+        Ok(stores.insert(Arc::new(made)).clone())
     }
 
     fn path(&self, key: &str) -> Path {
@@ -175,7 +188,7 @@ impl Storage {
     /// # Errors
     /// The store is unavailable or refuses.
     pub async fn put(&self, key: &str, content: Bytes, presentation: Presentation) -> Result<(), Error> {
-        let (path, stores, size) = (self.path(key), self.stores(), content.len());
+        let (path, stores, size) = (self.path(key), self.stores()?, content.len());
         let options = PutOptions { attributes: presentation.into(), ..PutOptions::default() };
         self.run("put", CONTENT_TIMEOUT, stores.store.put_opts(&path, content.into(), options)).await?;
         self.0.metrics.iter().for_each(|metrics| metrics.stored(size));
@@ -187,7 +200,7 @@ impl Storage {
     /// # Errors
     /// As [`Self::put`].
     async fn begin(&self, key: &str, presentation: Presentation) -> Result<String, Error> {
-        let (path, stores) = (self.path(key), self.stores());
+        let (path, stores) = (self.path(key), self.stores()?);
         let options = PutMultipartOptions { attributes: presentation.into(), ..PutMultipartOptions::default() };
         self.run("begin", CONTROL_TIMEOUT, stores.store.create_multipart_opts(&path, options)).await
     }
@@ -197,7 +210,7 @@ impl Storage {
     /// # Errors
     /// As [`Self::put`].
     async fn put_part(&self, key: &str, upload: &str, index: usize, content: Bytes) -> Result<PartId, Error> {
-        let (path, stores, size) = (self.path(key), self.stores(), content.len());
+        let (path, stores, size) = (self.path(key), self.stores()?, content.len());
         let (upload, content) = (upload.to_owned(), content.into());
         let part = self.run("put_part", CONTENT_TIMEOUT, stores.store.put_part(&path, &upload, index, content)).await?;
         self.0.metrics.iter().for_each(|metrics| metrics.stored(size));
@@ -209,7 +222,7 @@ impl Storage {
     /// # Errors
     /// As [`Self::put`].
     async fn complete(&self, key: &str, upload: &str, parts: Vec<PartId>) -> Result<(), Error> {
-        let (path, stores, upload) = (self.path(key), self.stores(), upload.to_owned());
+        let (path, stores, upload) = (self.path(key), self.stores()?, upload.to_owned());
         self.run("complete", CONTENT_TIMEOUT, stores.store.complete_multipart(&path, &upload, parts)).await.map(drop)
     }
 
@@ -218,7 +231,7 @@ impl Storage {
     /// # Errors
     /// As [`Self::put`].
     pub async fn abort(&self, key: &str, upload: &str) -> Result<(), Error> {
-        let (path, stores, upload) = (self.path(key), self.stores(), upload.to_owned());
+        let (path, stores, upload) = (self.path(key), self.stores()?, upload.to_owned());
         let aborted = self.run("abort", CONTROL_TIMEOUT, stores.store.abort_multipart(&path, &upload)).await;
         aborted.or_else(|error| if error.is_missing() { Ok(()) } else { Err(error) })
     }
@@ -228,7 +241,7 @@ impl Storage {
     /// # Errors
     /// It is missing, or as [`Self::put`].
     pub async fn size(&self, key: &str) -> Result<u64, Error> {
-        let (path, stores) = (self.path(key), self.stores());
+        let (path, stores) = (self.path(key), self.stores()?);
         Ok(self.run("head", CONTROL_TIMEOUT, stores.store.head(&path)).await?.size)
     }
 
@@ -237,7 +250,7 @@ impl Storage {
     /// # Errors
     /// It is missing, or as [`Self::put`].
     pub async fn get(&self, key: &str) -> Result<Bytes, Error> {
-        let (path, stores) = (self.path(key), self.stores());
+        let (path, stores) = (self.path(key), self.stores()?);
         self.run("get", CONTENT_TIMEOUT, async { stores.store.get(&path).await?.bytes().await }).await
     }
 
@@ -246,7 +259,7 @@ impl Storage {
     /// # Errors
     /// As [`Self::put`].
     pub async fn delete(&self, key: &str) -> Result<(), Error> {
-        let (path, stores) = (self.path(key), self.stores());
+        let (path, stores) = (self.path(key), self.stores()?);
         let deleted = self.run("delete", CONTROL_TIMEOUT, stores.store.delete(&path)).await;
         deleted.or_else(|error| if error.is_missing() { Ok(()) } else { Err(error) })
     }
@@ -256,7 +269,7 @@ impl Storage {
     /// # Errors
     /// As [`Self::put`].
     pub async fn list(&self, folder: &str, after: Option<&str>, limit: usize) -> Result<Vec<Listed>, Error> {
-        let (path, stores, mut found) = (self.path(folder), self.stores(), Vec::new());
+        let (path, stores, mut found) = (self.path(folder), self.stores()?, Vec::new());
         let listing = async {
             let mut objects = match after {
                 Some(after) => stores.store.list_with_offset(Some(&path), &self.path(after)),
@@ -280,7 +293,7 @@ impl Storage {
     /// # Errors
     /// The platform gives no credentials to sign it with.
     pub async fn address(&self, key: &str, lifetime: Duration) -> Result<Url, Error> {
-        let (path, stores) = (self.path(key), self.stores());
+        let (path, stores) = (self.path(key), self.stores()?);
         let signer = stores.public.as_ref().unwrap_or(&stores.store);
         self.run("sign", CONTROL_TIMEOUT, signer.signed_url(Method::GET, &path, lifetime)).await
     }
@@ -342,7 +355,8 @@ fn keys(config: &config::Storage) -> Vec<&SecretString> {
 }
 
 impl Stores {
-    fn new(config: &config::Storage, url: &StorageUrl) -> anyhow::Result<Self> {
+    fn new(config: &config::Storage) -> anyhow::Result<Self> {
+        let url = config.storage_url.as_ref().context("STORAGE_URL is unset")?;
         let public = config.storage_public_url.as_ref().map(|public| store(config, url, Some(&public.0))).transpose()?;
         Ok(Self { store: store(config, url, None)?, public })
     }
@@ -355,7 +369,7 @@ fn store(config: &config::Storage, url: &StorageUrl, elsewhere: Option<&Url>) ->
     let retry = RetryConfig { backoff, max_retries: RETRIES, retry_timeout: CONTROL_TIMEOUT };
     let client = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT).with_timeout(CONTENT_TIMEOUT);
     Ok(match url.scheme {
-        Scheme::S3 => Box::new(s3(config, url, elsewhere, client)?.with_retry(retry).build()?),
+        Scheme::S3 => Box::new(s3(config, url, elsewhere, client).with_retry(retry).build()?),
         #[cfg(feature = "gcs")]
         Scheme::Gcs => {
             let mut store = object_store::gcp::GoogleCloudStorageBuilder::new().with_bucket_name(&url.bucket);
@@ -378,7 +392,7 @@ fn store(config: &config::Storage, url: &StorageUrl, elsewhere: Option<&Url>) ->
     })
 }
 
-fn s3(config: &config::Storage, url: &StorageUrl, elsewhere: Option<&Url>, client: ClientOptions) -> anyhow::Result<AmazonS3Builder> {
+fn s3(config: &config::Storage, url: &StorageUrl, elsewhere: Option<&Url>, client: ClientOptions) -> AmazonS3Builder {
     let mut store = AmazonS3Builder::new().with_bucket_name(&url.bucket).with_region(&config.aws_region);
     let endpoint = elsewhere.or(config.aws_endpoint_url_s3.as_ref().map(|endpoint| &endpoint.0));
     let plain = endpoint.is_some_and(|endpoint| endpoint.scheme() == "http");
@@ -386,31 +400,25 @@ fn s3(config: &config::Storage, url: &StorageUrl, elsewhere: Option<&Url>, clien
         store = store.with_endpoint(endpoint.as_str().trim_end_matches('/'));
     }
     store = store.with_client_options(client.with_allow_http(plain));
-    match (&config.aws_access_key_id, &config.aws_secret_access_key) {
-        (Some(name), Some(key)) => {
-            store = store.with_access_key_id(name.expose_secret()).with_secret_access_key(key.expose_secret());
-            if let Some(token) = &config.aws_session_token {
-                store = store.with_token(token.expose_secret());
-            }
+    if let (Some(name), Some(key)) = (&config.aws_access_key_id, &config.aws_secret_access_key) {
+        store = store.with_access_key_id(name.expose_secret()).with_secret_access_key(key.expose_secret());
+        if let Some(token) = &config.aws_session_token {
+            store = store.with_token(token.expose_secret());
         }
-        (None, None) => {
-            let from_platform = [
-                (AmazonS3ConfigKey::RoleArn, &config.aws_role_arn),
-                (AmazonS3ConfigKey::WebIdentityTokenFile, &config.aws_web_identity_token_file),
-                (AmazonS3ConfigKey::ContainerCredentialsRelativeUri, &config.aws_container_credentials_relative_uri),
-                (AmazonS3ConfigKey::ContainerAuthorizationTokenFile, &config.aws_container_authorization_token_file),
-            ];
-            for (key, value) in from_platform {
-                if let Some(value) = value {
-                    store = store.with_config(key, value);
-                }
-            }
-            if let Some(uri) = &config.aws_container_credentials_full_uri {
-                store = store.with_config(AmazonS3ConfigKey::ContainerCredentialsFullUri, uri.0.as_str());
-            }
-        }
-        (Some(_), None) => return Err(Problems::of("AWS_SECRET_ACCESS_KEY", "is missing, and AWS_ACCESS_KEY_ID is set").into()),
-        (None, Some(_)) => return Err(Problems::of("AWS_ACCESS_KEY_ID", "is missing, and AWS_SECRET_ACCESS_KEY is set").into()),
+        return store;
     }
-    Ok(store)
+    let full_uri = config.aws_container_credentials_full_uri.as_ref().map(|uri| uri.0.to_string());
+    let from_platform = [
+        (AmazonS3ConfigKey::RoleArn, &config.aws_role_arn),
+        (AmazonS3ConfigKey::WebIdentityTokenFile, &config.aws_web_identity_token_file),
+        (AmazonS3ConfigKey::ContainerCredentialsRelativeUri, &config.aws_container_credentials_relative_uri),
+        (AmazonS3ConfigKey::ContainerCredentialsFullUri, &full_uri),
+        (AmazonS3ConfigKey::ContainerAuthorizationTokenFile, &config.aws_container_authorization_token_file),
+    ];
+    for (key, value) in from_platform {
+        if let Some(value) = value {
+            store = store.with_config(key, value);
+        }
+    }
+    store
 }

@@ -37,6 +37,11 @@ async fn another_address_in_the_environment_is_another_database_session_store_an
     let web = deploy.web().await;
     assert_eq!(ada.at(&web).log_in().await.status(), 401, "another database knows no account of the first");
     reached("DATABASE_URL", &database);
+
+    let (deploy, store) = moved(&deploy, "AWS_ENDPOINT_URL_S3").await;
+    let doctor = deploy.admin(&["doctor"]).await;
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("ok    storage"), "{doctor:?}");
+    reached("AWS_ENDPOINT_URL_S3", &store);
 }
 
 /// The same deploy, with a way to each resource that can be cut.

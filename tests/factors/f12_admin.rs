@@ -135,7 +135,7 @@ async fn the_doctor_tells_what_is_wrong_and_what_to_do() {
     let deploy = Deploy::new().await.after_a_clock().await;
     let well = deploy.admin(&["doctor"]).await;
     assert_eq!(well.status.code(), Some(0), "{well:?}");
-    assert_eq!(stdout(&well).lines().filter(|line| line.starts_with("ok ")).count(), 9, "{}", stdout(&well));
+    assert_eq!(stdout(&well).lines().filter(|line| line.starts_with("ok ")).count(), 10, "{}", stdout(&well));
 
     for (deploy, check) in [
         (Deploy::unmigrated().await, "schema"),

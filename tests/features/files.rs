@@ -5,6 +5,7 @@ mod crashes;
 mod streams;
 
 use std::io::Cursor;
+use std::time::Duration;
 
 use image::{ImageFormat, RgbImage};
 use reqwest::{Method, Response};
@@ -29,10 +30,13 @@ const MAY: &str = "
 /// What one part of an upload holds.
 const PART: usize = 5 * 1024 * 1024;
 
+/// What a large file may take on a busy machine.
+const TRANSFER: Duration = Duration::from_mins(2);
+
 /// Uploads content under a name.
 async fn upload(person: &Person, name: &str, content: impl Into<reqwest::Body>) -> Response {
     let name: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
-    person.request(Method::POST, &format!("/files?name={name}")).body(content).send().await.unwrap()
+    person.request(Method::POST, &format!("/files?name={name}")).timeout(TRANSFER).body(content).send().await.unwrap()
 }
 
 /// Uploads what must be taken, and gives what is known of it.
@@ -54,7 +58,7 @@ async fn shown(person: &Person, file: &Value) -> Value {
 /// Follows an answer to the store, as anybody could.
 async fn follow(answer: Response) -> Response {
     assert_eq!(answer.status(), 303, "{:?}", answer.text().await);
-    client().get(answer.headers()["location"].to_str().unwrap()).send().await.unwrap()
+    client().get(answer.headers()["location"].to_str().unwrap()).timeout(TRANSFER).send().await.unwrap()
 }
 
 async fn content(person: &Person, file: &Value) -> Vec<u8> {

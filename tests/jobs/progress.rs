@@ -44,16 +44,16 @@ async fn killed_job_goes_on_where_it_saved() {
 #[tokio::test]
 async fn draining_worker_puts_a_long_job_down() {
     let deploy = deploy().await;
-    let id = insert(&mut deploy.database().await, "steps", json!({ "count": 40, "millis": 50 }), 2).await;
+    let id = insert(&mut deploy.database().await, "steps", json!({ "count": 200, "millis": 50 }), 2).await;
     let mut worker = deploy.rough_worker();
     some_steps(&deploy, 3).await;
     assert_eq!(worker.terminate().await, Some(0));
     let put_down = worker.logged("the job put down", |line| line["job_id"] == id && line["outcome"] == "later").await;
-    assert!(put_down["run_ms"].as_u64().unwrap() < 1500, "it stops at the next step, not at its end: {put_down}");
+    assert!(put_down["run_ms"].as_u64().unwrap() < 8000, "it stops at the next step, not at its end: {put_down}");
     assert_eq!(field(&deploy, id, "attempt || ' ' || (run_at <= now())").await.as_deref(), Some("0 true"));
     let _worker = deploy.rough_worker();
     done(&deploy, id).await;
-    assert_eq!(steps(&deploy).await, (0..40).collect::<Vec<_>>(), "each step once");
+    assert_eq!(steps(&deploy).await, (0..200).collect::<Vec<_>>(), "each step once");
 }
 
 #[tokio::test]

@@ -369,8 +369,9 @@ async fn store_that_dies_in_the_middle_is_503() {
 async fn store_that_is_slow_is_waited_for() {
     let deploy = Deploy::new().await;
     let proxy = Proxy::to(deploy.address_of("AWS_ENDPOINT_URL_S3")).await;
-    let web = deploy.clone_with("AWS_ENDPOINT_URL_S3", format!("http://{}", proxy.address)).with("REQUEST_TIMEOUT", "1s").web().await;
-    let ada = Person::known(&deploy, &web).await;
+    let slow = deploy.clone_with("AWS_ENDPOINT_URL_S3", format!("http://{}", proxy.address)).with("REQUEST_TIMEOUT", "1s").web().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await.at(&slow);
     proxy.delay(Duration::from_millis(700));
     let file = stored(&ada, "x", "takes its time").await;
     proxy.heal();

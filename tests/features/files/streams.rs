@@ -40,11 +40,11 @@ async fn receiving(deploy: &Deploy) {
 
 #[tokio::test]
 async fn slow_upload_outlives_the_request_timeout() {
-    let deploy = Deploy::new().await.with("REQUEST_TIMEOUT", "1s");
-    let web = deploy.web().await;
+    let deploy = Deploy::new().await;
+    let (web, impatient) = (deploy.web().await, deploy.clone_with("REQUEST_TIMEOUT", "1s").web().await);
     let ada = Person::known(&deploy, &web).await;
     let cookie = ada.another_cookie().await;
-    let mut stream = begin(&web, &cookie, 50).await;
+    let mut stream = begin(&impatient, &cookie, 50).await;
     for _ in 0..50 {
         stream.write_all(b"x").await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -104,9 +104,20 @@ async fn one_address_has_sixteen_uploads_at_a_time() {
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
     let cookie = ada.another_cookie().await;
+    let (go, wait) = tokio::sync::watch::channel(false);
     let mut streams = Vec::new();
     for _ in 0..16 {
-        streams.push(begin(&web, &cookie, 10).await);
+        let (mut stream, mut wait) = (begin(&web, &cookie, 100_000).await, wait.clone());
+        streams.push(tokio::spawn(async move {
+            // Something moves in each, however slow the machine is.
+            let mut sent = 0;
+            while timeout(Duration::from_millis(200), wait.wait_for(|go| *go)).await.is_err() {
+                stream.write_all(b"x").await.unwrap();
+                sent += 1;
+            }
+            stream.write_all(&vec![b'x'; 100_000 - sent]).await.unwrap();
+            answer(stream).await
+        }));
     }
     eventually("sixteen rows", async || {
         let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM files").fetch_one(&mut deploy.database().await).await.unwrap();
@@ -115,11 +126,9 @@ async fn one_address_has_sixteen_uploads_at_a_time() {
     .await;
     assert!(answer(begin(&web, &cookie, 10).await).await.starts_with("HTTP/1.1 429"));
     assert_eq!(ada.get("/session").await.status(), 200, "others are served meanwhile");
-    for stream in &mut streams {
-        stream.write_all(b"0123456789").await.unwrap();
-    }
+    go.send_replace(true);
     for stream in streams {
-        assert!(answer(stream).await.starts_with("HTTP/1.1 201"));
+        assert!(stream.await.unwrap().starts_with("HTTP/1.1 201"));
     }
     stored(&ada, "one more", "x").await;
 }
