@@ -34,7 +34,8 @@ async fn sessions_and_tokens_share_one_limit() {
     let token = mint(&ada).await.json::<Value>().await.unwrap()["secret"].as_str().unwrap().to_owned();
     // Find the one bucket that counts requests of the session.
     let mut redis = deploy.redis().await;
-    let buckets = async |mut redis: MultiplexedConnection| cmd("KEYS").arg("limit:account:*").query_async::<Vec<String>>(&mut redis).await.unwrap();
+    let buckets =
+        async |mut redis: MultiplexedConnection| cmd("KEYS").arg("limit:account:*").query_async::<Vec<String>>(&mut redis).await.unwrap();
     for bucket in buckets(redis.clone()).await {
         redis.del::<_, ()>(bucket).await.unwrap();
     }
