@@ -87,8 +87,8 @@ pub struct Seen {
     /// The number of 503 responses.
     pub refused: usize,
     pub broken: Vec<Broken>,
-    /// Addresses whose sign-up was accepted.
-    pub signed_up: Vec<String>,
+    /// Addresses whose sign-up was accepted, and how many requests that took.
+    pub signed_up: Vec<(String, usize)>,
     /// Addresses for which a reset was accepted.
     pub reset: Vec<String>,
     /// Responses that no client should ever get.
@@ -145,8 +145,8 @@ impl Customer {
         while !stop.load(Ordering::Relaxed) {
             let email = format!("{}@example.com", Uuid::new_v4().simple());
             let sign_up = json!({ "email": email, "password": PASSWORD });
-            self.accepted(&mut seen, |web| client.post(format!("{web}/api/v1/accounts")).json(&sign_up)).await;
-            seen.signed_up.push(email.clone());
+            let requests = self.accepted(&mut seen, |web| client.post(format!("{web}/api/v1/accounts")).json(&sign_up)).await;
+            seen.signed_up.push((email.clone(), requests));
             let reset = json!({ "email": email });
             self.accepted(&mut seen, |web| client.post(format!("{web}/api/v1/password-resets")).json(&reset)).await;
             seen.reset.push(email);
@@ -156,11 +156,13 @@ impl Customer {
         seen
     }
 
-    /// Retries a request until the response is 202.
-    async fn accepted(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) {
+    /// Retries a request until the response is 202. Returns how many requests that took.
+    async fn accepted(&mut self, seen: &mut Seen, request: impl Fn(&str) -> RequestBuilder) -> usize {
+        let mut requests = 0;
         loop {
+            requests += 1;
             match self.ask(seen, &request).await {
-                Some((202, _)) => return,
+                Some((202, _)) => return requests,
                 Some(other) => seen.wrong.push(format!("{} for a request that must be accepted: {other:?}", now())),
                 None => {}
             }
