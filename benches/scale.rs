@@ -51,7 +51,7 @@ async fn webs(programs: &Path, pool: &PgPool, report: &mut Report) {
     for count in PROCESSES {
         let servers: Vec<_> = (0..count).map(|_| Server::start(&programs.join("web"))).collect();
         if sessions.is_empty() {
-            sessions = people(pool, &servers[0]).await;
+            sessions = people(pool, &servers[0], load::SESSIONS).await;
         }
         let mut all: Vec<Rounds> = Vec::new();
         // The same 32 clients are divided among the processes, which get requests at the same time.

@@ -34,7 +34,7 @@ async fn main() {
     let idle = web.resident_mb();
     report.reach("web, idle, resident, MB", idle, idle <= 12.0, "12");
 
-    let sessions = people(&pool, &web).await;
+    let sessions = people(&pool, &web, load::SESSIONS).await;
     let livez = Request { name: "GET /livez", method: "GET", path: "/livez", body: None, signed_in: false };
     let read = Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, signed_in: true };
     let reset = Some(json!({ "email": format!("bench-{}@example.com", ACCOUNTS - 2) }));

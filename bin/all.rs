@@ -6,8 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// `EX_USAGE` of sysexits.h.
-const EXIT_USAGE: u8 = 64;
+use app::lifecycle::EXIT_USAGE;
 
 fn main() -> ExitCode {
     let called = std::env::args_os().next().unwrap_or_default();

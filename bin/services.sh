@@ -15,8 +15,8 @@ need_gnu_tools() {
         die "this needs the GNU tools; on macOS: brew install coreutils gnu-tar, and put their gnubin folders first in PATH"
 }
 
-# pinned NAME: the image that docker-compose.yml pins, for postgres or redis.
-pinned() { sed -n "s/.*image: *\($1:[^ ]*\).*/\1/p" docker-compose.yml; }
+# pinned NAME: the image that docker-compose.yml pins, for postgres, redis or the object store.
+pinned() { sed -n "s|.*image: *\($1:[^ ]*\).*|\1|p" docker-compose.yml; }
 
 # The folder that cargo builds into.
 target_directory() { cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'; }
@@ -258,11 +258,46 @@ start_pgbouncer() {
     until ! is_free "$port"; do kill -0 "$launched" 2>/dev/null || die "PgBouncer exited: $(tail -n 5 "$run/pgbouncer.log")"; sleep 0.1; done
 }
 
+# start_store PORT: starts an object store with its objects in $run/store. If the port is taken, it uses a free one. Sets $store_url.
+# If $STORE names a program of SeaweedFS, starts that instead of examples/s3.rs.
+start_store() {
+    local program=${STORE_PROGRAM:-} log=$run/store.log
+    : >"$log"
+    if [ -n "${STORE:-}" ]; then start_seaweedfs; return; fi
+    if [ -z "$program" ]; then
+        cargo build --locked --quiet --example s3
+        program=$(target_directory)/debug/examples/s3
+    fi
+    launch INT "$program" "$PWD/$run/store" "127.0.0.1:$1" >>"$log" 2>&1
+    until grep -q '^keeps objects at' "$log"; do
+        kill -0 "$launched" 2>/dev/null || die "the object store exited: $(cat "$log")"
+        sleep 0.1
+    done
+    store_url=$(sed -n 's/^keeps objects at //p' "$log")
+}
+
+start_seaweedfs() {
+    local port tries=0 log=$run/store.log
+    port=$(free_port)
+    mkdir -p "$run/store"
+    # Each of its other servers listens on two ports: the given one and the one 10000 above.
+    launch INT "$STORE" server -dir="$PWD/$run/store" -ip=127.0.0.1 -master.port="$(free_port)" -volume.port="$(free_port)" -filer.port="$(free_port)" \
+        -master.volumeSizeLimitMB=64 -s3 -s3.port="$port" -s3.port.iceberg=0 -s3.config=deploy/store/identities.json >>"$log" 2>&1
+    # shellcheck disable=SC2034 # for the script that sources this
+    store_url=http://127.0.0.1:$port
+    until curl --silent --output /dev/null --fail "$store_url/healthz"; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt 300 ] || ! kill -0 "$launched" 2>/dev/null; then die "SeaweedFS does not answer: $(tail -n 5 "$log")"; fi
+        sleep 0.1
+    done
+}
+
 # Starts temporary servers for tests and exports their URLs.
 start_for_tests() {
     start_postgres -c fsync=off -c full_page_writes=off -c synchronous_commit=off -c max_connections=500
     start_redis --save '' --databases 1000
-    export SERVER_URL=$postgres_url TEST_REDIS_URL=$redis_url
+    start_store 0
+    export SERVER_URL=$postgres_url TEST_REDIS_URL=$redis_url TEST_STORE_URL=$store_url
 }
 
 # take_config FILE: replaces the environment by a release's config. The values never appear on a command line.

@@ -3,6 +3,11 @@
 use std::time::Duration;
 
 use app::jobs::{Job, JobContext, JobError, Priority, Registry};
+use app::release::{COMMIT, Release};
+use app::resources::http_client::HttpClient;
+use app::telemetry::metrics::Metrics;
+use axum::body::Bytes;
+use axum::http::Request;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
@@ -23,6 +28,47 @@ impl Job for Count {
         sqlx::query("INSERT INTO effects (number) VALUES ($1)").bind(self.number).execute(&mut *transaction).await?;
         context.complete(&mut transaction).await?;
         Ok(transaction.commit().await?)
+    }
+}
+
+/// Goes through steps. Each leaves a row in the table `effects`, in the transaction that saves it.
+#[derive(Serialize, Deserialize)]
+struct Steps {
+    count: i32,
+    millis: u64,
+    /// Fails whenever it comes to this step.
+    #[serde(default)]
+    stuck_at: Option<i32>,
+    /// Fails after each step that it saved.
+    #[serde(default)]
+    fails: bool,
+}
+
+impl Job for Steps {
+    const KIND: &'static str = "steps";
+    const MAX_ATTEMPTS: i32 = 2;
+
+    async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
+        let mut done: i32 = context.progress()?.unwrap_or_default();
+        while done < self.count {
+            if context.draining() {
+                return Err(JobError::DRAINED);
+            }
+            sleep(Duration::from_millis(self.millis)).await;
+            if self.stuck_at == Some(done) {
+                context.save(&done).await?;
+                return Err(anyhow::anyhow!("stuck at step {done}").into());
+            }
+            let mut transaction = context.postgres.begin().await?;
+            sqlx::query("INSERT INTO effects (number) VALUES ($1)").bind(done).execute(&mut *transaction).await?;
+            done += 1;
+            context.save_in(&mut transaction, &done).await?;
+            transaction.commit().await?;
+            if self.fails && done < self.count {
+                return Err(anyhow::anyhow!("failed after step {done}").into());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -155,8 +201,25 @@ impl Job for HoldRow {
     }
 }
 
+/// Calls another service.
+#[derive(Serialize, Deserialize)]
+struct Call {
+    url: String,
+}
+
+impl Job for Call {
+    const KIND: &'static str = "call";
+
+    async fn run(&self, _: &mut JobContext) -> Result<(), JobError> {
+        let release = Release { service: "app".to_owned(), commit: COMMIT, release: None, process: "worker" };
+        let client = HttpClient::for_configured_urls(Metrics::new(&release), || 0)?;
+        client.send(Request::get(&self.url).body(Bytes::new())?).await?;
+        Ok(())
+    }
+}
+
 fn main() -> std::process::ExitCode {
-    let registry = Registry::default().with::<Count>().with::<Noop>().with::<Sleep>().with::<Abort>().with::<Panic>();
-    let registry = registry.with::<Awaited>().with::<Bulk>();
+    let registry = Registry::default().with::<Count>().with::<Steps>().with::<Noop>().with::<Sleep>().with::<Abort>().with::<Panic>();
+    let registry = registry.with::<Awaited>().with::<Bulk>().with::<Call>();
     app::processes::worker::run(registry.with::<Fail>().with::<GiveUp>().with::<TooSlow>().with::<HoldRow>())
 }

@@ -19,10 +19,13 @@ use tracing::{error, info};
 use crate::config::{self, Env, Problems, Section};
 use crate::release::Release;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::{self, Stream};
+use crate::telemetry::{self, Stream, traces};
 
 /// `EX_CONFIG` of sysexits.h: the configuration is wrong, and a restart cannot help.
 pub const EXIT_CONFIG: u8 = 78;
+
+/// `EX_USAGE` of sysexits.h: the program was called with wrong arguments.
+pub const EXIT_USAGE: u8 = 64;
 
 /// 128 plus the number of SIGINT, by the convention of shells: a person pressed Ctrl-C twice to skip the drain.
 const EXIT_INTERRUPTED: u8 = 130;
@@ -37,7 +40,8 @@ pub struct Lifecycle {
     /// The code and the release that this process runs.
     pub release: Release,
     pub metrics: Metrics,
-    /// Cancelled when a drain begins: accept no new work, finish the work in progress.
+    /// Cancelled when a drain begins: accept no new work, finish the work in progress. A task whose work is done may
+    /// cancel it.
     pub soft: CancellationToken,
     /// Cancelled when the drain's time limit has passed: abandon the work in progress.
     pub hard: CancellationToken,
@@ -58,11 +62,29 @@ impl Lifecycle {
     }
 }
 
+/// Reads the arguments of a program: returns whether the one option that it knows was given.
+///
+/// # Errors
+/// There are other arguments. The exit status says so, and stderr has the usage.
+pub fn option(known: Option<&str>, usage: &str) -> Result<bool, ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    match (arguments.next(), arguments.next()) {
+        (None, _) => Ok(false),
+        (Some(argument), None) if known.is_some_and(|known| argument == known) => Ok(true),
+        _ => {
+            let _ = writeln!(std::io::stderr(), "{usage}");
+            Err(ExitCode::from(EXIT_USAGE))
+        }
+    }
+}
+
 /// Runs a process, from reading its config to its exit status: 0 after a drain, 1 after a failure, 78 for a wrong config.
 ///
-/// `start` builds the process from its config and registers the tasks.
+/// `connect` prepares the calls of the collector of traces. `start` builds the process from its config and registers the
+/// tasks.
 pub fn run<C: Section>(
     process: &'static str,
+    connect: traces::Connect,
     start: impl AsyncFnOnce(config::Process, C, &mut Lifecycle) -> anyhow::Result<()>,
 ) -> ExitCode {
     let env = Env::of_process();
@@ -74,7 +96,7 @@ pub fn run<C: Section>(
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    let (release, log) = telemetry::start(process, &common, Stream::Stdout);
+    let (release, metrics, log) = telemetry::start(process, &common, &env, Stream::Stdout, connect);
     // Panics go to the log instead of stderr.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
@@ -88,9 +110,8 @@ pub fn run<C: Section>(
         // First of all, because a signal during the start must drain too.
         let signals = Signals::new()?;
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
-        let metrics = Metrics::new(&release);
         let mut lifecycle = Lifecycle { env, release, metrics, soft, hard, drain_limit: common.drain_timeout, tasks: JoinSet::new() };
-        info!("{process} is starting");
+        info!(flags = flags::<C>(&lifecycle.env), "{process} is starting");
         tokio::spawn(log.report_lost(lifecycle.metrics.clone()));
         start(common, own, &mut lifecycle).await?;
         anyhow::Ok(supervise(lifecycle, signals).await)
@@ -113,6 +134,13 @@ pub fn run<C: Section>(
         }
         Err(e) => failed(process, &e),
     }
+}
+
+/// The flags that the process reads, such as `FEATURE_SIGN_UP=true`.
+fn flags<C: Section>(env: &Env) -> Option<String> {
+    let flags = C::variables().into_iter().filter(|variable| variable.name.starts_with(config::Flags::PREFIX));
+    let flags = flags.filter_map(|flag| Some(format!("{}={}", flag.name, flag.find(env).ok()??.0)));
+    flags.reduce(|all, flag| format!("{all} {flag}"))
 }
 
 fn failed(process: &str, e: &anyhow::Error) -> ExitCode {
@@ -155,13 +183,14 @@ async fn supervise(mut lifecycle: Lifecycle, mut signals: Signals) -> u8 {
         let begin = tokio::select! {
             task = lifecycle.tasks.join_next() => match task {
                 None => return status,
-                Some(Ok((_, Ok(())))) if draining => false,
+                Some(Ok((_, Ok(())))) if lifecycle.soft.is_cancelled() => false,
                 Some(ended) => {
                     status = 1;
                     report(ended);
                     true
                 }
             },
+            () = lifecycle.soft.cancelled(), if !draining => true,
             _ = signals.terminate.recv() => true,
             // The terminal was closed.
             _ = signals.hangup.recv() => true,

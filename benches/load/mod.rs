@@ -13,7 +13,8 @@ use sqlx::PgPool;
 
 const SECONDS: u32 = 4;
 pub const ACCOUNTS: usize = 500;
-const SESSIONS: usize = 20;
+/// How many of them log in where the benchmark does not need more.
+pub const SESSIONS: usize = 20;
 pub const PASSWORD: &str = "correct horse battery staple";
 
 /// A server under measurement.
@@ -25,6 +26,8 @@ pub struct Server {
 
 impl Server {
     pub fn start(program: &Path) -> Self {
+        // This process's own client has TLS, and asks for a provider of cryptography even where it needs none.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(program);
         command.env("PORT", port.to_string()).env("RATE_LIMIT_LOGIN", "1000000000").env("RATE_LIMIT_REQUESTS", "1000000000");
@@ -35,6 +38,11 @@ impl Server {
             std::thread::sleep(Duration::from_millis(5));
         }
         Self { child, url: format!("http://127.0.0.1:{port}"), asked: AtomicU64::new(0) }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     fn process(&self) -> procfs::process::Process {
@@ -138,8 +146,8 @@ pub fn ask(server: &Server, request: &Request, sessions: &[String], connections:
     rounds.p99_ms.push(p99_us / 1000.0);
 }
 
-/// Creates the accounts and logs some of them in. Returns their sessions, which the floor can use too.
-pub async fn people(pool: &PgPool, web: &Server) -> Vec<String> {
+/// Creates the accounts and logs a number of them in. Returns their sessions, which the floor can use too.
+pub async fn people(pool: &PgPool, web: &Server, number: usize) -> Vec<String> {
     let client = reqwest::Client::new();
     let email = |n: usize| format!("bench-{n}@example.com");
     let account = json!({ "email": email(0), "password": PASSWORD });
@@ -155,7 +163,7 @@ pub async fn people(pool: &PgPool, web: &Server) -> Vec<String> {
     let redis = redis::Client::open(std::env::var("REDIS_URL").unwrap()).unwrap();
     let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
     let mut sessions = Vec::new();
-    for n in 0..SESSIONS {
+    for n in 0..number {
         let login = json!({ "email": email(n), "password": PASSWORD });
         let answer = client.post(format!("{}/api/v1/session", web.url)).json(&login).send().await.unwrap();
         assert_eq!(answer.status(), 200);

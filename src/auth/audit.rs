@@ -38,14 +38,16 @@ impl Action {
     pub const SUSPENDED: Self = Self("suspended");
     pub const RESTORED: Self = Self("restored");
     pub const ACCOUNT_DELETED: Self = Self("account_deleted");
+    pub const JOB_RETRIED: Self = Self("job_retried");
+    pub const JOB_DISCARDED: Self = Self("job_discarded");
     // Only operators do these, in one-off tasks.
     pub const ACCOUNT_CREATED: Self = Self("account_created");
     pub const ACCOUNT_INVITED: Self = Self("account_invited");
     pub const DATA_EXPORTED: Self = Self("data_exported");
     pub const DATA_PURGED: Self = Self("data_purged");
     pub const JOB_ENQUEUED: Self = Self("job_enqueued");
-    pub const JOB_RETRIED: Self = Self("job_retried");
-    pub const JOB_DISCARDED: Self = Self("job_discarded");
+    pub const SCOPES_CHANGED: Self = Self("scopes_changed");
+    pub const SCRIPT_RAN: Self = Self("script_ran");
     pub const CONSOLE_OPENED: Self = Self("console_opened");
 }
 
@@ -57,6 +59,8 @@ pub enum Actor {
     Account(Uuid),
     /// A program that uses the API token with this id.
     Token(Uuid),
+    /// A program that uses an access token of an issuer, by its account.
+    Service(Uuid),
     /// A person who runs a one-off task.
     Operator,
 }
@@ -78,25 +82,28 @@ impl By {
 }
 
 /// Records an event, in the transaction of the change if there is one. `account_id` is the affected account. It is None
-/// if a log-in named an unknown address. The request's id and the caller's own id for it are separate columns.
+/// if a log-in named an unknown address. The request's id and the caller's own id for it are separate columns, and so is
+/// an operator's reason (`admin --reason`).
 #[instrument(name = "postgres audit record", level = "debug", skip_all)]
 pub async fn record(executor: impl PgExecutor<'_>, action: Action, account_id: Option<Uuid>, by: By) -> sqlx::Result<()> {
     let (actor, actor_id) = match by.actor {
         Actor::Anyone => ("anyone", None),
         Actor::Account(id) => ("account", Some(id)),
         Actor::Token(id) => ("token", Some(id)),
+        Actor::Service(id) => ("service", Some(id)),
         Actor::Operator => ("operator", None),
     };
     sqlx::query!(
-        r#"INSERT INTO audit_events (action, account_id, actor, actor_id, request_id, caller_request_id, address)
-           VALUES ($1, $2, $3, $4, $5, $6, $7)"#,
+        r#"INSERT INTO audit_events (action, account_id, actor, actor_id, request_id, caller_request_id, address, reason)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"#,
         action.0,
         account_id,
         actor,
         actor_id,
         telemetry::current_field("request_id"),
         telemetry::current_field("caller_request_id"),
-        by.address.map(|address| address.0.to_string())
+        by.address.map(|address| address.0.to_string()),
+        telemetry::current_field("reason")
     )
     .execute(executor)
     .await?;
@@ -108,7 +115,7 @@ pub async fn record(executor: impl PgExecutor<'_>, action: Action, account_id: O
 pub struct Event {
     pub at: Timestamp,
     pub action: String,
-    /// `anyone`, `account`, `token` or `operator`. Null in events of version 0.1.0.
+    /// `anyone`, `account`, `token`, `service` or `operator`. Null in events of version 0.1.0.
     pub actor: Option<String>,
     pub address: Option<String>,
 }

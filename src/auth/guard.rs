@@ -11,6 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::{field, warn};
 
+use super::access_token::{self, AccessTokens, Grant};
 use super::api_token;
 use super::audit::{Actor, By};
 use super::caller::Caller;
@@ -35,7 +36,10 @@ pub struct Guard {
     pub redis: Redis,
     pub sessions: Sessions,
     pub standings: Standings,
+    /// None if no issuer's tokens are accepted.
+    pub access_tokens: Option<AccessTokens>,
     pub config: config::Http,
+    pub flags: config::Flags,
     pub site: PublicUrl,
     /// Whether the warning that limits are not counted has been logged, which happens once for each outage.
     pub unlimited: AtomicBool,
@@ -46,7 +50,10 @@ impl Guard {
     /// available.
     async fn admit(&self, request: &mut Request) -> Result<Option<Budget>> {
         let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-        let Rule { method, who, rate, .. } = rules::find(&self.rules, request.method(), path)?;
+        let Rule { method, who, rate, flag, .. } = rules::find(&self.rules, request.method(), path)?;
+        if flag.is_some_and(|flag| !flag.is_on(&self.flags)) {
+            return Err(Problem::forbidden("feature-disabled", "This deploy has turned this off."));
+        }
         let (who, rate) = (*who, *rate);
         let address = request.extensions().get::<ClientAddress>().copied();
         let address = address.ok_or_else(|| Problem::internal(anyhow::anyhow!("the request has no client address")))?;
@@ -60,11 +67,16 @@ impl Guard {
         let for_login = (rate == Rate::LogIn).then(|| (format!("login:{}", address.bucket()), self.config.rate_limit_login.get()));
         let of_nobody = for_login.clone().unwrap_or_else(|| (format!("address:{}", address.bucket()), self.a_minute()));
         let (caller, budget) = match (who, token, cookie) {
+            (Who::Anyone, ..) if rate == Rate::Static => return Ok(None),
             (Who::Anyone, ..) if rate == Rate::LogIn => return Ok(Some(self.ask(&of_nobody).await?)),
             (Who::Anyone, ..) => return self.count(of_nobody).await,
-            (_, Some(token), _) => match self.by_token(&token, who, address).await? {
-                Some(found) => found,
-                None => return Err(self.nobody(of_nobody).await?),
+            (_, Some(token), _) => match self.by_token(&token, who, address).await {
+                Err(refusal) if refusal.status == StatusCode::UNAUTHORIZED => {
+                    // Guessing is limited.
+                    self.count(of_nobody).await?;
+                    return Err(refusal);
+                }
+                found => found?,
             },
             (_, None, Some(id)) => match self.by_session(&id, for_login).await? {
                 Some((session, standing, budget)) => {
@@ -108,7 +120,7 @@ impl Guard {
         match who {
             Who::Admin if standing.role != Role::Admin => Err(Problem::forbidden("insufficient-role", "This requires the role admin.")),
             Who::Confirmed if session.confirmed_at.is_none_or(|at| age(at) > CONFIRMATION_LIFETIME) => {
-                let detail = "Confirm your password first: `POST /api/v1/session/confirm`.";
+                let detail = "Confirm your password first: `POST /api/v1/session/confirm`. Without a password, log in again.";
                 Err(Problem::forbidden("confirmation-required", detail))
             }
             _ => Ok(()),
@@ -123,19 +135,28 @@ impl Guard {
         Ok(Some((session, standing, Budget::of(answer, a_minute)?)))
     }
 
-    /// Looks the token up in Postgres. 403 if it lacks the scope.
-    async fn by_token(&self, token: &str, who: Who, address: ClientAddress) -> Result<Option<(Caller, Option<Budget>)>> {
-        if !api_token::has_form(token) {
-            return Ok(None);
-        }
-        let Some(found) = api_token::find(&mut *self.postgres.acquire().await?, token).await? else { return Ok(None) };
-        let budget = self.count((format!("account:{}", found.account_id), self.a_minute())).await?;
-        let by = By { actor: Actor::Token(found.id), address: Some(address) };
-        let caller = Caller { account_id: found.account_id, epoch: found.epoch, by };
+    /// Finds whom the token belongs to: an API token in Postgres, or a service's access token by its signature. 401 if
+    /// it is not valid, 403 if it lacks the scope.
+    async fn by_token(&self, token: &str, who: Who, address: ClientAddress) -> Result<(Caller, Option<Budget>)> {
+        let (account_id, epoch, actor, scopes, role) = match &self.access_tokens {
+            Some(access_tokens) if access_token::has_form(token) => {
+                let Grant { service, scopes, role } = access_tokens.check(token).await?;
+                (service.account_id, service.epoch, Actor::Service(service.account_id), scopes, role)
+            }
+            _ if api_token::has_form(token) => {
+                let found = api_token::find(&mut *self.postgres.acquire().await?, token).await?;
+                let found = found.ok_or_else(Problem::unauthenticated)?;
+                (found.account_id, found.epoch, Actor::Token(found.id), found.scopes, Role::User)
+            }
+            _ => return Err(Problem::unauthenticated()),
+        };
+        let budget = self.count((format!("account:{account_id}"), self.a_minute())).await?;
+        let caller = Caller { account_id, epoch, by: By { actor, address: Some(address) } };
         match who {
-            Who::Scope(scope) if found.scopes.iter().any(|has| has == scope) => Ok(Some((caller, budget))),
+            Who::Scope(scope) if scopes.iter().any(|has| has == scope) => Ok((caller, budget)),
+            Who::Admin if role == Role::Admin => Ok((caller, budget)),
             Who::Scope(scope) => Err(insufficient_scope(&format!("The token lacks the scope {scope}."))),
-            _ => Err(insufficient_scope("This requires a session. API tokens are not accepted.")),
+            _ => Err(insufficient_scope("This requires a session. Tokens are not accepted.")),
         }
     }
 

@@ -21,6 +21,9 @@ const LANES: u32 = 1;
 /// them here, because it searches for slightly more than it gave before: twenty log-ins would leave 200 MB behind.
 const RESERVED_BLOCKS: usize = 33 * 1024;
 
+/// The salt of the hashes that match no password, by which [`has_password`] recognizes them. No random salt is this one.
+const UNUSABLE_SALT: [u8; 16] = [0; 16];
+
 /// How many characters of a password the strength estimate reads. Further characters cannot make a password weaker.
 const MAX_ESTIMATED_CHARS: usize = 100;
 
@@ -37,6 +40,12 @@ pub fn length(password: &SecretString, (): &()) -> garde::Result {
 /// Normalizes a password before hashing, so that all Unicode forms of a text are equal (NIST SP 800-63B, 3.1.1.2).
 fn normal(password: &SecretString) -> SecretString {
     password.expose_secret().nfkc().collect::<String>().into()
+}
+
+/// Whether an account with this hash has a password. Also true for hashes without one that version 0.1.0 made.
+pub fn has_password(hash: &SecretString) -> bool {
+    let salt = PasswordHash::new(hash.expose_secret()).ok().and_then(|hash| hash.salt);
+    salt.is_none_or(|salt| *salt != UNUSABLE_SALT)
 }
 
 /// Hashes and compares passwords.
@@ -70,12 +79,12 @@ impl Passwords {
         Ok(Self { params, permits, nobody: nobody()?.into(), host })
     }
 
-    /// A hash that matches no password.
+    /// A hash that matches no password, of an account that has none.
     ///
     /// # Errors
     /// The system has no randomness.
     pub fn unusable(&self) -> anyhow::Result<String> {
-        nobody()
+        hash_without_password(UNUSABLE_SALT)
     }
 
     /// Hashes a new password of the account with this address. Returns a PHC string.
@@ -154,12 +163,20 @@ impl Passwords {
 
 /// A hash that matches no password. Its salt and digest are random, and its parameters are those of real hashes.
 fn nobody() -> anyhow::Result<String> {
-    let (mut salt, mut digest) = ([0; 16], [0; 32]);
-    for bytes in [&mut salt[..], &mut digest[..]] {
-        getrandom::fill(bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
-    }
+    let mut salt = [0; 16];
+    fill(&mut salt)?;
+    hash_without_password(salt)
+}
+
+fn hash_without_password(salt: [u8; 16]) -> anyhow::Result<String> {
+    let mut digest = [0; 32];
+    fill(&mut digest)?;
     let text = |bytes: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD_NO_PAD, bytes);
     Ok(format!("$argon2id$v=19$m={MEMORY_KIB},t={ITERATIONS},p={LANES}${}${}", text(&salt), text(&digest)))
+}
+
+fn fill(bytes: &mut [u8]) -> anyhow::Result<()> {
+    getrandom::fill(bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))
 }
 
 /// The hash of a password, including the parameters to compute it again.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use crate::config::Flags;
 use crate::http::openapi::{Access, DocumentedProblem};
 use crate::http::problem::{Problem, Result};
 
@@ -35,12 +36,12 @@ pub enum Who {
     Confirmed,
     /// A session, or a token with this scope.
     Scope(&'static str),
-    /// The session of an admin.
+    /// The session of an admin, or a service's access token whose role and whose account's role are admin.
     Admin,
 }
 
 /// As `admin access` prints it: `anyone`, `session`, `confirmed session`, `session or scope tokens:read`, `admin
-/// session`.
+/// session or admin service`.
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -48,7 +49,7 @@ impl fmt::Display for Who {
             Self::SignedIn => f.write_str("session"),
             Self::Confirmed => f.write_str("confirmed session"),
             Self::Scope(scope) => write!(f, "session or scope {scope}"),
-            Self::Admin => f.write_str("admin session"),
+            Self::Admin => f.write_str("admin session or admin service"),
         }
     }
 }
@@ -64,12 +65,40 @@ pub enum Rate {
     /// reached before the address's own. While Redis is unavailable these operations are 503, because they must not go
     /// uncounted.
     LogIn,
+    /// Not counted, for answers to anyone that need neither Redis nor Postgres. They cost less than the counting.
+    Static,
 }
 
 impl Rate {
-    /// The environment variable that sets the limit.
+    /// The environment variable that sets the limit, or `none`.
     pub fn variable(self) -> &'static str {
-        if self == Self::Requests { "RATE_LIMIT_REQUESTS" } else { "RATE_LIMIT_LOGIN" }
+        match self {
+            Self::Requests => "RATE_LIMIT_REQUESTS",
+            Self::LogIn => "RATE_LIMIT_LOGIN",
+            Self::Static => "none",
+        }
+    }
+}
+
+/// A flag of the config that an operation depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    SignUp,
+}
+
+impl Flag {
+    /// The environment variable that turns it on and off.
+    pub fn variable(self) -> &'static str {
+        match self {
+            Self::SignUp => "FEATURE_SIGN_UP",
+        }
+    }
+
+    /// Whether this deploy has it on.
+    pub fn is_on(self, flags: &Flags) -> bool {
+        match self {
+            Self::SignUp => flags.feature_sign_up,
+        }
     }
 }
 
@@ -81,11 +110,28 @@ pub struct Rule {
     pub path: &'static str,
     pub who: Who,
     pub rate: Rate,
+    /// If the deploy has this flag off, nobody may call the operation.
+    pub flag: Option<Flag>,
+    /// Whether the handler gets the body as it arrives, without a time limit for the whole.
+    pub streams: bool,
 }
 
 impl Rule {
     pub const fn new(method: Method, path: &'static str, who: Who, rate: Rate) -> Self {
-        Self { method, path, who, rate }
+        Self { method, path, who, rate, flag: None, streams: false }
+    }
+
+    /// The same rule, as long as the flag is on.
+    pub const fn if_on(mut self, flag: Flag) -> Self {
+        self.flag = Some(flag);
+        self
+    }
+
+    /// The same rule for a route whose handler gets the body as it arrives. `REQUEST_TIMEOUT` does not apply. A client that
+    /// sends nothing for too long gets a 408.
+    pub const fn streaming(mut self) -> Self {
+        self.streams = true;
+        self
     }
 
     /// The rule as the `OpenAPI` document describes it.
@@ -99,6 +145,7 @@ impl Rule {
             "cross-site" => !self.method.is_safe(),
             "insufficient-role" => self.who == Who::Admin,
             "confirmation-required" => self.who == Who::Confirmed,
+            "feature-disabled" => self.flag.is_some(),
             _ => self.who != Who::Anyone,
         };
         Access {
@@ -106,6 +153,8 @@ impl Rule {
             path: self.path,
             security,
             limit: self.rate.variable(),
+            flag: self.flag.map(Flag::variable),
+            streams: self.streams,
             problems: REFUSALS.iter().filter(|problem| happens(problem.slug)).copied().collect(),
         }
     }
@@ -120,6 +169,7 @@ const REFUSALS: &[DocumentedProblem] = &[
         "The password was not confirmed in the last ten minutes: `POST /api/v1/session/confirm`",
     ),
     DocumentedProblem::new("403", "cross-site", "A change with a cookie came from another site"),
+    DocumentedProblem::new("403", "feature-disabled", "This deploy has turned the operation off. `x-feature-flag` names the variable"),
     DocumentedProblem::new("403", "insufficient-role", "The session is not an admin's"),
     DocumentedProblem::new("403", "insufficient-scope", "The token lacks the scope, or the operation requires a session"),
 ];
@@ -129,7 +179,7 @@ pub fn security_schemes() -> Value {
     json!({
         "session": { "type": "apiKey", "in": "cookie", "name": "id",
             "description": "Set at log-in. Named `__Host-id` over https. A change also needs an `Origin` or `Sec-Fetch-Site` header." },
-        "token": { "type": "http", "scheme": "bearer", "description": "An API token that has the operation's scope." },
+        "token": { "type": "http", "scheme": "bearer", "description": "An API token, or a service's access token, that has the operation's scope." },
     })
 }
 

@@ -111,11 +111,7 @@ impl Sessions {
     /// Removes expired sessions from an account's set and ends the oldest ones if there are still too many.
     async fn thin_out(&self, account_id: Uuid) -> Result<(), redis::Error> {
         let hashes = members(&self.redis, account_id).await?;
-        let mut ask = pipe();
-        for hash in &hashes {
-            ask.exists(key(hash));
-        }
-        let live: Vec<bool> = self.redis.run(&ask).await?;
+        let live = self.are_stored(&hashes).await?;
         let mut beyond = live.iter().filter(|live| **live).count().saturating_sub(MAX_SESSIONS.unsigned_abs());
         let mut commands = pipe();
         for (hash, live) in hashes.iter().zip(live) {
@@ -191,6 +187,18 @@ impl Sessions {
             .collect();
         sessions.sort_by(|(a, _), (b, _)| (a.created_at, &a.hash).cmp(&(b.created_at, &b.hash)));
         Ok(sessions)
+    }
+
+    /// Whether each of these sessions is still stored, by its hash.
+    ///
+    /// # Errors
+    /// Redis is unavailable.
+    pub async fn are_stored(&self, hashes: impl IntoIterator<Item = &String>) -> Result<Vec<bool>, redis::Error> {
+        let mut commands = pipe();
+        for hash in hashes {
+            commands.exists(key(hash));
+        }
+        self.redis.run(&commands).await
     }
 
     /// Ends one session of an account by its hash. Returns whether the account had it.

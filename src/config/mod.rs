@@ -10,18 +10,22 @@ use lettre::message::Mailbox;
 use secrecy::SecretString;
 
 mod database_url;
+mod issuer;
 mod reading;
 mod settings;
 mod smtp_url;
+mod storage_url;
 
 pub use database_url::DatabaseUrl;
+pub use issuer::{IssuerUrl, Oidc, OidcClient, TokenIssuer, Tokens};
 pub use reading::{Env, Problems, Section, Setting, Variable, read};
 use reading::{group, section};
 pub use settings::{
     CertificateFile, Endpoint, Exporter, Lease, LogFilter, LogFormat, MinDuration, Names, Origins, Protocol, PublicUrl, RedisUrl, Sampler,
-    Share,
+    Share, Size,
 };
 pub use smtp_url::{SmtpServer, SmtpTls, SmtpUrl};
+pub use storage_url::{Scheme, StorageUrl};
 
 section! {
     /// What every long-running process type reads.
@@ -108,6 +112,46 @@ section! {
 }
 
 section! {
+    /// The object store that keeps the files.
+    pub struct Storage {
+        /// Object store: `s3://bucket` or `s3://bucket/prefix`; unset turns files off
+        storage_url: Option<StorageUrl>,
+        /// Public address of the object store for downloads, if it differs from the one that the programs use: `https://files.example.com`
+        storage_public_url: Option<Endpoint>,
+        /// Address of the object store, unless it is Amazon S3: `https://fly.storage.tigris.dev`
+        aws_endpoint_url_s3: Option<Endpoint>,
+        /// Region of the bucket
+        aws_region: String = "us-east-1",
+        /// Id of the access key for the object store; unset uses the platform's workload identity
+        aws_access_key_id: Option<SecretString>,
+        /// Secret of the access key for the object store
+        aws_secret_access_key: Option<SecretString>,
+        /// Session token of a temporary access key
+        aws_session_token: Option<SecretString>,
+        /// IAM role that this workload assumes; platforms with workload identity set it
+        aws_role_arn: Option<String>,
+        /// File with this workload's identity token, which is read again when it changes; platforms with workload identity set it
+        aws_web_identity_token_file: Option<String>,
+        /// Path from which a container gets its credentials; Amazon ECS sets it
+        aws_container_credentials_relative_uri: Option<String>,
+        /// URL from which a container gets its credentials; Amazon EKS sets it
+        aws_container_credentials_full_uri: Option<Endpoint>,
+        /// File with the token with which a container gets its credentials; Amazon EKS sets it
+        aws_container_authorization_token_file: Option<String>,
+        /// File with the key of a Google service account, for `gs://bucket`; unset uses the platform's workload identity
+        google_application_credentials: Option<String>,
+        /// Azure storage account, for `az://container`
+        azure_storage_account_name: Option<String>,
+        /// Key of the Azure storage account
+        azure_storage_account_key: Option<SecretString>,
+        /// Size of the largest file, at most 48GiB
+        file_size_limit: Size = "100MiB",
+        /// Total size of the files of one account
+        file_quota: Size = "1GiB",
+    }
+}
+
+section! {
     /// The public address of this deploy.
     pub struct Site {
         /// Canonical address of this deploy, for links, cookies and the origin check: `https://example.com`; with `https`, cookies are `Secure`
@@ -140,7 +184,22 @@ section! {
         cors_origins: Option<Origins>,
         /// Whether `/docs` and `/openapi.json` are served: `true` or `false`
         api_docs: bool = "true",
+        /// Page that shows the mails, which the web page links to; for development and previews, where mails are not delivered
+        mail_viewer_url: Option<Endpoint>,
     }
+}
+
+section! {
+    /// What a deploy may turn off. The name of every flag begins with `FEATURE_`.
+    pub struct Flags {
+        /// Whether strangers may sign up: `true` or `false`; with `false`, only `admin account invite` makes accounts
+        feature_sign_up: bool = "true",
+    }
+}
+
+impl Flags {
+    /// The prefix of every flag's name.
+    pub const PREFIX: &str = "FEATURE_";
 }
 
 section! {
@@ -157,12 +216,12 @@ section! {
 
 group! {
     /// What `web` reads.
-    pub struct Web { database: Database, redis: Redis, site: Site, http: Http }
+    pub struct Web { database: Database, redis: Redis, storage: Storage, site: Site, http: Http, flags: Flags, tokens: Tokens, oidc: Oidc }
 }
 
 group! {
     /// What `worker` reads.
-    pub struct Worker { database: Database, redis: Redis, smtp: Smtp, site: Site, jobs: Jobs }
+    pub struct Worker { database: Database, redis: Redis, storage: Storage, smtp: Smtp, site: Site, jobs: Jobs }
 }
 
 group! {

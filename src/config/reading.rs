@@ -94,7 +94,7 @@ impl Env {
 
     /// Whether a secret may be in a file, which can change while the process runs.
     pub fn names_files(&self) -> bool {
-        self.0.keys().any(|name| name.ends_with("_FILE") && name != "SSL_CERT_FILE")
+        self.0.keys().any(|name| name.ends_with("_FILE") && name != "SSL_CERT_FILE" && !name.ends_with("_TOKEN_FILE"))
     }
 
     fn get(&self, name: &str) -> Result<Option<String>, String> {
@@ -122,6 +122,13 @@ impl Problems {
     fn add(&mut self, variable: &Variable, problem: impl Into<String>) {
         if self.0.iter().all(|(name, _)| *name != variable.name) {
             self.0.push((variable.name.clone(), problem.into()));
+        }
+    }
+
+    /// Adds a problem with a variable of the section `S` that another one requires.
+    pub(super) fn require<S: Section>(&mut self, name: &str, problem: &str) {
+        if let Some(variable) = S::variables().iter().find(|variable| variable.name == name) {
+            self.add(variable, problem);
         }
     }
 }

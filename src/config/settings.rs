@@ -15,6 +15,10 @@ use super::Setting;
 #[derive(Debug, Clone)]
 pub struct LogFilter(pub Targets);
 
+/// A number of bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Size(pub u64);
+
 /// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -154,6 +158,25 @@ impl Setting for Duration {
     }
 }
 
+impl Setting for Size {
+    fn parse(text: &str) -> Result<Self, String> {
+        let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(unit);
+        let shift = match unit {
+            "B" => Some(0),
+            "KiB" => Some(10),
+            "MiB" => Some(20),
+            "GiB" => Some(30),
+            "TiB" => Some(40),
+            _ => None,
+        };
+        let bytes = number.parse::<u64>().ok().zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+        // What Postgres can count.
+        let bytes = bytes.filter(|bytes| (1..=1 << 60).contains(bytes));
+        bytes.map(Self).ok_or_else(|| "must be a size such as 512KiB, 100MiB or 1GiB".to_owned())
+    }
+}
+
 impl Setting for MinDuration {
     fn parse(text: &str) -> Result<Self, String> {
         match Duration::parse(text)? {
@@ -198,8 +221,9 @@ impl Setting for LogFilter {
         if !text.split(',').all(known) {
             return Err(shape());
         }
-        // Postgres's notices, such as "already exists, skipping", are not worth logging. A directive can turn them on.
-        let directives = format!("sqlx::postgres::notice=warn,{text}");
+        // Postgres's notices, such as "already exists, skipping", and each retry of a request to the object store are not
+        // worth logging. A directive can turn them on.
+        let directives = format!("sqlx::postgres::notice=warn,object_store::client=warn,{text}");
         directives.parse().map(Self).map_err(|_| shape())
     }
 }

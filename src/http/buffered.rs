@@ -1,7 +1,7 @@
 //! Reads a request's whole body before the handler runs, within limits of size, time and number.
 //!
 //! A request counts as in flight only once its body is complete, so slow clients cannot use up the limit of requests in
-//! flight.
+//! flight. A route that streams gets its body as it arrives (`streamed.rs`) and has a limit of its own.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::ClientAddress;
 use super::problem::{Problem, Result};
+use super::streamed::StallTimeoutBody;
 use crate::resources::postgres::{self, Pool};
 
 /// The largest body that a request may have, in bytes.
@@ -33,6 +34,10 @@ const BYTES: usize = 64 * 1024 * 1024;
 const BYTES_OF_ONE: usize = 8 * 1024 * 1024;
 const BODIES_OF_ONE: usize = 64;
 
+/// How many requests may stream at a time, in total and for one client address. Each may hold about ten megabytes.
+const MAX_STREAMS: usize = 32;
+const MAX_STREAMS_PER_CLIENT: usize = 16;
+
 /// How many requests are in flight at a time. More would delay each other until all of them time out.
 const IN_FLIGHT: usize = 512;
 
@@ -42,15 +47,28 @@ pub(super) struct Buffered {
     pub(super) limit: Duration,
     free: Semaphore,
     bodies: Arc<Bodies>,
+    /// The routes that stream.
+    streaming: Vec<Route>,
+    free_streams: Arc<Semaphore>,
+    streams: Arc<Bodies>,
     postgres: Pool,
 }
 
+/// A route: its method and its path template.
+pub type Route = (Method, &'static str);
+
 impl Buffered {
-    pub(super) fn new(limit: Duration, postgres: Pool) -> Self {
-        Self { limit, free: Semaphore::new(IN_FLIGHT), bodies: Arc::default(), postgres }
+    pub(super) fn new(limit: Duration, streaming: Vec<Route>, postgres: Pool) -> Self {
+        let (free, free_streams) = (Semaphore::new(IN_FLIGHT), Arc::new(Semaphore::new(MAX_STREAMS)));
+        let (bodies, streams) = (Arc::new(Bodies::new(BODIES_OF_ONE)), Arc::new(Bodies::new(MAX_STREAMS_PER_CLIENT)));
+        Self { limit, free, bodies, streaming, free_streams, streams, postgres }
     }
 
     async fn answer(&self, request: Request, next: Next) -> Result<Response> {
+        let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        if self.streaming.iter().any(|(method, template)| method == request.method() && *template == path) {
+            return self.stream(request, next).await;
+        }
         let (parts, body) = request.into_parts();
         let address = parts.extensions.get::<ClientAddress>().copied();
         let body = if body.is_end_stream() { Bytes::new() } else { self.receive(body, address).await? };
@@ -67,6 +85,16 @@ impl Buffered {
             // The change may have been made, so the response must not ask the client to repeat it.
             if safe { problem } else { Problem::timed_out() }
         })
+    }
+
+    /// Passes the body to the handler as it arrives.
+    async fn stream(&self, request: Request, next: Next) -> Result<Response> {
+        let (parts, body) = request.into_parts();
+        let address = parts.extensions.get::<ClientAddress>().map(|address| address.bucket()).unwrap_or_default();
+        let share = Share::take(&self.streams, address)?;
+        let Ok(permit) = self.free_streams.clone().try_acquire_owned() else { return Err(overloaded()) };
+        let body = Body::new(StallTimeoutBody::new(body, (share, permit)));
+        Ok(next.run(Request::from_parts(parts, body)).await)
     }
 
     /// Reads a body to its end.
@@ -114,10 +142,17 @@ fn overloaded() -> Problem {
 }
 
 /// Counts incomplete bodies: their bytes in total, and their number and bytes by client address.
-#[derive(Default)]
 struct Bodies {
+    /// How many bodies one client may have.
+    max_per_client: usize,
     bytes: AtomicUsize,
     clients: Mutex<HashMap<String, (usize, usize)>>,
+}
+
+impl Bodies {
+    fn new(max_per_client: usize) -> Self {
+        Self { max_per_client, bytes: AtomicUsize::new(0), clients: Mutex::default() }
+    }
 }
 
 /// One body's share of these counts, until it is dropped.
@@ -134,7 +169,7 @@ impl Share {
         let share = Self { bodies: bodies.clone(), client, bytes: 0 };
         share.of_client(|(number, _)| {
             *number += 1;
-            *number <= BODIES_OF_ONE
+            *number <= bodies.max_per_client
         })?;
         Ok(share)
     }

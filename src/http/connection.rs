@@ -27,7 +27,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_mins(1);
 const PIECE_SIZE: usize = 16 * 1024;
 
 /// How many bytes of an unread request body are read after the response, and for how long.
-const MAX_LINGER_BYTES: usize = 2 * 1024 * 1024;
+const MAX_LINGER_BYTES: usize = 16 * 1024 * 1024;
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The stage of the request on a connection.
@@ -42,6 +42,8 @@ pub(super) enum Stage {
     Working,
     /// The response is being sent.
     Sending,
+    /// The response is a stream of events, which has no end that anybody waits for.
+    Streaming,
 }
 
 /// The connection's stage, and since when.
@@ -74,9 +76,10 @@ impl Progress {
         self.state().stage
     }
 
-    /// Whether no client waits for a response or the rest of one.
+    /// Whether no client waits for a response or the rest of one. An event stream ends when the drain begins, so what is
+    /// left of it at this time is for a client that does not read.
     pub(super) fn is_idle(&self) -> bool {
-        self.idle_since().is_some()
+        self.stage() == Stage::Streaming || self.idle_since().is_some()
     }
 
     pub(super) fn idle_since(&self) -> Option<Instant> {
@@ -104,7 +107,7 @@ impl Progress {
             let whole = match state.stage {
                 Stage::Sending => Some(state.since + RESPONSE_TIMEOUT),
                 Stage::Idle => Some(state.since + IDLE_TIMEOUT),
-                Stage::Receiving | Stage::Working => None,
+                Stage::Receiving | Stage::Working | Stage::Streaming => None,
             };
             let ends = [whole, state.head.map(|at| at + HEAD_TIMEOUT), state.stuck.map(|at| at + RESPONSE_TIMEOUT)];
             // A stage that begins later cannot be late before the next check, so changes need not wake this loop.
@@ -241,23 +244,27 @@ impl hyper::body::Body for LingeringBody {
     }
 }
 
-/// A response body that is sent piece by piece. The connection stays in [`Stage::Sending`] until it is dropped.
+/// A response body that is sent piece by piece. The connection stays in [`Stage::Sending`] or
+/// [`Stage::Streaming`] until it is dropped.
 pub(super) struct TrackedBody {
     body: Body,
     rest: Bytes,
+    /// The stage after it. The connection of a stream ends with it, and what is left is for a client that does not read.
+    after: Stage,
     progress: Arc<Progress>,
 }
 
 impl TrackedBody {
-    pub(super) fn new(body: Body, progress: Arc<Progress>) -> Self {
-        progress.set(Stage::Sending);
-        Self { body, rest: Bytes::new(), progress }
+    pub(super) fn new(body: Body, streams: bool, progress: Arc<Progress>) -> Self {
+        let (stage, after) = if streams { (Stage::Streaming, Stage::Streaming) } else { (Stage::Sending, Stage::Idle) };
+        progress.set(stage);
+        Self { body, rest: Bytes::new(), after, progress }
     }
 }
 
 impl Drop for TrackedBody {
     fn drop(&mut self) {
-        self.progress.set(Stage::Idle);
+        self.progress.set(self.after);
     }
 }
 

@@ -18,7 +18,7 @@ use super::problem::{Problem, Result};
 use super::{html, openapi};
 
 /// Builds the document.
-type Make = fn() -> serde_json::Result<Value>;
+type Make = Arc<dyn Fn() -> serde_json::Result<Value> + Send + Sync>;
 
 /// The rendered documentation. It is built at the first request, because it takes a megabyte and most processes never
 /// need it.
@@ -35,13 +35,13 @@ impl Docs {
 }
 
 /// The routes of the problem pages. With `all` also those of the document and the page that renders it.
-pub fn routes(make: Make, all: bool) -> Router {
-    let docs = Arc::new(OnceCell::new());
+pub fn routes(make: impl Fn() -> serde_json::Result<Value> + Send + Sync + 'static, all: bool) -> Router {
+    let (docs, make): (_, Make) = (Arc::new(OnceCell::new()), Arc::new(make));
     let problems = Router::new().route(
         "/problems/{name}",
         get({
-            let docs = docs.clone();
-            async move |Path(name): Path<String>| explain(&docs, make, &name).await
+            let (docs, make) = (docs.clone(), make.clone());
+            async move |Path(name): Path<String>| explain(&docs, &make, &name).await
         }),
     );
     if !all {
@@ -49,14 +49,14 @@ pub fn routes(make: Make, all: bool) -> Router {
     }
     let page = Router::from(SwaggerUi::new("/docs").config(SwaggerConfig::from("/openapi.json")));
     let page = page.layer(middleware::map_response(html::allow_own_scripts));
-    problems.merge(page).route("/openapi.json", get(async move || document(&docs, make).await))
+    problems.merge(page).route("/openapi.json", get(async move || document(&docs, &make).await))
 }
 
-async fn docs(docs: &OnceCell<Docs>, make: Make) -> Result<&Docs> {
+async fn docs<'a>(docs: &'a OnceCell<Docs>, make: &Make) -> Result<&'a Docs> {
     docs.get_or_try_init(async || Docs::of(&make()?)).await.map_err(Problem::internal)
 }
 
-async fn document(cell: &OnceCell<Docs>, make: Make) -> Result<([(HeaderName, &'static str); 1], Bytes)> {
+async fn document(cell: &OnceCell<Docs>, make: &Make) -> Result<([(HeaderName, &'static str); 1], Bytes)> {
     Ok(([(header::CONTENT_TYPE, "application/json")], docs(cell, make).await?.json.clone()))
 }
 
@@ -70,7 +70,7 @@ struct ProblemPage<'a> {
     when: &'a str,
 }
 
-async fn explain(cell: &OnceCell<Docs>, make: Make, name: &str) -> Result<Response> {
+async fn explain(cell: &OnceCell<Docs>, make: &Make, name: &str) -> Result<Response> {
     let Some((name, (status, when))) = docs(cell, make).await?.problems.get_key_value(name) else { return Err(Problem::not_found()) };
     let title = StatusCode::from_u16(*status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     Ok(html::page(StatusCode::OK, &ProblemPage { name, status: *status, title, when })?.into_response())

@@ -79,10 +79,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Validate<Context = ()>> FromRequestPa
     }
 }
 
-/// The id at the end of a path. Rejects with 404 if it is not a UUID, because nothing can have that id.
-pub struct Id(pub Uuid);
+/// The id in a path, a UUID or another type. Rejects with 404 if it is not one, because nothing can have that id.
+pub struct Id<T = Uuid>(pub T);
 
-impl<S: Send + Sync> FromRequestParts<S> for Id {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Id<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {

@@ -1,8 +1,10 @@
 //! The HTTP transport that every route uses. Knows no account and no feature.
 
+pub mod assets;
 mod buffered;
 pub mod client_address;
 mod connection;
+pub mod content_digest;
 pub mod docs;
 pub mod extract;
 pub mod html;
@@ -13,7 +15,9 @@ pub mod openapi;
 pub mod paging;
 pub mod probes;
 pub mod problem;
+mod served_by;
 pub mod server;
+pub mod streamed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,26 +35,37 @@ use crate::config::{self, PublicUrl};
 use crate::resources::postgres::Pool;
 use crate::telemetry::metrics::Metrics;
 
-use buffered::{Buffered, buffered};
+use buffered::{Buffered, Route, buffered};
 use observe::Observer;
 
 // The types that handlers use.
 pub use client_address::ClientAddress;
+pub use content_digest::ContentDigest;
 pub use extract::{Id, Json, Query, mail_address, no_nul, not_null};
 pub use paging::{List, Page};
 pub use problem::{Problem, Result};
+pub use served_by::ServedBy;
+pub use streamed::Streamed;
 
-/// Adds the layers that all routes share: limits of time, size and number, CORS, problem bodies, security headers and the
-/// access log.
-pub fn finish(routes: Router, config: &config::Http, site: &PublicUrl, metrics: Metrics, postgres: Pool) -> Router {
+/// Adds the layers that all routes share: limits of time, size and number, CORS, problem bodies, security headers, the
+/// name of the process and the access log. A route in `streaming` gets its body as it arrives.
+pub fn finish(
+    routes: Router,
+    streaming: Vec<Route>,
+    config: &config::Http,
+    site: &PublicUrl,
+    metrics: Metrics,
+    postgres: Pool,
+    served_by: ServedBy,
+) -> Router {
     let observer = Arc::new(Observer::new(metrics, config.trusted_proxies.into()));
-    let limits = Arc::new(Buffered::new(config.request_timeout.0, postgres));
+    let limits = Arc::new(Buffered::new(config.request_timeout.0, streaming, postgres));
     // The outermost layer first. They are combined into one layer, because axum boxes each separate layer and clones it
     // for each request.
     let https = site.is_https();
     let around = ServiceBuilder::new()
         .layer(middleware::from_fn_with_state(observer, observe::observe))
-        .map_response(move |response| harden(response, https))
+        .map_response(move |response| served_by.mark(harden(response, https)))
         .layer(option_layer(cors(config)))
         // The panic hook logs the panic. The client gets a 500, to which `observe` adds the problem body.
         .layer(CatchPanicLayer::custom(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response()))
@@ -73,6 +88,7 @@ fn cors(config: &config::Http) -> Option<CorsLayer> {
             header::CONTENT_TYPE,
             header::AUTHORIZATION,
             header::IF_MATCH,
+            HeaderName::from_static("content-digest"),
             HeaderName::from_static("idempotency-key"),
             HeaderName::from_static("traceparent"),
             HeaderName::from_static("x-request-id"),

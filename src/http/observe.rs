@@ -12,6 +12,7 @@ use tracing::{Instrument, Span, error, error_span, field, info, warn};
 use uuid::Uuid;
 
 use super::client_address::{ClientAddress, FORWARDED_FOR, Peer};
+use super::html;
 use super::problem::Problem;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
@@ -67,6 +68,7 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &
     let started = Instant::now();
     let _in_flight = metrics.request_begins();
     let method = request.method().clone();
+    let prefers_html = html::is_preferred(request.headers());
     let mut response = match refuse(&request) {
         Some(problem) => problem.into_response(),
         None => next.run(request).await,
@@ -79,7 +81,11 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &
         if let Some(source) = &problem.source {
             error!(error = format!("{source:#}"), "{method} {route} failed: {source:#}");
         }
-        let rendered = problem.render(id);
+        let mut rendered = problem.render(id);
+        if prefers_html && let Ok(page) = html::refusal(&problem, id) {
+            rendered.headers_mut().extend(page.headers().clone());
+            *rendered.body_mut() = page.into_body();
+        }
         // Headers such as `Allow` stay. The problem replaces the body and the headers that describe it.
         response.headers_mut().remove(header::CONTENT_LENGTH);
         response.headers_mut().extend(rendered.headers().clone());

@@ -4,7 +4,7 @@
 //! rules add who may call the operation, and this module adds the problems that every operation shares. Parts that
 //! several operations share stand once, under `components`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -35,6 +35,10 @@ pub struct Access {
     pub security: Value,
     /// The environment variable that sets its rate limit.
     pub limit: &'static str,
+    /// The environment variable that turns it on and off.
+    pub flag: Option<&'static str>,
+    /// Whether its body is any bytes, handed on as they come in.
+    pub streams: bool,
     /// The problems that the access check responds with.
     pub problems: Vec<DocumentedProblem>,
 }
@@ -121,11 +125,15 @@ pub fn problems(document: &Value) -> BTreeMap<String, (u16, String)> {
 fn describe(operation: &mut Value, access: &Access) {
     operation["security"] = access.security.clone();
     operation["x-rate-limit"] = access.limit.into();
+    if let Some(flag) = access.flag {
+        operation["x-feature-flag"] = flag.into();
+    }
     let body = operation.get("requestBody").is_some();
     let parameters = operation.get("parameters").and_then(Value::as_array).cloned().unwrap_or_default();
     let has = |place: &str| parameters.iter().any(|parameter| parameter["in"] == place);
     let happens = |slug| match slug {
-        "malformed" | "slow-body" | "body-too-large" | "unsupported-media-type" => body,
+        "malformed" | "slow-body" => body,
+        "body-too-large" | "unsupported-media-type" => body && !access.streams,
         "timed-out" => !matches!(&*access.method, "get" | "head"),
         "not-found" => has("path"),
         "invalid-input" => body || has("query"),
@@ -199,7 +207,8 @@ fn problems_of(operation: &mut Value) -> Parts<'_> {
     let responses = operation["responses"].as_object_mut().into_iter().flatten().filter(|(status, _)| status.as_str() >= "400");
     let name = |response: &Value| {
         let examples = response["content"]["application/problem+json"]["examples"].as_object();
-        examples.into_iter().flat_map(Map::keys).map(String::as_str).collect::<Vec<_>>().join(".")
+        // Sorted, because a dependency of the tests makes a map keep the order of insertion.
+        examples.into_iter().flat_map(Map::keys).map(String::as_str).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(".")
     };
     ("responses", responses.map(|(_, response)| (name(response), response)).collect())
 }

@@ -11,7 +11,7 @@ use sqlx::error::DatabaseError;
 use utoipa::ToSchema;
 
 use crate::jobs::EnqueueError;
-use crate::resources::{postgres, redis};
+use crate::resources::{postgres, redis, storage};
 
 /// The result of a handler.
 pub type Result<T> = std::result::Result<T, Problem>;
@@ -142,7 +142,9 @@ impl Problem {
         match self.status {
             StatusCode::SERVICE_UNAVAILABLE if self.slug != TIMED_OUT => headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1")),
             // RFC 9110, 15.5.2: a 401 names an authentication scheme.
-            StatusCode::UNAUTHORIZED => headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            StatusCode::UNAUTHORIZED if self.headers.iter().all(|(name, _)| name != header::WWW_AUTHENTICATE) => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+            }
             _ => None,
         };
         headers.extend(self.headers.iter().cloned());
@@ -196,6 +198,12 @@ impl From<EnqueueError> for Problem {
             EnqueueError::Database(e) => e.into(),
             e => Self::internal(e),
         }
+    }
+}
+
+impl From<storage::Error> for Problem {
+    fn from(error: storage::Error) -> Self {
+        Self::unavailable(error)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Accepts connections until the drain and then finishes the requests in flight.
 
 use std::collections::hash_map::{Entry, HashMap};
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::http::Request;
+use axum::http::{HeaderValue, Request, header};
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -220,7 +221,14 @@ async fn connection(
         request.extensions_mut().insert(peer);
         let (routes, progress) = (routes.clone(), progress.clone());
         let request = request.map(|body| LingeringBody::new(body, progress.clone()));
-        async move { routes.oneshot(request).await.map(|response| response.map(|body| TrackedBody::new(body, progress))) }
+        async move {
+            let mut response = routes.oneshot(request).await?;
+            let streams = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream");
+            if streams {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response.map(|body| TrackedBody::new(body, streams, progress)))
+        }
     });
     let mut connection = pin!(
         hyper::server::conn::http1::Builder::new()

@@ -17,7 +17,7 @@ use crate::telemetry::traces;
 pub const CHANNEL: &str = "jobs";
 
 /// The largest payload, in bytes. Store larger data in a table and put its id into the payload.
-const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
+pub(super) const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 
 /// How long a notification may take. By then the workers have found the job by polling.
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(2);

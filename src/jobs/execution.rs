@@ -37,6 +37,7 @@ pub(super) struct Execution {
     pub(super) resources: Arc<Resources>,
     pub(super) leases: Leases,
     pub(super) completions: mpsc::Sender<Completion>,
+    pub(super) soft: CancellationToken,
     pub(super) hard: CancellationToken,
     pub(super) metrics: Metrics,
 }
@@ -122,7 +123,8 @@ impl Execution {
         };
         let (handler, limit) = (kind.handler, kind.timeout);
         let postgres = self.resources.postgres.with_limits(Limits::within(limit));
-        let mut context = JobContext { postgres, resources: self.resources.clone(), id, token, completed: false };
+        let (resources, soft) = (self.resources.clone(), self.soft.clone());
+        let mut context = JobContext { postgres, resources, id, token, progress: job.progress, soft, completed: false };
         // A panic fails only this job. Nothing reads the context after a panic, so its state cannot be observed broken.
         let handler = AssertUnwindSafe(timeout(limit, handler(&job.payload, &mut context))).catch_unwind();
         let ended = tokio::select! {

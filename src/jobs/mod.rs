@@ -2,11 +2,12 @@
 //!
 //! The queue is a table in the same database as the data, so that a change and the job that follows from it commit
 //! together. `enqueue` fills the queue. `runner` works it off with `queue`, `lease` and `execution`. `schedule`
-//! enqueues jobs by the time of day. Knows no feature.
+//! enqueues jobs by the time of day. `operator` is what people do to the queue. Knows no feature.
 
 mod enqueue;
 mod execution;
 mod lease;
+pub mod operator;
 pub mod queue;
 pub mod runner;
 pub mod schedule;
@@ -20,11 +21,16 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::PublicUrl;
 use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::{self, Mailer};
+use crate::resources::storage::Storage;
+use crate::telemetry::metrics::FeatureCounters;
+use enqueue::MAX_PAYLOAD_BYTES;
 
 pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};
 
@@ -46,6 +52,8 @@ pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqu
 /// A job runs at least once: if a worker is killed after the work and before the deletion, the job runs again.
 /// So `run` must be idempotent. Check first whether the work is already done, or do it in the transaction that
 /// [`JobContext::complete`] ends the job in.
+/// A long job works in steps. It saves its position after each step ([`JobContext::save`]), starts from the saved
+/// position, and stops between two steps when [`JobContext::draining`] is true.
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name under which the queue stores it.
     const KIND: &'static str;
@@ -86,6 +94,11 @@ pub enum JobError {
     Later(Duration),
 }
 
+impl JobError {
+    /// The worker drains. Another worker may run the job at once, from its saved position.
+    pub const DRAINED: Self = Self::Later(Duration::ZERO);
+}
+
 impl<E: Into<anyhow::Error>> From<E> for JobError {
     fn from(error: E) -> Self {
         let error = error.into();
@@ -101,10 +114,20 @@ impl<E: Into<anyhow::Error>> From<E> for JobError {
 pub struct Resources {
     pub postgres: Pool,
     pub redis: Redis,
+    /// None if `STORAGE_URL` is unset.
+    pub storage: Option<Storage>,
     pub mailer: Mailer,
     pub site: PublicUrl,
     pub notifier: Notifier,
+    /// The features' own metrics.
+    pub counters: FeatureCounters,
+    /// A single permit for work that takes hundreds of megabytes, so that it runs one at a time, whatever
+    /// `WORKER_CONCURRENCY` is.
+    pub heavy: Arc<Semaphore>,
 }
+
+/// The error if the worker no longer holds the job.
+const LEASE_EXPIRED: &str = "the lease expired, so another worker has the job";
 
 /// What a running job has access to.
 pub struct JobContext {
@@ -113,6 +136,8 @@ pub struct JobContext {
     resources: Arc<Resources>,
     id: i64,
     token: uuid::Uuid,
+    progress: Option<serde_json::Value>,
+    soft: CancellationToken,
     completed: bool,
 }
 
@@ -130,13 +155,54 @@ impl JobContext {
         self.id
     }
 
+    /// The position that an earlier attempt saved last, if any.
+    ///
+    /// # Errors
+    /// Another release saved it as another type.
+    pub fn progress<P: DeserializeOwned>(&self) -> anyhow::Result<Option<P>> {
+        let progress = self.progress.as_ref().map(P::deserialize).transpose();
+        progress.map_err(|e| anyhow::anyhow!("the saved progress does not parse: {e}"))
+    }
+
+    /// Saves the position of the job. The position survives a drain, a crash and a retry, and the next attempt starts from
+    /// it. Saving a new position resets the attempts to zero. A job that saves the same position again and fails uses up
+    /// its attempts.
+    ///
+    /// # Errors
+    /// The lease expired and another worker has the job, which continues from the position saved before. Or Postgres is
+    /// unavailable.
+    pub async fn save<P: Serialize + Sync>(&self, progress: &P) -> anyhow::Result<()> {
+        self.save_in(&mut *self.postgres.acquire().await?, progress).await
+    }
+
+    /// Saves the position in the caller's transaction, so that it commits together with the transaction's changes.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub async fn save_in<P: Serialize + Sync>(&self, transaction: &mut PgConnection, progress: &P) -> anyhow::Result<()> {
+        let progress = serde_json::to_value(progress)?;
+        let size = progress.to_string().len();
+        anyhow::ensure!(
+            size <= MAX_PAYLOAD_BYTES,
+            "the progress has {size} bytes, more than {MAX_PAYLOAD_BYTES}: store the data in a table and save its id"
+        );
+        anyhow::ensure!(queue::save(transaction, self.id, self.token, &progress).await?, LEASE_EXPIRED);
+        Ok(())
+    }
+
+    /// Whether this worker drains. A long job then saves its position and returns [`JobError::DRAINED`], and another worker
+    /// continues it.
+    pub fn draining(&self) -> bool {
+        self.soft.is_cancelled()
+    }
+
     /// Completes the job in the caller's transaction, so that the transaction's changes happen exactly once.
     /// Only the commit may follow.
     ///
     /// # Errors
     /// The lease expired and another worker has the job. Roll back.
     pub async fn complete(&mut self, transaction: &mut PgConnection) -> anyhow::Result<()> {
-        anyhow::ensure!(queue::complete(transaction, self.id, self.token).await?, "the lease expired, so another worker has the job");
+        anyhow::ensure!(queue::complete(transaction, self.id, self.token).await?, LEASE_EXPIRED);
         self.completed = true;
         Ok(())
     }

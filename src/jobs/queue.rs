@@ -23,6 +23,8 @@ pub struct Claimed {
     pub attempt: i32,
     pub max_attempts: i32,
     pub trace_context: Option<serde_json::Value>,
+    /// The position that an earlier attempt saved.
+    pub progress: Option<serde_json::Value>,
     pub due_at: Timestamp,
     /// How long it had been due before it was claimed, in milliseconds.
     pub wait_ms: i64,
@@ -68,7 +70,7 @@ pub async fn claim(
            )
            UPDATE jobs SET token = $3, run_at = now() + $4::interval, attempt = attempt + 1
            FROM due WHERE jobs.id = due.id
-           RETURNING jobs.id, kind, payload, attempt, max_attempts, trace_context,
+           RETURNING jobs.id, kind, payload, attempt, max_attempts, trace_context, progress,
                due.run_at AS due_at, (EXTRACT(epoch FROM now() - due.run_at) * 1000)::bigint AS "wait_ms!""#,
         &kinds,
         limit,
@@ -121,6 +123,19 @@ pub async fn complete(connection: &mut PgConnection, id: i64, token: Uuid) -> sq
     Ok(done.rows_affected() == 1)
 }
 
+/// Saves the position of a job. Returns whether it was still held under the token. A new position resets the attempts, so
+/// that the next one is the first again.
+pub async fn save(executor: impl PgExecutor<'_>, id: i64, token: Uuid, progress: &serde_json::Value) -> sqlx::Result<bool> {
+    let saved = sqlx::query!(
+        r#"UPDATE jobs SET progress = $3, attempt = CASE WHEN progress IS DISTINCT FROM $3 THEN 0 ELSE attempt END
+           WHERE id = $1 AND token = $2"#,
+        id,
+        token,
+        progress
+    );
+    Ok(saved.execute(executor).await?.rows_affected() == 1)
+}
+
 /// The state of a job after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failed {
@@ -154,7 +169,7 @@ pub async fn fail(pool: &PgPool, id: i64, token: Uuid, error: &str, retry: bool)
 /// Returns a job to the queue for later. It has not used an attempt. Returns whether it was still held.
 pub async fn postpone(pool: &PgPool, id: i64, token: Uuid, delay: Duration) -> sqlx::Result<bool> {
     let postponed = sqlx::query!(
-        "UPDATE jobs SET token = NULL, run_at = now() + $3::interval, attempt = attempt - 1 WHERE id = $1 AND token = $2",
+        "UPDATE jobs SET token = NULL, run_at = now() + $3::interval, attempt = GREATEST(attempt - 1, 0) WHERE id = $1 AND token = $2",
         id,
         token,
         interval(delay)
@@ -170,7 +185,7 @@ pub async fn release(pool: &PgPool, jobs: &[(i64, Uuid)]) -> sqlx::Result<u64> {
                SELECT jobs.id FROM jobs JOIN UNNEST($1::bigint[], $2::uuid[]) AS mine (id, token) USING (id, token)
                ORDER BY jobs.id FOR UPDATE OF jobs
            )
-           UPDATE jobs SET token = NULL, run_at = now(), attempt = attempt - 1 FROM held WHERE jobs.id = held.id"#,
+           UPDATE jobs SET token = NULL, run_at = now(), attempt = GREATEST(attempt - 1, 0) FROM held WHERE jobs.id = held.id"#,
         &ids,
         &tokens,
     )
@@ -203,29 +218,6 @@ pub async fn expire(pool: &PgPool) -> sqlx::Result<Vec<Expired>> {
            RETURNING jobs.id, kind, attempt, dead_at IS NOT NULL AS "dead!""#
     )
     .fetch_all(pool)
-    .await
-}
-
-/// How many jobs of a kind are in one state.
-pub struct Count {
-    pub kind: String,
-    /// `ready`, `scheduled` for later, `running` or `dead`.
-    pub state: String,
-    pub jobs: i64,
-    /// For how many seconds the first of them has been due. Negative if it is not due yet.
-    pub late_s: i64,
-}
-
-/// Counts the whole queue by kind and state. It reads every row, which takes seconds for millions of jobs.
-pub async fn count(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Count>> {
-    sqlx::query_as!(
-        Count,
-        r#"SELECT kind, state AS "state!", count(*) AS "jobs!", EXTRACT(epoch FROM now() - min(run_at))::bigint AS "late_s!"
-           FROM (SELECT kind, run_at, CASE WHEN dead_at IS NOT NULL THEN 'dead' WHEN token IS NOT NULL THEN 'running'
-                     WHEN run_at > now() THEN 'scheduled' ELSE 'ready' END AS state FROM jobs) AS job
-           GROUP BY kind, state ORDER BY kind, state"#
-    )
-    .fetch_all(executor)
     .await
 }
 

@@ -46,6 +46,8 @@ pub struct Runner {
     pub concurrency: usize,
     /// How long the worker holds a job without a heartbeat.
     pub lease: Duration,
+    /// Whether it begins a drain as soon as no job is due and none runs.
+    pub until_idle: bool,
     /// Beats at each claim that Postgres answers, and while there is no free slot to claim for.
     pub claims: Heartbeat,
     pub metrics: Metrics,
@@ -68,6 +70,7 @@ impl Runner {
             resources,
             leases: leases.clone(),
             completions,
+            soft: soft.clone(),
             hard,
             metrics: self.metrics.clone(),
         });
@@ -113,6 +116,10 @@ impl Runner {
                     unavailable = false;
                     marks.scanned(whole, started, &claimed);
                     idle = claimed.len() < free.len();
+                    if self.until_idle && whole && claimed.is_empty() && free.len() == self.concurrency {
+                        info!("no job is due, so the worker exits");
+                        soft.cancel();
+                    }
                     for (job, slot) in claimed.into_iter().zip(free) {
                         let lease_end = leases.hold(job.id, token, ends);
                         running.spawn(execution.clone().run(job, token, lease_end, slot));

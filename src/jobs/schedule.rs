@@ -7,8 +7,10 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use sqlx::PgConnection;
+use serde::Serialize;
+use sqlx::{PgConnection, PgExecutor};
 use tracing::info;
+use utoipa::ToSchema;
 
 use super::{EnqueueError, Enqueued, Job, Wake, enqueue};
 use crate::resources::postgres::{self, Pool};
@@ -88,4 +90,37 @@ impl Schedule {
             Enqueued::Duplicate => None,
         })
     }
+}
+
+/// A line of the schedule as operators see it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ScheduleTicks {
+    pub name: &'static str,
+    /// In UTC: minute, hour, day, month, weekday.
+    pub cron: String,
+    /// The last tick that enqueued a job, or that lay in the past when a clock first saw the schedule. Null if no clock
+    /// has run.
+    pub last_tick: Option<postgres::Timestamp>,
+    /// Null if it never ticks again.
+    pub next_tick: Option<postgres::Timestamp>,
+}
+
+/// The last and the next tick of each line.
+///
+/// # Errors
+/// Postgres is unavailable.
+pub async fn ticks(executor: impl PgExecutor<'_>, schedules: &[Schedule]) -> sqlx::Result<Vec<ScheduleTicks>> {
+    let names: Vec<_> = schedules.iter().map(|schedule| schedule.name.to_owned()).collect();
+    let rows = sqlx::query!(
+        r#"SELECT last_tick AS "last_tick?", now() AS "now!"
+           FROM UNNEST($1::text[]) WITH ORDINALITY AS line (name, number) LEFT JOIN schedules USING (name) ORDER BY number"#,
+        &names
+    );
+    let lines = schedules.iter().zip(rows.fetch_all(executor).await?);
+    let ticks = lines.map(|(Schedule { name, cron, .. }, row)| {
+        let next = cron.find_next_occurrence(&Timestamp::from(row.now).to_zoned(TimeZone::UTC), false);
+        let next_tick = next.ok().map(|next| next.timestamp().into());
+        ScheduleTicks { name, cron: cron.as_str().to_owned(), last_tick: row.last_tick, next_tick }
+    });
+    Ok(ticks.collect())
 }

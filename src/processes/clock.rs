@@ -13,7 +13,7 @@ use crate::features::FEATURES;
 use crate::http::probes::{self, Health};
 use crate::http::server::{listen, serve};
 use crate::jobs::schedule::Schedule;
-use crate::jobs::{Notifier, queue};
+use crate::jobs::{Notifier, operator};
 use crate::lifecycle::{self, Heartbeat, Lifecycle};
 use crate::resources::postgres::{self, Limits, Pool, RECONNECT_TIMEOUT};
 use crate::telemetry::metrics::Metrics;
@@ -44,7 +44,13 @@ pub fn schedule() -> anyhow::Result<Vec<Schedule>> {
 }
 
 pub fn main() -> ExitCode {
-    lifecycle::run("clock", start)
+    match lifecycle::option(
+        None,
+        "usage: clock\nIt takes no arguments, and its config comes from environment variables: see `admin config`",
+    ) {
+        Ok(_) => lifecycle::run("clock", super::connect, start),
+        Err(status) => status,
+    }
 }
 
 async fn start(process: config::Process, config: config::Clock, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
@@ -131,7 +137,7 @@ async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken
             _ = count.tick() => {}
         }
         // The probes report an unavailable Postgres.
-        if let Ok(counts) = postgres.within(QUEUE_COUNT_INTERVAL, queue::count(&*postgres)).await {
+        if let Ok(counts) = postgres.within(QUEUE_COUNT_INTERVAL, operator::count(&*postgres)).await {
             metrics.queue(counts.iter().map(|count| (count.kind.as_str(), count.state.as_str(), count.jobs, count.late_s)));
         }
     }

@@ -1,7 +1,10 @@
-//! The `worker` process (factor VIII: concurrency): runs jobs.
+//! The `worker` process (factor VIII: concurrency): runs jobs. With `--until-idle` it exits as soon as no job is due.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use super::retention::PurgeExpired;
 use crate::config::{self, Problems};
@@ -14,6 +17,7 @@ use crate::lifecycle::{self, Heartbeat, Lifecycle};
 use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
+use crate::resources::storage::Storage;
 
 /// A worker without a successful claim for this long is not ready. An empty claim counts as successful.
 const CLAIMS_STALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,16 +33,32 @@ pub fn registry() -> Registry {
 
 /// Runs a worker for the kinds of a registry.
 pub fn run(registry: Registry) -> ExitCode {
-    lifecycle::run("worker", async move |process, config, lifecycle: &mut Lifecycle| start(registry, process, config, lifecycle).await)
+    let usage = "usage: worker [--until-idle]\n--until-idle exits as soon as no job is due";
+    let until_idle = match lifecycle::option(Some("--until-idle"), usage) {
+        Ok(given) => given,
+        Err(status) => return status,
+    };
+    let start = async move |process, config, lifecycle: &mut Lifecycle| start(registry, until_idle, process, config, lifecycle).await;
+    lifecycle::run("worker", super::connect, start)
 }
 
-async fn start(registry: Registry, process: config::Process, config: config::Worker, lifecycle: &mut Lifecycle) -> anyhow::Result<()> {
+async fn start(
+    registry: Registry,
+    until_idle: bool,
+    process: config::Process,
+    config: config::Worker,
+    lifecycle: &mut Lifecycle,
+) -> anyhow::Result<()> {
     let postgres = Pool::attach(&config.database, "worker", Limits::within(CLAIMS_STALL_TIMEOUT))?;
     postgres.follow(lifecycle, &config.database);
     postgres.count(&lifecycle.metrics);
     let redis = Redis::attach(&config.redis)?;
     redis.follow(lifecycle, &config.redis);
     redis.count(&lifecycle.metrics);
+    let storage = Storage::attach(&config.storage, Some(&lifecycle.metrics))?;
+    if let Some(storage) = &storage {
+        storage.follow(lifecycle, &config.storage);
+    }
     let site = config.site.public_url;
     let mut mailer = Mailer::attach(&config.smtp, site.host());
     mailer.count(&lifecycle.metrics);
@@ -55,9 +75,10 @@ async fn start(registry: Registry, process: config::Process, config: config::Wor
     let kinds = registry.choose(config.jobs.worker_kinds.as_ref().map(|names| names.0.as_slice()));
     let kinds = kinds.map_err(|problem| Problems::of("WORKER_KINDS", problem))?;
     let concurrency = config.jobs.worker_concurrency.get() as usize;
-    let resources = Resources { postgres, redis, mailer, site, notifier };
-    let runner =
-        Runner { registry, kinds, resources, concurrency, lease: config.jobs.job_lease.0, claims, metrics: lifecycle.metrics.clone() };
+    let counters = lifecycle.metrics.features(FEATURES.iter().flat_map(|feature| feature.counters));
+    let resources = Resources { postgres, redis, storage, mailer, site, notifier, counters, heavy: Arc::new(Semaphore::new(1)) };
+    let (lease, metrics) = (config.jobs.job_lease.0, lifecycle.metrics.clone());
+    let runner = Runner { registry, kinds, resources, concurrency, lease, until_idle, claims, metrics };
     lifecycle.spawn("runner", runner.run(lifecycle.soft.clone(), lifecycle.hard.clone()));
     Ok(())
 }

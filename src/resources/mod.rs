@@ -3,9 +3,15 @@
 //! Attaching is lazy: a process starts even if a resource is down, and needs no restart when the resource returns. If a
 //! URL is in a file, it may change. New connections then use the new URL, and the old connections are closed.
 
+pub mod cache;
+pub mod collector;
+pub mod events;
+pub mod http_client;
 pub mod postgres;
+pub mod public_address;
 pub mod redis;
 pub mod smtp;
+pub mod storage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,14 +46,14 @@ const FILE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a resource may take to accept a new secret.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Registers a task that reads a config section again and again, if this deploy has secrets in files. When `secret` has
-/// changed, the task calls `renew` with the section until it succeeds, because the file and the resource never change
+/// Registers a task that reads a config section again and again, if this deploy has secrets in files. When one of `secrets`
+/// has changed, the task calls `renew` with the section until it succeeds, because the file and the resource never change
 /// at the same moment.
-fn follow<S, F>(
+pub fn follow<S, F>(
     lifecycle: &mut Lifecycle,
     name: &'static str,
     current: &S,
-    secret: fn(&S) -> &SecretString,
+    secrets: fn(&S) -> Vec<&SecretString>,
     renew: impl Fn(S) -> F + Send + 'static,
 ) where
     S: Section + Send + 'static,
@@ -57,7 +63,8 @@ fn follow<S, F>(
         return;
     }
     let (env, soft) = (lifecycle.env.clone(), lifecycle.soft.clone());
-    let mut known = secret(current).clone();
+    let all = move |section: &S| secrets(section).into_iter().cloned().collect::<Vec<_>>();
+    let mut known = all(current);
     let mut logged = false;
     lifecycle.spawn(name, async move {
         loop {
@@ -68,8 +75,8 @@ fn follow<S, F>(
             // A file that is being written may be empty or incomplete. The known secret stays in use until the file is
             // complete.
             let Ok(section) = config::read::<S>(&env) else { continue };
-            let new = secret(&section).clone();
-            if new.expose_secret() == known.expose_secret() {
+            let new = all(&section);
+            if new.iter().map(ExposeSecret::expose_secret).eq(known.iter().map(ExposeSecret::expose_secret)) {
                 continue;
             }
             let renewed = tokio::select! {

@@ -1,4 +1,4 @@
-//! Redis stores sessions and rate limits.
+//! Redis stores sessions, rate limits and cached values.
 //!
 //! Requests share a few multiplexed connections. The pool pings at each checkout, so this module checks a connection
 //! out once and keeps it until it fails. A signed-in request then costs one round trip.
@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, Pipeline, RedisError, pipe};
+use deadpool_redis::redis::aio::{MultiplexedConnection, PubSub};
+use deadpool_redis::redis::{AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, RedisError, pipe};
 use deadpool_redis::{Manager, Pool, PoolError, Runtime};
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
@@ -77,6 +77,8 @@ pub struct Redis(Arc<Shared>);
 
 struct Shared {
     pool: RwLock<Pool>,
+    /// Makes connections that are not of the pool.
+    client: RwLock<Client>,
     slots: Vec<Mutex<Slot>>,
     turn: AtomicUsize,
     /// Incremented when a connection fails. Connections of an earlier generation are replaced at their next use.
@@ -103,7 +105,9 @@ impl Redis {
     pub fn attach(config: &config::Redis) -> anyhow::Result<Self> {
         let slots = (0..config.redis_pool_size.get()).map(|_| Mutex::default()).collect();
         let (turn, generation, connected, pending) = (AtomicUsize::new(0), AtomicU64::new(0), Heartbeat::default(), Arc::default());
-        Ok(Self(Arc::new(Shared { pool: RwLock::new(pool(config)?), slots, turn, generation, connected, pending })))
+        let client = client(config)?;
+        let (pool, client) = (RwLock::new(pool(&client, config)?), RwLock::new(client));
+        Ok(Self(Arc::new(Shared { pool, client, slots, turn, generation, connected, pending })))
     }
 
     /// Counts the connections whenever the metrics are read. Requests share them, so every open connection counts as
@@ -119,12 +123,14 @@ impl Redis {
     /// Follows changes of the URL if it is in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Redis) {
         let redis = self.clone();
-        super::follow(lifecycle, "REDIS_URL", config, |config| &config.redis_url.0, move |config| redis.clone().renew(config));
+        super::follow(lifecycle, "REDIS_URL", config, |config| vec![&config.redis_url.0], move |config| redis.clone().renew(config));
     }
 
     async fn renew(self, config: config::Redis) -> anyhow::Result<()> {
-        let pool = pool(&config)?;
+        let client = client(&config)?;
+        let pool = pool(&client, &config)?;
         drop(pool.get().await?);
+        *self.0.client.write().unwrap_or_else(PoisonError::into_inner) = client;
         *self.0.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
         // A request that uses an old connection keeps its own handle until its response has arrived.
         self.0.generation.fetch_add(1, Ordering::Relaxed);
@@ -150,6 +156,20 @@ impl Redis {
     #[instrument(name = "redis", level = "debug", skip_all, fields(otel.kind = "client"))]
     pub async fn run<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
         self.run_within(commands, RESPONSE_TIMEOUT).await
+    }
+
+    /// Subscribes to channels, on a connection of the caller's own.
+    ///
+    /// # Errors
+    /// Redis is unavailable or too slow.
+    pub async fn subscribe(&self, channels: &[&str]) -> Result<PubSub, Error> {
+        let client = self.0.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let subscribed = timeout(RESPONSE_TIMEOUT, async {
+            let mut connection = client.get_async_pubsub().await?;
+            connection.subscribe(channels).await?;
+            Ok::<_, RedisError>(connection)
+        });
+        Ok(subscribed.await.unwrap_or_else(|_| Err((ErrorKind::Io, "no response in time").into()))?)
     }
 
     async fn run_within<T: FromRedisValue>(&self, commands: &Pipeline, limit: Duration) -> Result<T, Error> {
@@ -217,9 +237,13 @@ impl Redis {
     }
 }
 
-fn pool(config: &config::Redis) -> anyhow::Result<Pool> {
+fn client(config: &config::Redis) -> anyhow::Result<Client> {
+    Ok(Client::open(config.redis_url.0.expose_secret())?)
+}
+
+fn pool(client: &Client, config: &config::Redis) -> anyhow::Result<Pool> {
     let limits = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(RESPONSE_TIMEOUT));
-    let manager = Manager::new_with_config(config.redis_url.0.expose_secret(), limits)?;
+    let manager = Manager::new_with_config(client.get_connection_info().clone(), limits)?;
     let pool = Pool::builder(manager)
         .max_size(config.redis_pool_size.get() as usize)
         .runtime(Runtime::Tokio1)

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lettre::Message;
 use lettre::address::Envelope;
 use lettre::message::{Mailbox, header};
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail as MailFrom, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
+use lettre::{Address, Message};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, timeout};
 use tracing::instrument;
@@ -114,7 +114,7 @@ impl Mailer {
     /// Follows changes of the URL if it is in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Smtp) {
         let mailer = self.clone();
-        super::follow(lifecycle, "SMTP_URL", config, |config| &config.smtp_url.text, move |config| mailer.clone().renew(config));
+        super::follow(lifecycle, "SMTP_URL", config, |config| vec![&config.smtp_url.text], move |config| mailer.clone().renew(config));
     }
 
     async fn renew(self, config: config::Smtp) -> anyhow::Result<()> {
@@ -150,7 +150,11 @@ impl Mailer {
 
     #[instrument(name = "SMTP", level = "debug", skip_all, fields(otel.kind = "client"))]
     async fn hand_over(&self, mail: Mail) -> Result<(), Error> {
-        let to = mail.to.parse().map_err(|_| Error::Refused("not an address".to_owned()))?;
+        let to: Address = mail.to.parse().map_err(|_| Error::Refused("not an address".to_owned()))?;
+        // The address of a service account. RFC 2606, 2: no server is responsible for this domain.
+        if to.domain().ends_with(".invalid") {
+            return Err(Error::Refused("the domain does not exist".to_owned()));
+        }
         let raw = |name: &'static str, value: String| header::HeaderValue::new(header::HeaderName::new_from_ascii_str(name), value);
         let mut message = Message::builder()
             .from(self.from.clone())

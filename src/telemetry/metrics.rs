@@ -3,6 +3,7 @@
 //!
 //! No label takes a value from a client. The label of a route is its template, and that of a job a registered kind.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,10 +25,39 @@ const REQUEST_SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 /// Upper bounds of the buckets for the duration and the wait of a job, in seconds.
 const JOB_SECONDS: [f64; 12] = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0, 3600.0];
 
+/// How many hosts have a label of their own in the metrics of outgoing requests. The config names fewer, but the
+/// services there may name others.
+const MAX_HOST_LABELS: usize = 20;
+
+/// Upper bounds of the buckets for the duration of an operation on the object store, in seconds.
+const STORAGE_SECONDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0];
+
 /// Names and values of labels.
 pub type Labels<const N: usize> = [(&'static str, String); N];
 
 type Times<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// A counter that a feature declares, such as the accounts that signed up.
+#[derive(Debug)]
+pub struct FeatureCounter {
+    /// The name of its metric, without `_total`.
+    pub name: &'static str,
+    pub help: &'static str,
+}
+
+/// The features' counters in this process. Cheap to clone. The default counts nothing: nobody reads the metrics of a
+/// task.
+#[derive(Clone, Default)]
+pub struct FeatureCounters(Arc<BTreeMap<&'static str, Counter>>);
+
+impl FeatureCounters {
+    /// Adds one. Call it after the commit, because a transaction may be rolled back.
+    pub fn increment(&self, counter: &FeatureCounter) {
+        if let Some(counter) = self.0.get(counter.name) {
+            counter.inc();
+        }
+    }
+}
 
 /// Updates metrics whenever they are read.
 type Sampler = Box<dyn Fn(&Metrics) + Send>;
@@ -50,6 +80,8 @@ struct Shared {
     requests: Times<Request>,
     requests_in_flight: Gauge,
     rate_limited: Counter,
+    calls: Times<Labels<2>>,
+    hosts: Mutex<BTreeSet<String>>,
     runs: Times<Labels<2>>,
     waits: Times<Labels<1>>,
     lost: Family<Labels<1>, Counter>,
@@ -59,7 +91,11 @@ struct Shared {
     ticks_missed: Family<Labels<1>, Counter>,
     last_look: Gauge,
     mails: Family<Labels<1>, Counter>,
+    storage_operations: Family<Labels<2>, Counter>,
+    storage_times: Times<Labels<1>>,
+    storage_written: Counter,
     ready: Gauge,
+    event_streams: Gauge,
     connections: Family<Labels<2>, Gauge>,
     pending: Family<Labels<1>, Gauge>,
     log_lost: Counter,
@@ -74,6 +110,8 @@ impl Metrics {
             requests: Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS)),
             requests_in_flight: Gauge::default(),
             rate_limited: Counter::default(),
+            calls: Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS)),
+            hosts: Mutex::default(),
             runs: Family::new_with_constructor(jobs),
             waits: Family::new_with_constructor(jobs),
             lost: Family::default(),
@@ -83,7 +121,11 @@ impl Metrics {
             ticks_missed: Family::default(),
             last_look: Gauge::default(),
             mails: Family::default(),
+            storage_operations: Family::default(),
+            storage_times: Family::new_with_constructor(|| Histogram::new(STORAGE_SECONDS)),
+            storage_written: Counter::default(),
             ready: Gauge::default(),
+            event_streams: Gauge::default(),
             connections: Family::default(),
             pending: Family::default(),
             log_lost: Counter::default(),
@@ -97,6 +139,7 @@ impl Metrics {
         registry.register_with_unit("http_server_request_duration", "Duration of a request", s.clone(), shared.requests.clone());
         registry.register("http_server_active_requests", "Requests in flight", shared.requests_in_flight.clone());
         registry.register("http_server_rate_limited", "Requests that were refused with 429", shared.rate_limited.clone());
+        registry.register_with_unit("http_client_request_duration", "Duration of an outgoing request", s.clone(), shared.calls.clone());
         registry.register_with_unit("jobs_run", "Duration of an attempt at a job", s.clone(), shared.runs.clone());
         registry.register_with_unit("jobs_wait", "How long a due job waits for a worker", s.clone(), shared.waits.clone());
         registry.register("jobs_lost", "Attempts whose worker was lost", shared.lost.clone());
@@ -104,6 +147,10 @@ impl Metrics {
         registry.register_with_unit("jobs_oldest", "How long the oldest ready job has been due", s.clone(), shared.oldest.clone());
         registry.register("schedule_ticks", "Ticks that enqueued a job", shared.ticks.clone());
         registry.register("schedule_ticks_missed", "Ticks that passed while no clock ran", shared.ticks_missed.clone());
+        let times = shared.storage_times.clone();
+        registry.register_with_unit("storage_operation_duration", "How long an operation on the object store took", s.clone(), times);
+        registry.register("storage_operations", "Operations on the object store, by outcome", shared.storage_operations.clone());
+        registry.register_with_unit("storage_written", "Bytes written to the object store", Unit::Bytes, shared.storage_written.clone());
         registry.register_with_unit(
             "schedule_last_look_timestamp",
             "When the clock last checked the schedule",
@@ -111,6 +158,7 @@ impl Metrics {
             shared.last_look.clone(),
         );
         registry.register("mails", "Mails by outcome", shared.mails.clone());
+        registry.register("event_streams", "Open event streams", shared.event_streams.clone());
         registry.register("ready", "1 while /readyz says that the process is ready", shared.ready.clone());
         registry.register("db_client_connection_count", "Connections of a pool, by state", shared.connections.clone());
         registry.register("db_client_connection_pending_requests", "Callers that wait for a connection", shared.pending.clone());
@@ -164,6 +212,15 @@ impl Metrics {
         }
     }
 
+    /// Records an outgoing request. `host` is None if a user named it. Too many hosts share one label.
+    pub fn call(&self, host: Option<&str>, outcome: String, took: Duration) {
+        let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let label = host.filter(|host| hosts.contains(*host) || (hosts.len() < MAX_HOST_LABELS && hosts.insert((*host).to_owned())));
+        drop(hosts);
+        let labels = [("server_address", label.unwrap_or("_OTHER").to_owned()), ("outcome", outcome)];
+        self.0.calls.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
     /// Records the start of an attempt at a job, and how long the job had been due.
     pub fn job_begins(&self, kind: &str, waited: Duration) {
         self.0.waits.get_or_create(&[("kind", kind.to_owned())]).observe(waited.as_secs_f64());
@@ -212,6 +269,35 @@ impl Metrics {
         self.0.mails.get_or_create(&[("outcome", outcome.to_owned())]).inc();
     }
 
+    /// Registers the features' counters, so that each starts at 0.
+    pub fn features(&self, counters: impl Iterator<Item = &'static FeatureCounter>) -> FeatureCounters {
+        let mut registry = self.0.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let register = |FeatureCounter { name, help }: &FeatureCounter| {
+            let counter = Counter::default();
+            registry.register(*name, *help, counter.clone());
+            (*name, counter)
+        };
+        FeatureCounters(Arc::new(counters.map(register).collect()))
+    }
+
+    /// Shows the requests to the cache, which it counts by outcome.
+    pub fn cache(&self, requests: Family<Labels<1>, Counter>) {
+        let mut registry = self.0.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register("cache_requests", "Requests to the cache by outcome", requests);
+    }
+
+    /// Counts an operation on the object store. The outcome is `done`, `missing` (no such object) or `failed`.
+    pub fn storage_operation(&self, operation: &str, outcome: &str, took: Duration) {
+        let label = ("operation", operation.to_owned());
+        self.0.storage_operations.get_or_create(&[label.clone(), ("outcome", outcome.to_owned())]).inc();
+        self.0.storage_times.get_or_create(&[label]).observe(took.as_secs_f64());
+    }
+
+    /// Counts bytes written to the object store.
+    pub fn storage_written(&self, bytes: usize) {
+        self.0.storage_written.inc_by(bytes as u64);
+    }
+
     /// Counts lost log lines.
     pub fn log_lost(&self, lines: u64) {
         self.0.log_lost.inc_by(lines);
@@ -220,6 +306,11 @@ impl Metrics {
     /// Sets whether the process is ready.
     pub fn ready(&self, ready: bool) {
         self.0.ready.set(ready.into());
+    }
+
+    /// Sets the number of open event streams.
+    pub fn event_streams(&self, number: usize) {
+        self.0.event_streams.set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// Sets the numbers of a pool's connections and of the callers that wait for one.

@@ -24,9 +24,10 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{self, LogFormat};
+use crate::config::{self, Env, LogFormat};
 use crate::release::{COMMIT, Release};
 
+use metrics::Metrics;
 pub use stream::Stream;
 use stream::{Lines, Writing};
 
@@ -39,7 +40,7 @@ pub struct Log {
 
 impl Log {
     /// Reports lost lines in the log and in the metrics for as long as it is polled.
-    pub fn report_lost(&self, metrics: metrics::Metrics) -> impl Future<Output = ()> + Send + 'static {
+    pub fn report_lost(&self, metrics: Metrics) -> impl Future<Output = ()> + Send + 'static {
         let lines = self.lines.clone();
         async move {
             let mut reported = 0;
@@ -56,10 +57,18 @@ impl Log {
     }
 }
 
-/// Starts the log of this process. The subscriber is this program's only global state.
-pub fn start(process: &'static str, config: &config::Process, stream: Stream) -> (Release, Log) {
+/// Starts the log, the metrics and the traces of this process. The subscriber is this program's only global state.
+/// Traces go to the collector over what `connect` returns.
+pub fn start(
+    process: &'static str,
+    config: &config::Process,
+    env: &Env,
+    stream: Stream,
+    connect: traces::Connect,
+) -> (Release, Metrics, Log) {
     let (service, release) = (config.otel_service_name.clone(), config.release_version.clone());
     let release = Release { service, commit: COMMIT, release, process };
+    let metrics = Metrics::new(&release);
     let (lines, writing) = Lines::to(stream);
     let writer = lines.clone();
     let log = match config.log_format {
@@ -69,7 +78,7 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
         LogFormat::Json => SpanFields.and_then(JsonLines { release: release.clone(), instance: instance(config), lines: writer }).boxed(),
     };
     let registry = tracing_subscriber::registry().with(log.with_filter(config.log_level.0.clone().and(each_time())));
-    let (layer, traces, broken) = match traces::layer(config, &release) {
+    let (layer, traces, broken) = match traces::layer(config, env, &release, &metrics, connect) {
         Ok(Some((layer, export))) => (Some(layer), Some(export), None),
         Ok(None) => (None, None, None),
         Err(e) => (None, None, Some(e)),
@@ -79,7 +88,7 @@ pub fn start(process: &'static str, config: &config::Process, stream: Stream) ->
     if let Some(e) = broken {
         warn!(error = format!("{e:#}"), "cannot send traces: {e:#}");
     }
-    (release, Log { lines, _traces: traces, _writing: writing })
+    (release, metrics, Log { lines, _traces: traces, _writing: writing })
 }
 
 /// Makes tracing evaluate a filter for each span and event, instead of caching its result for each callsite. The cache

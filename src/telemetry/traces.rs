@@ -5,11 +5,20 @@
 
 use std::fmt;
 
+use axum::body::Bytes;
+use axum::http::{Request, Response};
 use serde_json::{Value, json};
 use tracing::Span;
 use uuid::Uuid;
 
 use super::current_field;
+use super::metrics::Metrics;
+
+/// Sends one request to the collector and waits for the response. The exporter calls it on a thread of its own.
+pub type Transport = Box<dyn Fn(Request<Bytes>) -> anyhow::Result<Response<Bytes>> + Send + Sync>;
+
+/// Prepares a [`Transport`], if traces are sent at all.
+pub type Connect = fn(&Metrics) -> anyhow::Result<Transport>;
 
 /// A position in a trace, as in the header `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +43,14 @@ impl Place {
     }
 }
 
+impl Place {
+    /// A position below a parent, or in a new trace.
+    fn below(parent: Option<Self>) -> Self {
+        let (trace, span) = (Uuid::new_v4().as_u128(), Uuid::new_v4().as_u64_pair().1);
+        parent.map_or(Self { trace, span, flags: 0 }, |parent| Self { span, ..parent })
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags)
@@ -44,11 +61,14 @@ impl fmt::Display for Place {
 /// has its own position.
 pub fn join(span: &Span, traceparent: Option<&str>) {
     let parent = traceparent.and_then(Place::parse);
-    let own = exported(span, parent).unwrap_or_else(|| {
-        let (trace, random) = (Uuid::new_v4(), Uuid::new_v4().as_u64_pair().1);
-        Place { trace: parent.map_or(trace.as_u128(), |parent| parent.trace), span: random, flags: parent.map_or(0, |parent| parent.flags) }
-    });
+    let own = exported(span, parent).unwrap_or_else(|| Place::below(parent));
     span.record("traceparent", tracing::field::display(own));
+}
+
+/// The `traceparent` of an outgoing request: the position of its span, which is a child of the current span.
+pub fn outgoing(span: &Span) -> String {
+    let parent = current_field("traceparent").as_deref().and_then(Place::parse);
+    exported(span, None).unwrap_or_else(|| Place::below(parent)).to_string()
 }
 
 /// The parts of the current request or job that are passed on to the jobs that it enqueues.
@@ -71,52 +91,81 @@ pub use otel::*;
 
 #[cfg(feature = "otel")]
 mod otel {
+    use std::fmt;
+    use std::sync::{Mutex, PoisonError};
     use std::time::Duration;
 
+    use axum::http::{HeaderName, HeaderValue};
     use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider};
     use opentelemetry::{Context, KeyValue};
     use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
     use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
     use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::trace::SdkTracerProvider;
-    use secrecy::ExposeSecret;
+    use percent_encoding::percent_decode_str;
+    use secrecy::{ExposeSecret, SecretString};
     use tracing::{Level, Span, Subscriber};
     use tracing_opentelemetry::OpenTelemetrySpanExt;
     use tracing_subscriber::Layer;
     use tracing_subscriber::filter::{FilterExt, filter_fn};
     use tracing_subscriber::registry::LookupSpan;
-    use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
     use super::super::each_time;
-    use super::Place;
-    use crate::config;
+    use super::super::metrics::Metrics;
+    use super::{Connect, Place, Transport};
+    use crate::config::{self, Env};
     use crate::release::Release;
-
-    /// How long one export to the collector may take.
-    const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
     /// How long a process waits at its end for the collector.
     const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// The HTTP client for the collector. It runs on the SDK's own thread.
-    #[derive(Debug)]
-    struct Client(ureq::Agent);
+    /// Sends the exporter's requests. It blocks the SDK's own thread.
+    struct Client {
+        transport: Transport,
+        env: Env,
+        /// The value of `OTEL_EXPORTER_OTLP_HEADERS` that was read last.
+        headers: Mutex<Option<SecretString>>,
+    }
 
     impl Client {
-        /// Trusts the system's certificate authorities, or those in `SSL_CERT_FILE`.
-        fn new() -> Self {
-            let found = rustls_native_certs::load_native_certs().certs;
-            let roots = RootCerts::new_with_certs(&found.iter().map(|found| Certificate::from_der(found).to_owned()).collect::<Vec<_>>());
-            let config = ureq::Agent::config_builder().timeout_global(Some(EXPORT_TIMEOUT)).http_status_as_error(false);
-            Self(config.tls_config(TlsConfig::builder().root_certs(roots).build()).build().into())
+        /// The headers of this export, decoded as OpenTelemetry demands. They are read each time, because a platform renews a token in a file at any moment.
+        fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+            let mut headers = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+            // A file that is being written may be incomplete. Then the last value stays in use.
+            if let Ok(now) = config::read::<config::Process>(&self.env) {
+                *headers = now.otel_exporter_otlp_headers;
+            }
+            let pairs = headers.iter().flat_map(|headers| headers.expose_secret().split(','));
+            let pairs = pairs.filter_map(|pair| pair.split_once('='));
+            pairs
+                .filter_map(|(name, value)| {
+                    Some((name.trim().parse().ok()?, sensitive(&percent_decode_str(value.trim()).decode_utf8().ok()?)?))
+                })
+                .collect()
+        }
+    }
+
+    /// A value that is never logged.
+    fn sensitive(value: &str) -> Option<HeaderValue> {
+        let mut value = HeaderValue::try_from(value).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+
+    impl fmt::Debug for Client {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Client")
         }
     }
 
     #[async_trait::async_trait]
     impl HttpClient for Client {
-        async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-            let (parts, mut body) = self.0.run(request.map(Vec::from))?.into_parts();
-            Ok(Response::from_parts(parts, body.read_to_vec()?.into()))
+        async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+            // The SDK itself has added those that are in the environment.
+            for (name, value) in self.headers() {
+                request.headers_mut().entry(name).or_insert(value);
+            }
+            Ok((self.transport)(request)?)
         }
     }
 
@@ -131,21 +180,26 @@ mod otel {
     }
 
     /// The layer that sends the spans of this crate, if the config names a collector. The SDK itself reads the other
-    /// variables (`OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_EXPORTER_OTLP_HEADERS` …), as its specification
-    /// says.
+    /// variables (`OTEL_TRACES_SAMPLER`, `OTEL_BSP_SCHEDULE_DELAY` …), as its specification says.
     ///
     /// # Errors
-    /// The exporter cannot be built.
-    pub fn layer<S>(config: &config::Process, release: &Release) -> anyhow::Result<Option<(impl Layer<S>, Export)>>
+    /// The exporter or its transport cannot be built.
+    pub fn layer<S>(
+        config: &config::Process,
+        env: &Env,
+        release: &Release,
+        metrics: &Metrics,
+        connect: Connect,
+    ) -> anyhow::Result<Option<(impl Layer<S>, Export)>>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         if !config.sends_traces() {
             return Ok(None);
         }
-        let headers = config.otel_exporter_otlp_headers.iter().flat_map(|headers| headers.expose_secret().split(','));
-        let headers = headers.filter_map(|header| header.split_once('=')).map(|(name, value)| (name.trim().to_owned(), value.to_owned()));
-        let exporter = SpanExporter::builder().with_http().with_http_client(Client::new()).with_headers(headers.collect()).build()?;
+        let headers = Mutex::new(config.otel_exporter_otlp_headers.clone());
+        let client = Client { transport: connect(metrics)?, env: env.clone(), headers };
+        let exporter = SpanExporter::builder().with_http().with_http_client(client).build()?;
         let resource = Resource::builder()
             .with_attribute(KeyValue::new("service.version", release.commit))
             .with_attribute(KeyValue::new("process.type", release.process))
@@ -182,13 +236,14 @@ mod without {
     use tracing::Span;
     use tracing_subscriber::layer::Identity;
 
-    use super::Place;
-    use crate::config;
+    use super::super::metrics::Metrics;
+    use super::{Connect, Place};
+    use crate::config::{self, Env};
     use crate::release::Release;
 
     pub struct Export;
 
-    pub fn layer(config: &config::Process, _: &Release) -> anyhow::Result<Option<(Identity, Export)>> {
+    pub fn layer(config: &config::Process, _: &Env, _: &Release, _: &Metrics, _: Connect) -> anyhow::Result<Option<(Identity, Export)>> {
         anyhow::ensure!(!config.sends_traces(), "this program was built without the feature otel");
         Ok(None)
     }

@@ -318,14 +318,15 @@ async fn mails(deploy: &Deploy, database: &PgPool, journal: &Journal, seen: &See
 }
 
 /// Checks memory, connections and file descriptors of every process. It may hold its pools' connections and one for probes,
-/// and a worker one for notifications. Returns lines for the table.
+/// a worker one for notifications, and a web one for events. Returns lines for the table.
 async fn at_rest(places: &[Place]) -> String {
     for place in places {
         assert!(place.growth_kib() < MAX_GROWTH_KIB, "{} has grown by {} KiB", place.name, place.growth_kib());
         let apart = if place.name.starts_with("worker") { 2 } else { 1 };
+        let for_events = usize::from(place.name.starts_with("web"));
         eventually(&format!("{} holds no more connections than allowed", place.name), async || {
             let (postgres, redis) = (place.connections("DATABASE_URL"), place.connections("REDIS_URL"));
-            (postgres <= POSTGRES_POOL + apart && redis <= REDIS_POOL && place.descriptors() <= MAX_DESCRIPTORS).then_some(())
+            (postgres <= POSTGRES_POOL + apart && redis <= REDIS_POOL + for_events && place.descriptors() <= MAX_DESCRIPTORS).then_some(())
         })
         .await;
     }

@@ -17,9 +17,10 @@ from ruamel.yaml import YAML
 # What a process takes at most after its drain (HARD_STOP_TIMEOUT in src/lifecycle.rs).
 HARD_STOP_TIMEOUT = 5
 
-# What `web` takes beside its hashing, in MiB, and what each hash takes (RESERVED in src/auth/password.rs). Where
+# What `web` takes beside its hashing and its uploads, in MiB, how many uploads there are at a time (STREAMS in
+# src/http/buffered.rs), what each takes (two PARTs in src/resources/storage.rs, and a little), and what each hash takes (RESERVED in src/auth/password.rs). Where
 # HASH_CONCURRENCY is unset, there are as many at a time as cores, and at most so many.
-WITHOUT_HASHING, A_HASH, HASHES = 200, 33, 4
+WITHOUT_HASHING, STREAMS, A_STREAM, A_HASH, HASHES = 200, 32, 12, 33, 4
 
 
 def strictly(required, **properties):
@@ -80,7 +81,7 @@ for path in subprocess.run(["git", "ls-files", "--cached", "--others", "--exclud
 # What the others say. In .env.example a paragraph is a variable: its meaning, who reads it, its default.
 variables, readers, required = {}, {}, {}
 for paragraph in read(".env.example").split("\n\n")[1:]:
-    name, default = re.search(r"^#?([A-Z_]+)=(.*)$", paragraph, re.M).groups()
+    name, default = re.search(r"^#?([A-Z0-9_]+)=(.*)$", paragraph, re.M).groups()
     variables[name] = default
     who, needed = re.search(r"^# Read by ([^.]*?)(, which need it)?\.$", paragraph, re.M).groups()
     readers[name], required[name] = who, bool(needed)
@@ -179,7 +180,9 @@ for name, deployment in deployments.items():
     if name == "web":
         hashing = int(setting("HASH_CONCURRENCY") or HASHES) * A_HASH
         limit = mebibytes(container["resources"]["limits"]["memory"])
-        must(limit >= WITHOUT_HASHING + hashing, f"{name}: {limit} MiB is not enough for {hashing} MiB of hashes and {WITHOUT_HASHING} MiB beside")
+        streams = STREAMS * A_STREAM
+        enough = limit >= WITHOUT_HASHING + hashing + streams
+        must(enough, f"{name}: {limit} MiB is not enough for {hashing} MiB of hashes, {streams} MiB of uploads and {WITHOUT_HASHING} MiB beside")
     same(f"{name}: maxUnavailable", 0, deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"])
 
 environment = compose["services"]["web"]["environment"]

@@ -48,7 +48,10 @@ async fn use_every_process(deploy: &Deploy, start: impl Fn(&str) -> Process) {
     drop(worker);
 }
 
-/// A root folder that holds the programs, their shared libraries, and nothing else.
+/// The certificates of public authorities.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// A root folder that holds only the programs, their shared libraries and, as in the image, the certificates.
 async fn empty_root() -> PathBuf {
     // Beside the programs, so that hard links work.
     let root = programs().join(format!("root-{}", uuid::Uuid::new_v4().simple()));
@@ -68,6 +71,8 @@ async fn empty_root() -> PathBuf {
             place(&std::fs::canonicalize(library).unwrap(), library);
         }
     }
+    // The file may be a symbolic link.
+    place(&std::fs::canonicalize(CERTIFICATES).unwrap(), CERTIFICATES);
     root
 }
 

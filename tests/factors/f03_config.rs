@@ -13,9 +13,11 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 
-use crate::support::Deploy;
+use crate::support::clients::get;
+use crate::support::collector::Collector;
 use crate::support::person::Person;
 use crate::support::process::programs;
+use crate::support::{Deploy, eventually};
 
 async fn run(program: &str, environment: &[(&str, &str)]) -> Output {
     Command::new(programs().join(program)).env_clear().envs(environment.iter().copied()).output().await.unwrap()
@@ -24,6 +26,15 @@ async fn run(program: &str, environment: &[(&str, &str)]) -> Output {
 fn stderr(output: &Output) -> String {
     assert!(output.stdout.is_empty(), "{output:?}");
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[tokio::test]
+async fn web_and_clock_take_no_arguments() {
+    for program in ["web", "clock"] {
+        let output = Command::new(programs().join(program)).arg("--port=8080").env_clear().output().await.unwrap();
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+        assert!(stderr(&output).starts_with(&format!("usage: {program}\nIt takes no arguments")), "{output:?}");
+    }
 }
 
 #[tokio::test]
@@ -187,7 +198,21 @@ async fn documents_match_the_codes_variables() {
 }
 
 fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+}
+
+#[tokio::test]
+async fn proxy_variables_have_no_effect() {
+    let collector = Collector::start().await;
+    let mut deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
+    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        deploy = deploy.with(name, "http://127.0.0.1:1");
+    }
+    let web = deploy.web().await;
+    web.get("/version").await;
+    eventually("a span", async || (!collector.spans().is_empty()).then_some(())).await;
+    let doctor = deploy.admin(&["doctor"]).await;
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("ok    storage"), "{doctor:?}");
 }
 
 #[tokio::test]
@@ -206,7 +231,7 @@ async fn planted_secret_appears_in_no_output() {
     let metrics = web.process.logged("the port of the metrics", |line| line["listener"] == "metrics").await["port"].to_string();
     let metrics = format!("http://127.0.0.1:{metrics}/metrics");
     let pages = ["/version", "/livez", "/readyz", "/verify?token=x", "/api/v1/tokens"].map(|path| format!("{}{path}", web.url));
-    let pages = pages.iter().chain([&metrics]).map(async |url| reqwest::get(url).await.unwrap().text().await.unwrap());
+    let pages = pages.iter().chain([&metrics]).map(async |url| get(url).await.unwrap().text().await.unwrap());
     let commands = [["config"].as_slice(), &["config", "--json"], &["doctor"], &["migrate", "--check"]];
     let commands = commands.iter().map(async |arguments| {
         let output = deploy.admin(arguments).await;
@@ -239,7 +264,7 @@ async fn behaviour(deploy: &Deploy) -> Vec<String> {
     let web = deploy.web().await;
     let ada = Person::stranger(&web);
     for answer in [ada.sign_up().await, ada.log_in().await, ada.get("/tokens").await, ada.get("/nothing").await, web.get("/docs/").await] {
-        let varies = ["date", "x-request-id", "ratelimit", "content-length"];
+        let varies = ["date", "x-request-id", "x-served-by", "ratelimit", "content-length"];
         let headers = answer.headers().iter().filter(|(name, _)| !varies.contains(&name.as_str()));
         // A cookie's attributes, not its secret.
         let headers = headers.map(|(name, value)| {

@@ -37,6 +37,11 @@ async fn changed_url_attaches_another_resource() {
     let web = deploy.web().await;
     assert_eq!(ada.at(&web).log_in().await.status(), 401, "the other database does not have the first one's accounts");
     reached("DATABASE_URL", &database);
+
+    let (deploy, store) = moved(&deploy, "AWS_ENDPOINT_URL_S3").await;
+    let doctor = deploy.admin(&["doctor"]).await;
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("ok    storage"), "{doctor:?}");
+    reached("AWS_ENDPOINT_URL_S3", &store);
 }
 
 /// The same deploy, with a proxy before each resource that can cut its connections.

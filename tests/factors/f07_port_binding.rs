@@ -3,6 +3,7 @@
 //! Violated by a server that must host the program, a port that the program chooses, or an interface that others cannot reach.
 
 use crate::support::balancer::{Balancer, has};
+use crate::support::clients::{builder, get};
 use crate::support::{Deploy, eventually, free_port};
 
 #[tokio::test]
@@ -14,7 +15,7 @@ async fn web_serves_its_port_on_every_interface() {
     // 127.0.0.2 is a second address of this machine. ::1 exists if it has IPv6.
     let with_ipv6 = std::net::TcpListener::bind("[::1]:0").is_ok();
     for address in ["127.0.0.1", "127.0.0.2", "[::1]"].into_iter().filter(|address| with_ipv6 || *address != "[::1]") {
-        let answer = reqwest::get(format!("http://{address}:{port}/version")).await;
+        let answer = get(format!("http://{address}:{port}/version")).await;
         let answer = answer.unwrap_or_else(|e| panic!("web does not answer on the interface {address}: {e:?}"));
         assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["process"], "web");
     }
@@ -40,7 +41,9 @@ async fn balancer_reaches_two_webs_by_port_alone() {
     let webs = tokio::join!(webs(ports[0]), webs(ports[1]));
     let balancer = Balancer::before(&ports).await;
     for number in 0..4 {
-        let asked = reqwest::Client::new()
+        let asked = builder()
+            .build()
+            .unwrap()
             .get(format!("{}/api/v1/session", balancer.url))
             .header("x-request-id", format!("of-the-balancer-{number}"));
         assert_eq!(asked.send().await.unwrap().status(), 401, "the response comes from the service");
@@ -60,7 +63,7 @@ async fn process_types_answer_probes_on_metrics_port() {
     for name in ["web", "worker", "clock"] {
         let mut process = deploy.start(name);
         let port = process.logged("the second listener", |line| line["listener"] == "metrics").await["port"].to_string();
-        let get = async |path: &str| reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.unwrap();
+        let get = async |path: &str| get(format!("http://127.0.0.1:{port}{path}")).await.unwrap();
         assert_eq!(get("/livez").await.status(), 200);
         eventually("ready", async || (get("/readyz").await.status() == 200).then_some(())).await;
         let asked = deploy.clone_with("METRICS_PORT", &port);

@@ -69,7 +69,7 @@ fn image_and_compose_run_procfile_commands() {
 fn service_versions_match_the_compose_pins() {
     let compose = std::fs::read_to_string("docker-compose.yml").unwrap();
     let pins: Vec<_> = compose.lines().filter_map(|line| line.trim().strip_prefix("image: ")?.split_once(':')).collect();
-    assert_eq!(pins.iter().map(|(image, _)| *image).collect::<Vec<_>>(), ["postgres", "redis", "haproxy"]);
+    assert_eq!(pins.iter().map(|(image, _)| *image).collect::<Vec<_>>(), ["postgres", "redis", "chrislusf/seaweedfs", "haproxy"]);
     let tracked = std::process::Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]).output().unwrap();
     let tracked = String::from_utf8(tracked.stdout).unwrap();
     assert!(tracked.lines().any(|file| file == "docs/operations.md"), "git lists the files");

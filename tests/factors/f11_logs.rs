@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::support::balancer::has;
+use crate::support::clients::get;
 use crate::support::deploy::{Web, client};
 use crate::support::person::{PASSWORD, Person};
 use crate::support::process::programs;
@@ -121,10 +122,10 @@ async fn closed_stdout_does_not_stop_web() {
     let mut web = command.spawn().unwrap();
     drop(web.stdout.take());
     let url = format!("http://127.0.0.1:{free}/version");
-    eventually("an answer", async || reqwest::get(&url).await.ok()).await;
+    eventually("an answer", async || get(&url).await.ok()).await;
     // Each response writes a line to the closed pipe.
     for _ in 0..5 {
-        assert_eq!(reqwest::get(&url).await.unwrap().status(), 200);
+        assert_eq!(get(&url).await.unwrap().status(), 200);
     }
     assert_eq!(web.try_wait().unwrap(), None);
 }
@@ -138,7 +139,7 @@ async fn unread_log_never_blocks_and_counts_losses() {
     command.env("METRICS_PORT", metrics.to_string());
     let mut web = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let url = format!("http://127.0.0.1:{port}/version");
-    eventually("an answer", async || reqwest::get(&url).await.ok()).await;
+    eventually("an answer", async || get(&url).await.ok()).await;
     // More lines than the pipe and the buffer hold, from requests sent at once on one connection.
     let (requests, last) = ("GET /version HTTP/1.1\r\nhost: x\r\n", "connection: close\r\n\r\n");
     let requests = format!("{requests}\r\n").repeat(4_999) + requests + last;
@@ -150,7 +151,7 @@ async fn unread_log_never_blocks_and_counts_losses() {
     assert_eq!(String::from_utf8(received).unwrap().matches("HTTP/1.1 200 OK").count(), 5_000);
     // The metrics report the loss, too.
     eventually("the metric", async || {
-        let text = reqwest::get(format!("http://127.0.0.1:{metrics}/metrics")).await.ok()?.text().await.ok()?;
+        let text = get(format!("http://127.0.0.1:{metrics}/metrics")).await.ok()?.text().await.ok()?;
         let lost = text.lines().find_map(|line| line.strip_prefix("log_lines_lost_total ")?.parse::<f64>().ok())?;
         (lost > 0.0).then_some(())
     })
@@ -177,7 +178,7 @@ async fn processes_sharing_a_pipe_never_mix_lines() {
         let mut command = Command::new(programs().join("web"));
         command.env_clear().envs(&deploy.environment).env("PORT", port.to_string()).env("RATE_LIMIT_REQUESTS", "1000000");
         let web = command.stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).kill_on_drop(true).spawn().unwrap();
-        eventually("an answer", async || reqwest::get(format!("http://127.0.0.1:{port}/version")).await.ok()).await;
+        eventually("an answer", async || get(format!("http://127.0.0.1:{port}/version")).await.ok()).await;
         (web, port)
     };
     let (mut first, mut second) = (start().await, start().await);

@@ -4,9 +4,14 @@
 //! that delays a request, or a probe that fails on a live process.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axum::http::HeaderMap;
+use tokio::net::{TcpListener, TcpStream};
+
 use crate::support::balancer::has;
+use crate::support::clients::get;
 use crate::support::collector::Collector;
 use crate::support::deploy::{Web, client};
 use crate::support::person::{PASSWORD, Person};
@@ -25,7 +30,7 @@ async fn formation(deploy: &Deploy) -> (Web, Process, Process, [u16; 3]) {
 }
 
 async fn metrics(port: u16) -> String {
-    let answer = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await.unwrap();
+    let answer = get(format!("http://127.0.0.1:{port}/metrics")).await.unwrap();
     assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
     answer.text().await.unwrap()
 }
@@ -56,11 +61,12 @@ async fn each_process_measures_its_own_work() {
     let later = "INSERT INTO jobs (kind, payload, max_attempts, run_at) VALUES ('purge_expired', '{}', 1, now() + interval '10 minutes')";
     sqlx::query(later).execute(&mut deploy.database().await).await.unwrap();
     while ada.log_in().await.status() != 429 {}
-    reqwest::get(format!("{}/readyz", web.url)).await.unwrap();
+    get(format!("{}/readyz", web.url)).await.unwrap();
 
     let text = metrics(of_web).await;
     let posts = "http_server_request_duration_seconds_count{http_request_method=\"POST\",http_route=\"/api/v1/accounts\",http_response_status_code=\"202\"}";
     assert_eq!(value(&text, posts), Some(1.0), "{text}");
+    assert_eq!(value(&text, "accounts_signed_up_total"), Some(1.0), "{text}");
     assert!(value(&text, "http_server_rate_limited_total").unwrap() >= 1.0);
     assert_eq!(value(&text, "http_server_active_requests"), Some(0.0));
     assert_eq!(value(&text, "ready"), Some(1.0));
@@ -85,7 +91,7 @@ async fn each_process_measures_its_own_work() {
     });
     let text = counted.await;
     assert!(value(&text, "schedule_last_look_timestamp_seconds").unwrap() > 1.7e9, "{text}");
-    assert!(!reqwest::get(format!("{}/metrics", web.url)).await.unwrap().status().is_success(), "the public port serves no metrics");
+    assert!(!get(format!("{}/metrics", web.url)).await.unwrap().status().is_success(), "the public port serves no metrics");
 }
 
 #[tokio::test]
@@ -94,7 +100,7 @@ async fn probes_and_metrics_follow_a_postgres_outage() {
     let postgres = Proxy::to(deploy.address_of("DATABASE_URL")).await;
     let url = deploy.through("DATABASE_URL", &postgres);
     let (_web, _worker, _clock, ports) = formation(&deploy.with("DATABASE_URL", url)).await;
-    let ask = async |port: u16, path: &str| reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.ok();
+    let ask = async |port: u16, path: &str| get(format!("http://127.0.0.1:{port}{path}")).await.ok();
     // The status of `/readyz`, the failed check, and the metric. `/livez` must succeed all the time.
     let tells = async |port: u16| {
         let (live, ready) = (ask(port, "/livez").await?, ask(port, "/readyz").await?);
@@ -293,6 +299,69 @@ async fn one_trace_spans_request_job_and_mail() {
 }
 
 #[tokio::test]
+async fn outgoing_request_continues_the_trace() {
+    let collector = Collector::start().await;
+    let received = Arc::<Mutex<Vec<String>>>::default();
+    let kept = received.clone();
+    let answer = async move |headers: HeaderMap| kept.lock().unwrap().push(headers["traceparent"].to_str().unwrap().to_owned());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/marker-path?marker-query", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
+    let worker = deploy.clone_with("LOG_LEVEL", "trace").rough_worker();
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let context = serde_json::json!({ "request_id": "id", "traceparent": format!("00-{trace}-b7ad6b7169203331-01") });
+    sqlx::query("INSERT INTO jobs (kind, payload, max_attempts, trace_context) VALUES ('call', $1, 1, $2)")
+        .bind(serde_json::json!({ "url": url }))
+        .bind(context)
+        .execute(&mut deploy.database().await)
+        .await
+        .unwrap();
+    let find = |name: &str| collector.spans().into_iter().find(|span| span.trace == trace && span.name == name);
+    let (job, call) = eventually("both spans", async || find("job").zip(find("GET"))).await;
+    assert_eq!(call.parent, job.id);
+    assert_eq!(*received.lock().unwrap(), [format!("00-{trace}-{}-01", call.id)]);
+    assert!(!worker.lines().iter().any(|line| line.contains("marker")), "{:#?}", worker.lines());
+}
+
+#[tokio::test]
+async fn exports_are_measured_but_not_traced() {
+    let collector = Collector::start().await;
+    let port = free_port();
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
+    let web = deploy.with("METRICS_PORT", port).web().await;
+    let exports = "http_client_request_duration_seconds_count{server_address=\"127.0.0.1\",outcome=\"2xx\"}";
+    eventually("a second export", async || {
+        web.get("/version").await;
+        value(&metrics(port).await, exports).filter(|count| *count >= 2.0)
+    })
+    .await;
+    assert_eq!(collector.header("traceparent"), None);
+    let names: BTreeSet<_> = collector.spans().into_iter().map(|span| span.name).collect();
+    assert!(names.contains("/version") && !names.contains("POST") && !names.contains("HTTP"), "{names:?}");
+}
+
+/// As with a workload's token, which the platform renews in a file.
+#[tokio::test]
+async fn collector_gets_the_newest_token_from_a_file() {
+    let (collector, file) = (Collector::start().await, std::env::temp_dir().join(format!("headers-{}", uuid::Uuid::new_v4())));
+    std::fs::write(&file, "authorization=Bearer none").unwrap();
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url).with("OTEL_BSP_SCHEDULE_DELAY", 50);
+    let web = deploy.with("OTEL_EXPORTER_OTLP_HEADERS_FILE", file.display()).web().await;
+    for token in ["first", "second"] {
+        // Values are percent-encoded, as OpenTelemetry demands.
+        std::fs::write(&file, format!("authorization=Bearer%20{token}\n")).unwrap();
+        eventually(token, async || {
+            web.get("/version").await;
+            (collector.header("authorization") == Some(format!("Bearer {token}"))).then_some(())
+        })
+        .await;
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test]
 async fn only_a_trusted_proxy_sets_the_trace() {
     let trace = "0af7651916cd43dd8448eb211c80319c";
     for (proxies, joins) in [(0, false), (1, true)] {
@@ -344,6 +413,24 @@ async fn unsampled_traces_are_not_exported() {
     web.process.logged("the trace id is logged anyway", |line| line["route"] == "/version" && line["trace_id"].is_string()).await;
     web.process.terminate().await;
     assert!(collector.spans().is_empty());
+}
+
+#[tokio::test]
+async fn closed_idle_connection_loses_no_spans() {
+    let collector = Collector::start().await;
+    let proxy = Proxy::to(collector.url.trim_start_matches("http://").to_owned()).await;
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", proxy.address));
+    let web = deploy.with("OTEL_BSP_SCHEDULE_DELAY", 50).web().await;
+    for round in 1..=5 {
+        web.get("/version").await;
+        // A span whose response was cut off is sent twice.
+        let sent = || collector.spans().into_iter().filter(|span| span.name == "/version").map(|span| span.id).collect::<BTreeSet<_>>();
+        eventually("its span", async || (sent().len() == round).then_some(())).await;
+        proxy.cut();
+        eventually("no connection", async || (proxy.connections() == 0).then_some(())).await;
+        proxy.heal();
+        eventually("it listens", async || TcpStream::connect(proxy.address).await.ok()).await;
+    }
 }
 
 #[tokio::test]

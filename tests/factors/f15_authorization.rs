@@ -43,6 +43,7 @@ const ACCESS_TABLE: &str = "
     GET    /api/v1/admin/accounts                - - - - a
     POST   /api/v1/admin/accounts/{id}/suspend   - - - - a
     POST   /api/v1/admin/accounts/{id}/restore   - - - - a
+    GET    /api/v1/admin/statistics              - - - - a
 ";
 
 /// A token, a session and an account of Ada's.

@@ -5,4 +5,9 @@
 mod support;
 
 mod accounts;
+mod events;
+mod files;
+mod identity;
+mod operations;
+mod pages;
 mod reminders;

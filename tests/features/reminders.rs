@@ -1,6 +1,7 @@
 //! The sample feature.
 
 mod kept_data;
+mod page;
 mod quota;
 mod requests;
 
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::access::{Things, prove_privacy, prove_table};
+use crate::support::events::EventStream;
 use crate::support::person::{Person, problem};
 use crate::support::{Deploy, eventually};
 
@@ -53,6 +55,7 @@ async fn reminder_is_mailed_once_when_due() {
     let deploy = Deploy::new().await;
     let (web, worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::verified(&deploy, &web).await;
+    let mut events = if EventStream::are_served(&web).await { Some(EventStream::of(&ada, &web).await) } else { None };
     let created = remind(&ada, "water the plants", 2).await;
     assert_eq!(created.status(), 201);
     let location = created.headers()["location"].to_str().unwrap().replace("/api/v1", "");
@@ -62,6 +65,9 @@ async fn reminder_is_mailed_once_when_due() {
     assert_eq!(mail.text.trim(), "water the plants");
     assert_eq!(mail.message_id, format!("reminder-{}-1@localhost", reminder["id"].as_str().unwrap()));
 
+    if let Some(events) = &mut events {
+        assert_eq!(events.next().await.unwrap().1, json!({ "feature": "reminders", "id": reminder["id"] }));
+    }
     let sent =
         eventually("sent_at", async || ada.get(&location).await.json::<Value>().await.unwrap()["sent_at"].as_str().map(str::to_owned))
             .await;
@@ -141,4 +147,58 @@ async fn unverified_account_cannot_create_reminders() {
     let ada = Person::unverified(&web).await;
     problem(remind(&ada, "mail bomb", 60).await, 403, "email-not-verified").await;
     assert_eq!(ada.get("/reminders").await.json::<Value>().await.unwrap()["items"], json!([]));
+}
+
+#[tokio::test]
+async fn statistics_count_pending_and_sent_reminders() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    for message in ["first", "second", "third"] {
+        remind(&ada, message, 3600).await;
+    }
+    let sent = "UPDATE reminders SET sent_at = now() WHERE message = 'first'";
+    sqlx::query(sent).execute(&mut deploy.database().await).await.unwrap();
+    assert!(deploy.admin(&["account", "grant", &ada.email, "admin"]).await.status.success());
+    ada.log_in().await;
+    let statistics: Value = ada.get("/admin/statistics").await.json().await.unwrap();
+    assert_eq!(statistics["features"]["reminders"], json!({ "pending": 2, "sent": 1 }));
+}
+
+#[tokio::test]
+async fn killed_digest_enqueues_each_account_once() {
+    let deploy = Deploy::new().await.with("WORKER_KINDS", "send_digests").with("JOB_LEASE", "10s");
+    let mut database = deploy.database().await;
+    // Three pages of accounts. Every third account has reminders that are due.
+    let accounts = "INSERT INTO accounts (id, email, password_hash, verified_at)
+        SELECT gen_random_uuid(), number || '@example.com', '', now() FROM generate_series(1, 1200) AS number";
+    sqlx::query(accounts).execute(&mut database).await.unwrap();
+    let reminders = "INSERT INTO reminders (id, account_id, message, due_at)
+        SELECT gen_random_uuid(), id, 'due', '2099-01-01 12:00Z' FROM accounts, generate_series(1, 2) WHERE split_part(email, '@', 1)::int % 3 = 0";
+    sqlx::query(reminders).execute(&mut database).await.unwrap();
+    let enqueued = async || -> i64 {
+        let count = "SELECT count(DISTINCT unique_key) FROM jobs WHERE kind = 'send_digest'";
+        sqlx::query_scalar(count).fetch_one(&mut deploy.database().await).await.unwrap()
+    };
+    // The job waits at the third page, because an uncommitted row holds one of its unique keys. It is killed there.
+    let mut transaction = sqlx::Connection::begin(&mut database).await.unwrap();
+    let last = "SELECT count(*) FROM (SELECT id FROM accounts ORDER BY id OFFSET 1000) AS last";
+    assert_eq!(sqlx::query_scalar::<_, i64>(last).fetch_one(&mut *transaction).await.unwrap(), 200);
+    let key = "INSERT INTO jobs (kind, payload, max_attempts, unique_key) SELECT 'send_digest', '{}', 1, id || ':2099-01-01'
+        FROM (SELECT id, email FROM accounts ORDER BY id OFFSET 1000) AS last WHERE split_part(email, '@', 1)::int % 3 = 0 LIMIT 1";
+    sqlx::query(key).execute(&mut *transaction).await.unwrap();
+    let mut worker = deploy.start("worker");
+    assert!(deploy.admin(&["jobs", "enqueue", "send_digests", r#"{"day": "2099-01-01"}"#]).await.status.success());
+    deploy.waits_for_a_lock().await;
+    let two_pages = enqueued().await;
+    assert!((200..400).contains(&two_pages), "{two_pages}");
+    worker.signal(nix::sys::signal::Signal::SIGKILL);
+    worker.exit().await;
+    transaction.rollback().await.unwrap();
+    // The digests of the first two pages have been sent, and must not be enqueued again.
+    sqlx::query("DELETE FROM jobs WHERE kind = 'send_digest'").execute(&mut database).await.unwrap();
+    sqlx::query("UPDATE jobs SET token = NULL, run_at = now()").execute(&mut database).await.unwrap();
+    let worker = deploy.start("worker");
+    worker.logged("its end", |line| line["job_kind"] == "send_digests" && line["outcome"] == "done").await;
+    assert_eq!(two_pages + enqueued().await, 400);
 }

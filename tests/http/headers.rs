@@ -101,6 +101,7 @@ async fn panic_is_500_for_that_request_only() {
         trusted_proxies: 0,
         cors_origins: None,
         api_docs: true,
+        mail_viewer_url: None,
     };
     // No route of the programs panics, so the test adds one that does, with the same layers.
     async fn panics() -> &'static str {
@@ -115,7 +116,8 @@ async fn panic_is_500_for_that_request_only() {
     };
     let postgres = Pool::attach(&database, "web", Limits::within(Duration::from_secs(10))).unwrap();
     let site = app::config::PublicUrl::parse("http://localhost").unwrap();
-    let routes = app::http::finish(panics, &config, &site, metrics, postgres);
+    let served_by = app::http::ServedBy::new(&release, tokio_util::sync::CancellationToken::new());
+    let routes = app::http::finish(panics, Vec::new(), &config, &site, metrics, postgres, served_by);
     let ask = async |path: &str| {
         let request = axum::http::Request::get(path).header("host", "localhost").body(axum::body::Body::empty()).unwrap();
         let answer = routes.clone().oneshot(request).await.unwrap();

@@ -97,7 +97,7 @@ async fn unknown_paths_and_methods_are_problems() {
     let web = deploy.web().await;
     let nobody = Person::stranger(&web);
     problem(nobody.get("/nothing").await, 404, "not-found").await;
-    problem(web.get("/").await, 404, "not-found").await;
+    problem(web.get("/nowhere").await, 404, "not-found").await;
     let answer = nobody.request(Method::PUT, "/session").send().await.unwrap();
     assert!(answer.headers()["allow"].to_str().unwrap().contains("DELETE"), "{answer:?}");
     problem(answer, 405, "method-not-allowed").await;

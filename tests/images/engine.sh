@@ -9,7 +9,7 @@ has_plugins() {
 }
 
 # The images that the Dockerfile and docker-compose.yml begin with.
-base_images() { sed -n 's/^FROM \([a-z]*:[^ ]*\).*/\1/p' Dockerfile && sed -n 's/^ *image: \([a-z]*:.*\)/\1/p' docker-compose.yml; }
+base_images() { sed -n 's/^FROM \([a-z]*:[^ ]*\).*/\1/p' Dockerfile && sed -n 's|^ *image: \([a-z/]*:.*\)|\1|p' docker-compose.yml; }
 
 has_image() {
     if [ "$ENGINE" = docker ]; then docker image inspect "$1" >/dev/null 2>&1; else buildah inspect --type image "$1" >/dev/null 2>&1; fi

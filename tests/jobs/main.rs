@@ -10,6 +10,8 @@ mod failures;
 mod job_commands;
 mod leases;
 mod priorities;
+mod progress;
+mod until_idle;
 
 use serde_json::Value;
 use sqlx::PgConnection;

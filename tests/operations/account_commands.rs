@@ -108,7 +108,7 @@ async fn operator_suspends_and_restores_an_account() {
     done(&deploy, &["account", "suspend", &ada.email]).await;
     assert_eq!(ada.get("/session").await.status(), 401);
     assert_eq!(ada.log_in().await.status(), 401);
-    done(&deploy, &["account", "suspend", "--restore", &ada.email]).await;
+    done(&deploy, &["account", "restore", &ada.email]).await;
     assert_eq!(ada.log_in().await.status(), 200);
     done(&deploy, &["account", "grant", &ada.email, "admin"]).await;
     assert_eq!(ada.get("/session").await.status(), 401);

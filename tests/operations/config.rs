@@ -79,31 +79,38 @@ async fn admin_access_prints_every_rule() {
     // The table has the same rules, line by line. Cells may contain spaces, so the head's positions define the columns.
     let table = done(&deploy, &["access"]).await;
     let (head, lines) = table.split_once('\n').unwrap();
-    let columns = ["method", "path", "who", "limit", "feature"];
+    let columns = ["method", "path", "who", "limit", "flag", "feature"];
     let starts = columns.map(|column| head.find(column).unwrap());
     let cells = |line: &str| {
         let ends = starts[1..].iter().copied().chain([line.len()]);
         starts.iter().zip(ends).map(|(start, end)| line[*start..end].trim().to_owned()).collect::<Vec<_>>()
     };
-    let text = |rule: &Value| columns.map(|column| rule[column].as_str().unwrap().to_owned()).to_vec();
+    let text = |rule: &Value| columns.map(|column| rule[column].as_str().unwrap_or_default().to_owned()).to_vec();
     assert_eq!(lines.lines().map(cells).collect::<Vec<_>>(), rules.iter().map(text).collect::<Vec<_>>());
     for rule in &rules {
         let who = rule["who"].as_str().unwrap();
         assert!(
-            ["anyone", "session", "confirmed session", "admin session"].contains(&who) || who.starts_with("session or scope "),
+            ["anyone", "session", "confirmed session", "admin session or admin service"].contains(&who)
+                || who.starts_with("session or scope "),
             "{rule}"
         );
-        assert!(["RATE_LIMIT_LOGIN", "RATE_LIMIT_REQUESTS"].contains(&rule["limit"].as_str().unwrap()), "{rule}");
+        let limits = if who == "anyone" {
+            &["RATE_LIMIT_LOGIN", "RATE_LIMIT_REQUESTS", "none"][..]
+        } else {
+            &["RATE_LIMIT_LOGIN", "RATE_LIMIT_REQUESTS"]
+        };
+        assert!(limits.contains(&rule["limit"].as_str().unwrap()), "{rule}");
     }
     for (method, path, who) in [
         ("POST", "/api/v1/accounts", "anyone"),
         ("GET", "/api/v1/session", "session"),
         ("PATCH", "/api/v1/account", "confirmed session"),
         ("GET", "/api/v1/tokens", "session or scope tokens:read"),
-        ("GET", "/api/v1/admin/accounts", "admin session"),
+        ("GET", "/api/v1/admin/accounts", "admin session or admin service"),
     ] {
         let rule = rules.iter().find(|rule| rule["method"] == method && rule["path"] == path).unwrap_or_else(|| panic!("{table}"));
         assert_eq!((&rule["who"], &rule["feature"]), (&who.into(), &"accounts".into()));
+        assert_eq!(rule["flag"] == "FEATURE_SIGN_UP", path == "/api/v1/accounts", "{rule}");
     }
 }
 
@@ -154,4 +161,14 @@ async fn waiting_migration_blocks_no_index_build() {
     assert!(waiting.ended().is_none());
     sql(&mut other, "COMMIT").await;
     assert_eq!(waiting.exit().await.code(), Some(0), "{:?}", waiting.errors());
+}
+
+#[tokio::test]
+async fn shells_can_complete_the_commands() {
+    let deploy = Deploy::unmigrated().await.without("DATABASE_URL");
+    for shell in ["bash", "fish", "zsh"] {
+        let printed = deploy.admin(&["completion", shell]).await;
+        let script = String::from_utf8(printed.stdout).unwrap();
+        assert!(printed.status.success() && script.contains("statistics") && script.contains("discard"), "{shell}: {script}");
+    }
 }

@@ -99,3 +99,19 @@ async fn ordinary_user_console_keeps_its_role() {
     assert_eq!(stderr(&answer), "", "an ordinary user causes no warning");
     crate::sql(&mut deploy.database().await, &format!("DROP OWNED BY {user}; DROP ROLE {user}")).await;
 }
+
+#[tokio::test]
+async fn console_describes_the_tables() {
+    let deploy = Deploy::new().await;
+    let printed = stdout(&ask(&deploy, &[], "\\d\n\\d jobs\n\\d x'; DROP TABLE jobs\n").await);
+    for text in [
+        "accounts",
+        "audit_events",
+        "unique_key",
+        "timestamp with time zone",
+        "CREATE UNIQUE INDEX jobs_unique_key",
+        "A statement ends with",
+    ] {
+        assert!(printed.contains(text), "{text}: {printed}");
+    }
+}

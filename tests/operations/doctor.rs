@@ -83,6 +83,9 @@ async fn doctor_reports_each_fault_with_remedy() {
         (well.clone_with("REDIS_URL", redis(3600, "noeviction").await), "redis", "1h", "NTP"),
         (well.clone_with("REDIS_URL", redis(0, "allkeys-lru").await), "redis", "allkeys-lru", "maxmemory-policy is noeviction"),
         (well.clone_with("SMTP_URL", "smtp://127.0.0.1:1"), "smtp", "refused", "check SMTP_URL"),
+        (well.clone_with("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1"), "storage", "put failed", "check STORAGE_URL"),
+        (well.clone_with("AWS_SECRET_ACCESS_KEY", "sekret"), "storage", "SignatureDoesNotMatch", "the access key"),
+        (well.clone_with("STORAGE_URL", "s3://elsewhere"), "storage", "NoSuchBucket", "check STORAGE_URL"),
     ] {
         let output = deploy.admin(&["doctor"]).await;
         let printed = stdout(&output);
@@ -110,6 +113,7 @@ async fn doctor_measures_a_healthy_deploy() {
         ("schedule", ["no tick is missing", ""]),
         ("redis", ["answers in ", ", no TLS"]),
         ("smtp", ["answers in ", ", no TLS"]),
+        ("storage", ["writes, reads and deletes in ", " ms"]),
     ] {
         let line = line(&deploy, check).await;
         assert!(line.starts_with("ok ") && expected.iter().all(|expected| line.contains(expected)), "{line}");

@@ -13,6 +13,7 @@ mod data;
 mod doctor;
 mod previous;
 mod release;
+mod scripts;
 
 use std::process::Output;
 

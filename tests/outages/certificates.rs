@@ -1,13 +1,16 @@
 //! TLS to the attached resources, with certificates of a private authority.
 
+use axum::http::StatusCode;
 use sqlx::{Connection, PgConnection};
+use tokio::net::TcpListener;
 
 use crate::support::balancer::has;
+use crate::support::clients::get;
 use crate::support::collector::Collector;
 use crate::support::person::Person;
 use crate::support::postgres::Postgres;
 use crate::support::tls::Authority;
-use crate::support::{Deploy, Process, eventually};
+use crate::support::{Deploy, Process, eventually, free_port};
 
 /// A text that no log line may contain.
 const SECRET: &str = "sekret";
@@ -145,4 +148,24 @@ async fn traces_go_only_to_verified_collectors() {
     let web = deploy.with("SSL_CERT_FILE", authority.file()).web().await;
     web.get("/verify").await;
     eventually("a span", async || (!collector.spans().is_empty()).then_some(())).await;
+}
+
+#[tokio::test]
+async fn redirect_from_https_to_http_is_refused() {
+    let (authority, collector) = (Authority::new(), Collector::start().await);
+    let location = format!("{}/v1/traces", collector.url.replace("127.0.0.1", "localhost"));
+    let redirect = async move || (StatusCode::TEMPORARY_REDIRECT, [("location", location)]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = authority.before(listener.local_addr().unwrap().to_string(), false).await;
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(redirect)).await });
+    let metrics = free_port();
+    let deploy = Deploy::new().await.with("OTEL_EXPORTER_OTLP_ENDPOINT", format!("https://localhost:{port}")).with("METRICS_PORT", metrics);
+    let web = deploy.with("SSL_CERT_FILE", authority.file()).with("OTEL_BSP_SCHEDULE_DELAY", 100).web().await;
+    web.get("/verify").await;
+    let refused = "http_client_request_duration_seconds_count{server_address=\"localhost\",outcome=\"refused\"}";
+    eventually("a refusal", async || {
+        get(format!("http://127.0.0.1:{metrics}/metrics")).await.ok()?.text().await.ok()?.contains(refused).then_some(())
+    })
+    .await;
+    assert!(collector.spans().is_empty());
 }

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+use crate::support::clients::get;
 use crate::support::deploy::Web;
 use crate::support::person::{Person, problem};
 use crate::support::redis::Redis;
@@ -31,7 +32,7 @@ async fn formation(deploy: &Deploy) -> (Web, Vec<(String, Process)>) {
 
 /// Waits until `/readyz` of a process has this status.
 async fn until_ready(url: &str, status: u16) {
-    let ready = async || reqwest::get(format!("{url}/readyz")).await.ok().filter(|answer| answer.status() == status).map(drop);
+    let ready = async || get(format!("{url}/readyz")).await.ok().filter(|answer| answer.status() == status).map(drop);
     eventually(&format!("{status} of {url}/readyz"), ready).await;
 }
 

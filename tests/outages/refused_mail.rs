@@ -4,6 +4,7 @@ use std::net::{IpAddr, UdpSocket};
 
 use serde_json::Value;
 
+use crate::support::clients::get;
 use crate::support::mail_front::MailFront;
 use crate::support::person::Person;
 use crate::support::{Deploy, Process, eventually, free_port};
@@ -22,7 +23,7 @@ async fn temporary_refusal_is_retried_permanent_is_not() {
         assert!(!worker.lines().join("\n").contains(address), "no address is logged: {:#?}", worker.lines());
     }
     worker.says("a mail server permanently refused an address: at RcptTo: the server answered 550").await;
-    let metrics = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await.unwrap().text().await.unwrap();
+    let metrics = get(format!("http://127.0.0.1:{port}/metrics")).await.unwrap().text().await.unwrap();
     for series in ["mails_total{outcome=\"refused\"} 1", "mails_total{outcome=\"delayed\"} 1"] {
         assert!(metrics.contains(series), "{metrics}");
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sqlx::Connection;
 
+use crate::support::clients::get;
 use crate::support::deploy::{Web, without_disk};
 use crate::support::person::{Person, problem};
 use crate::support::{Deploy, EVENT_TIMEOUT, Proxy, eventually, free_port};
@@ -18,7 +19,7 @@ async fn behind(deploy: Deploy, variable: &str) -> (Deploy, Proxy) {
 
 /// Whether the process at this address is ready.
 async fn is_ready(address: &str) -> bool {
-    reqwest::get(format!("{address}/readyz")).await.is_ok_and(|answer| answer.status() == 200)
+    get(format!("{address}/readyz")).await.is_ok_and(|answer| answer.status() == 200)
 }
 
 /// Breaks the connections to a resource, for ten seconds if `heal` is given, and checks that every process recovers.

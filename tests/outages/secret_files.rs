@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::Executor;
 use uuid::Uuid;
 
+use crate::support::clients::builder;
 use crate::support::load::Load;
 use crate::support::mail::Sink;
 use crate::support::person::Person;
@@ -74,7 +75,7 @@ async fn postgres_password_change_fails_no_request() {
 
     // Every connection is replaced.
     set(format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")).await;
-    let client = reqwest::Client::new();
+    let client = builder().build().unwrap();
     eventually("an answer", async || {
         let answer = client.get(format!("{}/api/v1/session", web.url)).header("cookie", &cookie).send().await.unwrap();
         (answer.status() == 200).then_some(())
@@ -151,4 +152,21 @@ async fn silent_server_blocks_no_change_or_drain() {
         "the exit must not wait for the attempt, which takes five seconds: {:?}",
         started.elapsed()
     );
+}
+
+#[tokio::test]
+async fn object_store_key_changes_without_a_restart() {
+    let deploy = Deploy::new().await.without("AWS_SECRET_ACCESS_KEY");
+    let file = Secret::new("the last one");
+    let deploy = deploy.with("AWS_SECRET_ACCESS_KEY_FILE", file.0.display());
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    worker.says("is starting").await;
+    file.write("not known yet");
+    web.process.says("AWS_SECRET_ACCESS_KEY has changed and does not work yet").await;
+    file.write(crate::support::store::KEY);
+    for process in [&web.process, &worker] {
+        process.says("AWS_SECRET_ACCESS_KEY has changed; new connections use the new value").await;
+    }
+    let doctor = deploy.admin(&["doctor"]).await;
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("ok    storage"), "{doctor:?}");
 }

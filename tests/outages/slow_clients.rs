@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::support::clients::get;
 use crate::support::deploy::Web;
 use crate::support::person::Person;
 use crate::support::process::programs;
@@ -230,7 +231,7 @@ async fn exhaust_file_descriptors(program: &str) {
     assert!(cpu() - before < 100, "a busy loop: {} ticks of 10 ms in two seconds", cpu() - before);
     drop(held);
     eventually("an answer", async || {
-        let asking = reqwest::get(format!("http://127.0.0.1:{port}/readyz"));
+        let asking = get(format!("http://127.0.0.1:{port}/readyz"));
         let answer = tokio::time::timeout(Duration::from_secs(2), asking).await.ok()?.ok()?;
         (answer.status() == 200).then_some(())
     })

@@ -141,7 +141,9 @@ async fn ask(client: &Client, web: &Web, method: &Method, path: &str, token: Opt
         request = request.json(&json!({}));
     }
     let answer = request.send().await.expect("web answers");
-    let (status, body) = (answer.status().as_u16(), answer.text().await.expect("a body"));
+    let status = answer.status().as_u16();
+    // Only a problem is read, because an event stream does not end.
+    let body = if status < 400 { String::new() } else { answer.text().await.expect("a body") };
     let slug = serde_json::from_str::<Value>(&body).ok().and_then(|body| Some(body["type"].as_str()?.replace("/problems/", "")));
     (status, slug.unwrap_or_default())
 }
@@ -204,7 +206,8 @@ pub async fn prove_privacy(table: &str, make: impl AsyncFn(&Deploy, &Person) -> 
         let mut read = Vec::new();
         for row in rows.iter().filter(|row| row.method == Method::GET && row.path.contains("{id}")) {
             let answer = cast.ada.client.get(format!("{}{}", web.url, cast.path(row))).send().await.expect("web answers");
-            assert_eq!(answer.status(), 200, "the owner reads {}", row.path);
+            // Content is a redirect to the object store.
+            assert!(matches!(answer.status().as_u16(), 200 | 303), "the owner reads {}: {}", row.path, answer.status());
             read.push(answer.text().await.expect("a body"));
         }
         read
@@ -218,6 +221,9 @@ pub async fn prove_privacy(table: &str, make: impl AsyncFn(&Deploy, &Person) -> 
         for Rule { path, .. } in rules.iter().filter(|rule| rule.method == "GET" && !rule.path.contains("{id}")) {
             let request = client.get(format!("{}{path}", web.url));
             let read = token.into_iter().fold(request, RequestBuilder::bearer_auth).send().await.expect("web answers");
+            if read.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream") {
+                continue;
+            }
             let read = read.text().await.expect("a body");
             assert!(!things.iter().any(|thing| read.contains(*thing)), "GET {path} shows another user's thing: {read}");
         }

@@ -10,8 +10,12 @@ use super::{eventually, free_port};
 
 /// Whether a tool is installed. A test without it is skipped, except in CI, where it fails.
 pub fn has(tool: &str) -> bool {
+    found_or_skipped(is_installed(tool), tool)
+}
+
+pub fn is_installed(tool: &str) -> bool {
     let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(tool).exists()));
-    found_or_skipped(found || PathBuf::from("/usr/sbin").join(tool).exists(), tool)
+    found || PathBuf::from("/usr/sbin").join(tool).exists()
 }
 
 /// The same for a prerequisite that is not a tool in PATH.

@@ -14,8 +14,10 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use super::balancer::{found_or_skipped, has};
+use super::clients::builder;
 use super::mail::Sink;
 use super::process::programs;
+use super::store::KEY;
 use super::{EVENT_TIMEOUT, Process};
 
 /// The database that every test's database is copied from.
@@ -74,6 +76,11 @@ impl Deploy {
             ("REDIS_POOL_SIZE", "2".to_owned()),
             ("SMTP_URL", mail.smtp_url.clone()),
             ("MAIL_FROM", "Example <hello@example.com>".to_owned()),
+            // Each deploy has its own folder in the shared bucket.
+            ("STORAGE_URL", format!("s3://files/{database}")),
+            ("AWS_ENDPOINT_URL_S3", server("TEST_STORE_URL")),
+            ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", KEY.to_owned()),
             ("PUBLIC_URL", "http://localhost:8080".to_owned()),
             ("PORT", "0".to_owned()),
             // All tests use one client address.
@@ -140,8 +147,13 @@ impl Deploy {
 
     /// Starts `examples/rough_worker.rs`, a worker whose jobs misbehave.
     pub fn rough_worker(&self) -> Process {
+        self.rough_worker_with(&[])
+    }
+
+    /// The same with arguments.
+    pub fn rough_worker_with(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(programs().join("examples/rough_worker"));
-        command.env_clear().envs(&self.environment);
+        command.args(arguments).env_clear().envs(&self.environment);
         Process::spawn(command)
     }
 
@@ -256,6 +268,6 @@ impl Web {
 
 /// A client with its own cookie jar. Its timeout is shorter than the tests'.
 pub fn client() -> reqwest::Client {
-    let client = reqwest::Client::builder().cookie_store(true).redirect(reqwest::redirect::Policy::none());
+    let client = builder().cookie_store(true).redirect(reqwest::redirect::Policy::none());
     client.timeout(Duration::from_secs(20)).build().expect("a client")
 }

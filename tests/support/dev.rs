@@ -21,7 +21,7 @@ impl Dev {
     /// The same with additional variables.
     pub async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         // Build first, because on a busy machine this may exceed the timeout below.
-        let built = typed("cargo").args(["build", "--locked", "--quiet", "--bins", "--example", "mail"]).status().await;
+        let built = typed("cargo").args(["build", "--locked", "--quiet", "--bins", "--example", "mail", "--example", "s3"]).status().await;
         assert!(built.expect("cargo runs").success());
         let folder = format!(".local/dev-{}.throwaway", uuid::Uuid::new_v4().simple());
         let port = two_free_ports();

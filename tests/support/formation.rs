@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::clients::get;
 use super::journal::{Journal, Kind};
 use super::{Deploy, Process, Proxy, eventually, free_port};
 
@@ -86,7 +87,7 @@ impl Place {
     /// Waits until the process is ready.
     pub async fn ready(&self) {
         eventually(&format!("{} is ready", self.name), async || {
-            let answer = reqwest::get(format!("{}/readyz", self.url)).await.ok()?;
+            let answer = get(format!("{}/readyz", self.url)).await.ok()?;
             (answer.status() == 200).then_some(())
         })
         .await;

@@ -9,6 +9,7 @@ use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::clients::builder;
 use super::deploy::client;
 use super::journal::now;
 use super::person::{PASSWORD, Person};
@@ -28,7 +29,7 @@ impl Load {
             let (stop, answered, url, cookie) = (stop.clone(), answered.clone(), format!("{url}/api/v1/session"), cookie.to_owned());
             tokio::spawn(async move {
                 // No retries: a client that silently retries on another connection would hide failures.
-                let client = Client::builder().pool_max_idle_per_host(1).retry(reqwest::retry::never()).build().expect("a client");
+                let client = builder().pool_max_idle_per_host(1).retry(reqwest::retry::never()).build().expect("a client");
                 let mut failures = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let asking = async {
@@ -199,6 +200,6 @@ impl Customer {
 
 /// A client with a new connection for each request, so that no idle connection can break.
 fn patient_client() -> Client {
-    let client = Client::builder().pool_max_idle_per_host(0).retry(reqwest::retry::never());
+    let client = builder().pool_max_idle_per_host(0).retry(reqwest::retry::never());
     client.timeout(super::EVENT_TIMEOUT).build().expect("a client")
 }

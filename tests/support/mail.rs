@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use tokio::process::Command;
 
+use super::clients::get;
 use super::process::programs;
 use super::{Process, eventually};
 
@@ -43,7 +44,7 @@ impl Sink {
     }
 
     pub async fn all(&self) -> Vec<Mail> {
-        let answer = reqwest::get(format!("{}/mails", self.page)).await.expect("the sink answers");
+        let answer = get(format!("{}/mails", self.page)).await.expect("the sink answers");
         answer.json().await.expect("a list of mails")
     }
 

@@ -6,10 +6,14 @@
 
 pub mod access;
 pub mod balancer;
+pub mod browser;
+pub mod clients;
 pub mod collector;
 pub mod deploy;
 pub mod dev;
+pub mod events;
 pub mod formation;
+pub mod issuer;
 pub mod journal;
 pub mod load;
 pub mod log_schema;
@@ -22,6 +26,7 @@ pub mod process;
 pub mod prometheus;
 pub mod proxy;
 pub mod redis;
+pub mod store;
 pub mod tls;
 
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -37,6 +37,16 @@ impl Person {
         person
     }
 
+    /// A person with the role admin.
+    pub async fn admin(deploy: &Deploy, web: &Web) -> Self {
+        let person = Self::known(deploy, web).await;
+        let grant = sqlx::query("UPDATE accounts SET role = 'admin' WHERE email = $1").bind(&person.email);
+        grant.execute(&mut deploy.database().await).await.expect("the account is there");
+        // A session has the role that the account had at its log-in.
+        assert_eq!(person.log_in().await.status(), StatusCode::OK);
+        person
+    }
+
     /// A person who has verified the address by mail. Needs a worker, which sends the mail.
     pub async fn verified(deploy: &Deploy, web: &Web) -> Self {
         let person = Self::unverified(web).await;
@@ -89,6 +99,11 @@ impl Person {
     /// Signs up and logs in, and returns the cookie for use by other clients.
     pub async fn cookie(&self) -> String {
         self.sign_up().await;
+        self.another_cookie().await
+    }
+
+    /// Logs in again, and returns the new cookie.
+    pub async fn another_cookie(&self) -> String {
         let answer = self.log_in().await;
         let cookie = answer.headers()["set-cookie"].to_str().expect("a text");
         cookie.split(';').next().expect("a name and a value").to_owned()

@@ -50,6 +50,8 @@ impl Process {
 
     /// Starts any command.
     pub fn spawn(mut command: Command) -> Self {
+        // The tests' own HTTP client supports TLS, and panics without a crypto provider even over plain HTTP.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
         let stdout = Lines::of(child.stdout.take().expect("piped"));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
+use super::clients::get;
 use super::{eventually, free_port};
 
 pub struct Prometheus {
@@ -46,7 +47,7 @@ impl Prometheus {
 
     async fn ask(&self, path: &str, query: &[(&str, &str)]) -> Option<Value> {
         let url = url::Url::parse_with_params(&format!("{}{path}", self.url), query).expect("a URL");
-        reqwest::get(url).await.ok()?.json().await.ok()
+        get(url).await.ok()?.json().await.ok()
     }
 
     /// The first value of an expression.

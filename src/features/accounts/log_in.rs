@@ -16,6 +16,9 @@ use crate::auth::audit::{self, Action, Actor};
 use crate::auth::{By, Caller, Role, Session, password};
 use crate::http::{ClientAddress, Json, Problem, Result, mail_address, no_nul};
 use crate::jobs;
+use crate::telemetry::metrics::FeatureCounter;
+
+pub const SIGNED_UP: FeatureCounter = FeatureCounter { name: "accounts_signed_up", help: "Accounts that people created by signing up" };
 
 #[derive(Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -36,7 +39,8 @@ pub async fn sign_up(State(app): State<App>, address: ClientAddress, Json(input)
     let password_hash = app.passwords.hash_new(input.password, "password", &input.email).await?;
     let mut transaction = app.postgres.begin().await?;
     let id = Uuid::now_v7();
-    let enqueued = if account::create(&mut transaction, id, &input.email, &password_hash).await? {
+    let created = account::create(&mut transaction, id, &input.email, &password_hash).await?;
+    let enqueued = if created {
         audit::record(&mut *transaction, Action::SIGN_UP, Some(id), By::anyone(address)).await?;
         jobs::enqueue(&mut transaction, &SendVerification { account_id: id }).await?
     } else {
@@ -51,6 +55,9 @@ pub async fn sign_up(State(app): State<App>, address: ClientAddress, Json(input)
         }
     };
     transaction.commit().await?;
+    if created {
+        app.counters.increment(&SIGNED_UP);
+    }
     enqueued.fire(&app.notifier);
     Ok(StatusCode::ACCEPTED)
 }

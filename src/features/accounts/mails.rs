@@ -196,8 +196,8 @@ impl Job for SendNotice {
             ),
             Notice::PasswordChanged => (
                 "Your password was changed",
-                "The password of this account was changed. Its other sessions and its API tokens have ended. If it was not you, ask for a \
-                 link to set a new password at once.",
+                "The password of this account was changed. Its other sessions, its API tokens and other ways to log in have ended. If it \
+                 was not you, ask for a link to set a new password at once.",
             ),
         };
         let text = format!("This is about your account at {}.\n\n{what}\n", context.site.origin());

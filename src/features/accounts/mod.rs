@@ -2,9 +2,10 @@
 
 pub mod account;
 mod administration;
+mod clear_bounces;
 pub mod export;
 mod link_pages;
-mod log_in;
+pub mod log_in;
 mod mail_limit;
 mod mailed_token;
 pub mod mails;
@@ -12,6 +13,7 @@ pub mod my_sessions;
 mod my_tokens;
 mod recovery;
 pub mod settings;
+pub mod statistics;
 
 use std::time::Duration;
 
@@ -20,15 +22,25 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::{App, Feature, Retention};
-use crate::auth::rules::{Rate, Rule, Who};
+use crate::auth::rules::{Flag, Rate, Rule, Who};
 use crate::jobs::Registry;
 
-pub const FEATURE: Feature =
-    Feature { name: "accounts", api, pages: link_pages::pages, access: ACCESS, jobs, retention: RETENTION, ..Feature::EMPTY };
+pub const FEATURE: Feature = Feature {
+    name: "accounts",
+    api,
+    pages: link_pages::pages,
+    admin_section: include_str!("admin_section.html"),
+    access: ACCESS,
+    jobs,
+    retention: RETENTION,
+    counters: &[log_in::SIGNED_UP],
+    scripts: &[clear_bounces::SCRIPT],
+    ..Feature::EMPTY
+};
 
 const ACCESS: &[Rule] = &[
     // Signing up, in and out.
-    Rule::new(Method::POST, "/api/v1/accounts", Who::Anyone, Rate::LogIn),
+    Rule::new(Method::POST, "/api/v1/accounts", Who::Anyone, Rate::LogIn).if_on(Flag::SignUp),
     Rule::new(Method::POST, "/api/v1/session", Who::Anyone, Rate::LogIn),
     Rule::new(Method::GET, "/api/v1/session", Who::SignedIn, Rate::Requests),
     Rule::new(Method::DELETE, "/api/v1/session", Who::Anyone, Rate::Requests),
@@ -59,6 +71,7 @@ const ACCESS: &[Rule] = &[
     Rule::new(Method::GET, "/api/v1/admin/accounts", Who::Admin, Rate::Requests),
     Rule::new(Method::POST, "/api/v1/admin/accounts/{id}/suspend", Who::Admin, Rate::Requests),
     Rule::new(Method::POST, "/api/v1/admin/accounts/{id}/restore", Who::Admin, Rate::Requests),
+    Rule::new(Method::GET, "/api/v1/admin/statistics", Who::Admin, Rate::Requests),
 ];
 
 const RETENTION: &[Retention] = &[
@@ -86,6 +99,7 @@ fn api() -> OpenApiRouter<App> {
         .routes(routes!(administration::list_accounts))
         .routes(routes!(administration::suspend_account))
         .routes(routes!(administration::restore_account))
+        .routes(routes!(statistics::show_statistics))
 }
 
 fn jobs(registry: Registry) -> Registry {

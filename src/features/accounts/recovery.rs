@@ -14,6 +14,7 @@ use super::mail_limit;
 use super::mailed_token::{self, Good, Purpose};
 use super::mails::{Notice, SendNotice, SendPasswordReset, SendVerification};
 use super::my_sessions::end_before;
+use super::settings::tell_password_changed;
 use crate::app::App;
 use crate::auth::audit::{self, Action};
 use crate::auth::{By, Caller, password};
@@ -123,7 +124,7 @@ pub struct Reset {
 
 /// Set a new password
 ///
-/// All sessions and tokens of the account end.
+/// All sessions, tokens and other ways to log in to the account end.
 #[utoipa::path(post, path = "/password-resets/redeem", tag = "Accounts", responses(
     (status = 204, description = "The password is set"),
     (status = 422, description = "invalid-token: The token is unknown, was used already or has expired"),
@@ -139,6 +140,7 @@ pub async fn redeem_reset(State(app): State<App>, address: ClientAddress, Json(i
         return Err(invalid_token());
     }
     let renewed = account::set_password(&mut transaction, account_id, &password_hash, None).await?.ok_or_else(invalid_token)?;
+    tell_password_changed(&app, &mut transaction, account_id).await?;
     audit::record(&mut *transaction, Action::PASSWORD_RESET, Some(account_id), By::anyone(address)).await?;
     let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
     end_before(&app, transaction, account_id, renewed.session_epoch).await?;
@@ -167,6 +169,7 @@ pub async fn undo_change(State(app): State<App>, address: ClientAddress, Json(in
     let found = mailed_token::redeem(&mut transaction, Purpose::Undo, &input.token).await?;
     let Good { account_id, email } = found.ok_or_else(invalid_token)?;
     let epoch = account::put_back(&mut transaction, account_id, &email, &unusable).await?.ok_or_else(invalid_token)?;
+    tell_password_changed(&app, &mut transaction, account_id).await?;
     audit::record(&mut *transaction, Action::ADDRESS_CHANGE_UNDONE, Some(account_id), By::anyone(address)).await?;
     let _ = jobs::enqueue(&mut transaction, &SendPasswordReset { account_id }).await?;
     end_before(&app, transaction, account_id, epoch).await?;

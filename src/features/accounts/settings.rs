@@ -87,7 +87,7 @@ pub struct ChangePassword {
 
 /// Change my password
 ///
-/// All other sessions and all tokens end. This session continues with a new cookie.
+/// All other sessions, all tokens and all other ways to log in end. This session continues with a new cookie.
 #[utoipa::path(post, path = "/account/password", tag = "Account", responses(
     (status = 204, description = "Changed", headers(("Set-Cookie" = String))),
     (status = 403, description = "wrong-password: The old password is wrong"),
@@ -109,11 +109,23 @@ pub async fn change_password(
     // Hashing twice takes a while. Meanwhile the session may have ended or the role may have changed.
     let renewed = account::set_password(&mut transaction, account_id, &password_hash, Some(caller.epoch)).await?;
     let Renewed { session_epoch, role } = renewed.ok_or_else(Problem::unauthenticated)?;
+    tell_password_changed(&app, &mut transaction, account_id).await?;
     audit::record(&mut *transaction, Action::PASSWORD_CHANGED, Some(account_id), caller.by).await?;
     let _ = jobs::enqueue(&mut transaction, &SendNotice { account_id, notice: Notice::PasswordChanged }).await?;
     end_before(&app, transaction, account_id, session_epoch).await?;
     let cookie = start_session(&app, account_id, role, session_epoch, &headers).await?.ok_or_else(Problem::unauthenticated)?;
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
+}
+
+/// Tells each feature, in the caller's transaction, that the password was changed or ended.
+///
+/// # Errors
+/// As a query. The caller rolls back.
+pub async fn tell_password_changed(app: &App, connection: &mut PgConnection, account_id: Uuid) -> sqlx::Result<()> {
+    for feature in app.features {
+        (feature.password_changed)(connection, account_id).await?;
+    }
+    Ok(())
 }
 
 /// Delete my account and all of its data

@@ -1,5 +1,7 @@
 //! The daily digest: one mail for each account, with the reminders that are due that day.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -11,10 +13,13 @@ use crate::jobs::{self, Job, JobContext, JobError, Priority};
 use crate::resources::postgres;
 use crate::resources::smtp::Mail;
 
+/// How many accounts the fan-out looks at in one transaction.
+const PAGE: i64 = 500;
+
 /// How many reminders a digest lists at most. The rest is only counted.
 const MAX_LISTED: usize = 100;
 
-/// Fans out into one job for each account that has a reminder due on the day.
+/// Fans out into one job for each account that has a reminder due on the day, in pages.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SendDigests {
     pub day: Date,
@@ -29,6 +34,8 @@ impl SendDigests {
 
 impl Job for SendDigests {
     const KIND: &'static str = "send_digests";
+    // A million accounts are two thousand pages.
+    const TIMEOUT: Duration = Duration::from_mins(10);
 
     fn unique_key(&self) -> Option<String> {
         Some(self.day.to_string())
@@ -36,30 +43,36 @@ impl Job for SendDigests {
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let (from, to) = bounds(self.day)?;
-        let accounts = sqlx::query_scalar!(
-            r#"SELECT DISTINCT account_id FROM reminders JOIN accounts ON accounts.id = account_id
-               WHERE sent_at IS NULL AND due_at >= $1 AND due_at < $2 AND verified_at IS NOT NULL AND digest AND suspended_at IS NULL"#,
-            from as _,
-            to as _
-        );
-        let digests: Vec<_> = accounts
-            .fetch_all(&mut *context.postgres.acquire().await?)
-            .await?
-            .into_iter()
-            .map(|account_id| SendDigest { account_id, day: self.day })
-            .collect();
-        // In one transaction with the end of this job. Either all digests are enqueued once, or this job runs again.
-        let mut transaction = context.postgres.begin().await?;
-        let mut enqueued = Vec::new();
-        for some in digests.chunks(1000) {
-            enqueued.push(jobs::enqueue_many(&mut transaction, some).await?);
+        let mut after = context.progress::<Uuid>()?.unwrap_or_default();
+        loop {
+            if context.draining() {
+                return Err(JobError::DRAINED);
+            }
+            // A page's digests and the new position commit together, so each account gets one digest.
+            let mut transaction = context.postgres.begin().await?;
+            let page = sqlx::query!(
+                r#"WITH page AS (SELECT id, verified_at, digest, suspended_at FROM accounts WHERE id > $3 ORDER BY id LIMIT $4)
+                   SELECT id, verified_at IS NOT NULL AND digest AND suspended_at IS NULL AND EXISTS
+                       (SELECT FROM reminders WHERE account_id = page.id AND due_at >= $1 AND due_at < $2 AND sent_at IS NULL) AS "due!"
+                   FROM page ORDER BY id"#,
+                from as _,
+                to as _,
+                after,
+                PAGE
+            );
+            let page = page.fetch_all(&mut *transaction).await?;
+            let Some(last) = page.last() else {
+                context.complete(&mut transaction).await?;
+                return Ok(transaction.commit().await?);
+            };
+            after = last.id;
+            let digests: Vec<_> =
+                page.iter().filter(|account| account.due).map(|account| SendDigest { account_id: account.id, day: self.day }).collect();
+            let enqueued = jobs::enqueue_many(&mut transaction, &digests).await?;
+            context.save_in(&mut transaction, &after).await?;
+            transaction.commit().await?;
+            enqueued.fire(&context.notifier);
         }
-        context.complete(&mut transaction).await?;
-        transaction.commit().await?;
-        for some in enqueued {
-            some.fire(&context.notifier);
-        }
-        Ok(())
     }
 }
 

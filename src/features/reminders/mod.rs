@@ -19,11 +19,13 @@ use crate::jobs::schedule::Schedule;
 pub const FEATURE: Feature = Feature {
     name: "reminders",
     api: routes::api,
+    section: include_str!("section.html"),
     access: ACCESS,
     jobs,
     schedule,
     retention: RETENTION,
     export: |snapshot, account_id| async move { Ok(json!(reminder::list(snapshot, account_id, None, i64::MAX).await?)) }.boxed(),
+    statistics: |snapshot| async move { Ok(json!(reminder::count(snapshot).await?)) }.boxed(),
     ..Feature::EMPTY
 };
 

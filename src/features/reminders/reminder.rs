@@ -132,4 +132,20 @@ pub async fn delete(executor: impl PgExecutor<'_>, account_id: Uuid, id: Uuid) -
     Ok(deleted.execute(executor).await?.rows_affected() == 1)
 }
 
+/// How many reminders there are of all accounts.
+#[derive(Debug, Serialize)]
+pub struct RemindersByState {
+    pub pending: i64,
+    pub sent: i64,
+}
+
+#[instrument(name = "postgres reminders count", level = "debug", skip_all)]
+pub async fn count(executor: impl PgExecutor<'_>) -> sqlx::Result<RemindersByState> {
+    let counted = sqlx::query_as!(
+        RemindersByState,
+        r#"SELECT count(*) FILTER (WHERE sent_at IS NULL) AS "pending!", count(sent_at) AS "sent!" FROM reminders"#
+    );
+    counted.fetch_one(executor).await
+}
+
 purge!(purge_sent, "reminders", "sent_at");

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::features::accounts::mails::deliver;
 use crate::jobs::{Job, JobContext, JobError};
+use crate::resources::events;
 use crate::resources::smtp::Mail;
 
 /// How long the reminder of a suspended account waits before its job runs again.
@@ -53,6 +54,8 @@ impl Job for SendReminder {
             .execute(&mut *transaction)
             .await?;
         context.complete(&mut transaction).await?;
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        events::publish(&context.redis, due.account_id, "reminders", self.id).await;
+        Ok(())
     }
 }

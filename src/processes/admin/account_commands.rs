@@ -16,18 +16,23 @@ use crate::app::{App, Parts};
 use crate::auth::audit::{self, Action};
 use crate::auth::password::Passwords;
 use crate::auth::session::Sessions;
-use crate::auth::{By, Role, secret};
+use crate::auth::{By, Role, rules, secret, service_account};
 use crate::config;
 use crate::features::FEATURES;
 use crate::features::accounts::account::{self, Account};
 use crate::features::accounts::export::export as export_of;
 use crate::features::accounts::mails::SendInvitation;
 use crate::features::accounts::my_sessions::{self, end_before};
-use crate::features::accounts::settings;
+use crate::features::accounts::settings::{self, tell_password_changed};
 use crate::http::Problem;
 use crate::jobs::{self, Notifier};
+use crate::processes::clock;
+use crate::resources::cache::Cache;
+use crate::resources::events::Events;
 use crate::resources::redis::Redis;
 use crate::resources::smtp;
+use crate::resources::storage::Storage;
+use crate::telemetry::metrics::FeatureCounters;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -47,15 +52,21 @@ pub enum Command {
         #[arg(long, default_value = "user")]
         role: Role,
     },
+    /// Create the account of a service, which authenticates with access tokens of `TOKEN_ISSUER`, or change its scopes
+    Create {
+        /// The subject of its tokens: their claim `sub`
+        #[arg(long)]
+        service: String,
+        /// What it may do at most, separated by commas, such as `tokens:read,tokens:write`
+        #[arg(long, value_delimiter = ',', required = true)]
+        scopes: Vec<String>,
+    },
     /// Change the role of an account, which ends its sessions
     Grant { account: String, role: Role },
     /// Suspend an account: its sessions end, its tokens stop working, and it cannot log in
-    Suspend {
-        account: String,
-        /// Restore a suspended account instead
-        #[arg(long)]
-        restore: bool,
-    },
+    Suspend { account: String },
+    /// Restore a suspended account
+    Restore { account: String },
     /// Delete an account and all of its data
     Delete {
         account: String,
@@ -85,19 +96,21 @@ pub async fn run(task: &Task, command: Command) -> Result<()> {
         }
         Command::Show { account } => {
             let columns = ["id", "email", "new_email", "role", "verified", "digest", "suspended", "bounced_at", "created_at"];
-            task.rows(&columns, &[json!(find(pool, &account).await?)]);
+            let found = find(pool, &account).await?;
+            task.rows(&columns, &[json!(found)]);
+            if let Some(identity) = service_account::identity(&**pool, found.id).await? {
+                task.rows(&["issuer", "subject", "scopes"], &[json!(identity)]);
+            }
         }
         Command::Invite { email, role } => invite(&app, &email, role).await?,
+        Command::Create { service, scopes } => create_service(&app, task, &service, &scopes).await?,
         Command::Grant { account, role } => {
             let (found, mut change) = (find(pool, &account).await?, pool.begin().await?);
             let epoch = account::grant(&mut change, found.id, role).await?;
             finish(&app, change, found.id, epoch, Action::ROLE_CHANGED).await?;
         }
-        Command::Suspend { account, restore } => {
-            let (found, mut change) = (find(pool, &account).await?, pool.begin().await?);
-            let epoch = account::suspend(&mut change, found.id, !restore, None).await?;
-            finish(&app, change, found.id, epoch, if restore { Action::RESTORED } else { Action::SUSPENDED }).await?;
-        }
+        Command::Suspend { account } => suspend(&app, &account, true).await?,
+        Command::Restore { account } => suspend(&app, &account, false).await?,
         Command::Delete { account, yes } => {
             let found = find(pool, &account).await?;
             if !yes {
@@ -188,6 +201,7 @@ async fn invite(app: &App, email: &str, role: Role) -> Result<()> {
     if !created {
         let renewed = account::set_password(&mut change, id, &unusable, None).await?;
         renewed.with_context(|| format!("the account of {email} is suspended: restore it first"))?;
+        tell_password_changed(app, &mut change, id).await?;
     }
     let epoch = account::grant(&mut change, id, role).await?.context("the account was deleted just now")?;
     let _ = jobs::enqueue(&mut change, &SendInvitation { account_id: id }).await?;
@@ -199,6 +213,34 @@ async fn invite(app: &App, email: &str, role: Role) -> Result<()> {
     }
     say(format_args!("account {id}: invited. The link is mailed to {email}"));
     Ok(())
+}
+
+/// Creates the account of a service, or gives an existing one these scopes.
+async fn create_service(app: &App, task: &Task, subject: &str, scopes: &[String]) -> Result<()> {
+    let issuer = config::read::<config::Tokens>(&task.env)?.0.context("TOKEN_ISSUER is unset, so no service can have a token")?;
+    anyhow::ensure!((1..=255).contains(&subject.len()) && !subject.contains(char::is_control), "no token can have this subject");
+    let known = rules::scopes(FEATURES.iter().flat_map(|feature| feature.access));
+    if let Some(unknown) = scopes.iter().find(|scope| !known.contains(scope.as_str())) {
+        anyhow::bail!("no operation has the scope {unknown}; known: {}", known.into_iter().collect::<Vec<_>>().join(", "));
+    }
+    let mut change = app.postgres.begin().await.context("cannot reach Postgres")?;
+    let changed = service_account::set_scopes(&mut change, &issuer.url.0, subject, scopes).await?;
+    let (id, action) = if let Some(id) = changed {
+        (id, Action::SCOPES_CHANGED)
+    } else {
+        let unusable = app.passwords.unusable()?;
+        (service_account::create(&mut change, &issuer.url.0, subject, scopes, &unusable).await?, Action::ACCOUNT_CREATED)
+    };
+    audit::record(&mut *change, action, Some(id), By::OPERATOR).await?;
+    change.commit().await?;
+    say(format_args!("account {id}: {}", action.0.replace('_', " ")));
+    Ok(())
+}
+
+async fn suspend(app: &App, account: &str, suspended: bool) -> Result<()> {
+    let (found, mut change) = (find(&app.postgres, account).await?, app.postgres.begin().await?);
+    let epoch = account::suspend(&mut change, found.id, suspended, None).await?;
+    finish(app, change, found.id, epoch, if suspended { Action::SUSPENDED } else { Action::RESTORED }).await
 }
 
 async fn find(pool: &PgPool, name: &str) -> Result<Account> {
@@ -214,14 +256,45 @@ async fn finish(app: &App, mut change: Transaction<'_, Postgres>, id: Uuid, epoc
     Ok(())
 }
 
-fn attach(task: &Task) -> Result<App> {
-    let (database, (redis, (http, site))) = config::read::<(config::Database, (config::Redis, (config::Http, config::Site)))>(&task.env)?;
+/// Attaches the resources that commands for accounts need. A deletion needs no object store here, because jobs delete
+/// the objects.
+pub fn attach(task: &Task) -> Result<App> {
+    attach_with(task, None)
+}
+
+/// Attaches the resources that a feature's commands need.
+pub fn attach_with(task: &Task, storage: Option<Storage>) -> Result<App> {
+    let (database, (redis, (http, (flags, site)))) =
+        config::read::<(config::Database, (config::Redis, (config::Http, (config::Flags, config::Site))))>(&task.env)?;
     #[expect(clippy::disallowed_methods, reason = "the clock is passed on from here")]
     let now = Timestamp::now;
-    let sessions = Sessions::new(Redis::attach(&redis)?, &http, &site.public_url, now);
+    let redis = Redis::attach(&redis)?;
+    let sessions = Sessions::new(redis.clone(), &http, &site.public_url, now);
     let (postgres, passwords) = (super::attach(&database)?, Passwords::new(1, &site.public_url)?);
     // No task sends the notifications. The workers find a job at their next poll.
-    Ok(Parts { postgres, sessions, passwords, notifier: Notifier::default(), features: FEATURES, site: site.public_url, now }.into())
+    let notifier = Notifier::default();
+    let (cache, events, features, counters) = (Cache::new(redis, Uuid::new_v4), Events::default(), FEATURES, FeatureCounters::default());
+    let (schedule, mail_viewer, site) = (clock::schedule, None, site.public_url);
+    let parts = Parts {
+        postgres,
+        storage,
+        sessions,
+        passwords,
+        cache,
+        events,
+        notifier,
+        features,
+        counters,
+        // Only what `web` serves depends on them.
+        on: Vec::new(),
+        schedule,
+        flags,
+        mail_viewer,
+        provider: None,
+        site,
+        now,
+    };
+    Ok(parts.into())
 }
 
 /// The underlying error, which an operator may see.

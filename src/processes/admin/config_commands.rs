@@ -54,7 +54,7 @@ const HEADER: &str = "\
 # `bin/dev` sets missing variables and reads a file `.env` beside this one. The programs themselves do not read it.
 # NAME_FILE may give the path of a file with the value of the secret NAME. The programs follow changes of the file,
 # except for the collector's headers.
-# Durations are written 250ms, 30s, 5m, 12h, 14d.";
+# Durations are written 250ms, 30s, 5m, 12h, 14d. Sizes are written 512KiB, 100MiB, 1GiB.";
 
 /// Every variable once, in the order of the code.
 fn every() -> impl Iterator<Item = Variable> {

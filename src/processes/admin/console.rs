@@ -16,6 +16,19 @@ use crate::auth::audit::{self, Action};
 /// How many rows of a result are shown at most.
 const MAX_ROWS: usize = 1000;
 
+/// What a line that begins with a backslash may say.
+const HELP: &str = "\\d         list the tables with their rows, as Postgres estimates them
+\\d NAME    list the columns and the indexes of a table
+A statement ends with a semicolon at the end of a line.";
+
+const TABLES: &str = "SELECT relname AS table, greatest(reltuples, 0)::bigint AS rows, obj_description(oid) AS meaning
+    FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') ORDER BY relname";
+
+/// The columns of a table, then its indexes. The name stands in for `{table}`.
+const COLUMNS: &str = "SELECT column_name AS column, data_type AS type, is_nullable AS nullable, column_default AS default
+    FROM information_schema.columns WHERE table_schema = 'public' AND table_name = '{table}'
+    UNION ALL SELECT indexname, indexdef, NULL, NULL FROM pg_indexes WHERE schemaname = 'public' AND tablename = '{table}'";
+
 /// Reads and runs statements, each of which ends with a semicolon at the end of a line. Returns false if a statement
 /// from a pipe failed.
 pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
@@ -29,12 +42,20 @@ pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
     let (mut editor, terminal) = (DefaultEditor::new()?, std::io::stdin().is_terminal());
     let (mut well, mut ended, mut statement) = (true, false, String::new());
     while !ended {
+        let is_first = statement.is_empty();
         let prompt = if statement.is_empty() { "sql> " } else { "...> " };
         match editor.readline(if terminal { prompt } else { "" }) {
             Ok(line) => statement.push_str(&format!("{line}\n")),
             Err(ReadlineError::Interrupted) => statement.clear(),
             Err(ReadlineError::Eof) => ended = true,
             Err(e) => return Err(e.into()),
+        }
+        if is_first && statement.starts_with('\\') {
+            match described(&std::mem::take(&mut statement)) {
+                Some(query) => answer(task, &mut connection, query, begin).await?,
+                None => say(HELP),
+            }
+            continue;
         }
         if statement.trim().is_empty() || !(ended || statement.trim_end().ends_with(';')) {
             continue;
@@ -51,6 +72,17 @@ pub async fn run(task: &Task, write: bool) -> anyhow::Result<bool> {
         }
     }
     Ok(well || terminal)
+}
+
+/// The query for a line that begins with a backslash, or None if the line asks for help.
+fn described(line: &str) -> Option<String> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    match words[..] {
+        ["\\d"] => Some(TABLES.to_owned()),
+        ["\\d", table] if is_name(table) => Some(COLUMNS.replace("{table}", table)),
+        _ => None,
+    }
 }
 
 /// The statement that begins a console's transactions. A console that only reads takes the role `pg_read_all_data` if

@@ -20,6 +20,7 @@ use crate::processes::clock;
 use crate::resources::postgres;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
+use crate::resources::storage::Storage;
 
 /// The major versions that docker-compose.yml pins and this release is tested with.
 const PINNED_POSTGRES: u32 = 17;
@@ -70,6 +71,10 @@ pub async fn examine(task: &Task) -> anyhow::Result<bool> {
     }
     if let Ok(config) = config::read::<config::Smtp>(&task.env) {
         well &= report("smtp", "check SMTP_URL, that the server runs, and that no firewall is in between", smtp(&config).await);
+    }
+    if let Ok(config) = config::read::<config::Storage>(&task.env) {
+        let remedy = "check STORAGE_URL, AWS_ENDPOINT_URL_S3 and the access key, which must be allowed to write, read and delete objects";
+        well &= report("storage", remedy, storage(&config).await);
     }
     Ok(well)
 }
@@ -169,6 +174,12 @@ async fn smtp(config: &config::Smtp) -> Finding {
     let ((), ms) = timed(Mailer::attach(config, "localhost").check()).await?;
     let tls = tls(matches!(config.smtp_url.server.tls, SmtpTls::Implicit | SmtpTls::Required));
     Ok(format!("answers in {ms} ms, {tls}"))
+}
+
+async fn storage(config: &config::Storage) -> Finding {
+    let Some(storage) = Storage::attach(config, None)? else { return Ok("off: STORAGE_URL is unset".to_owned()) };
+    let ((), ms) = timed(storage.check()).await?;
+    Ok(format!("writes, reads and deletes in {ms} ms"))
 }
 
 /// Waits for an answer with a time limit. Returns it with the milliseconds that it took.

@@ -2,17 +2,17 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use jiff::tz::TimeZone;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
 
 use super::Task;
 use super::output::say;
 use crate::auth::By;
 use crate::auth::audit::{self, Action};
-use crate::jobs::Enqueued;
+use crate::jobs::schedule::ticks;
+use crate::jobs::{Enqueued, operator};
 use crate::processes::{clock, worker};
-use crate::resources::postgres::Timestamp;
 
 #[derive(Subcommand, Default)]
 pub enum Command {
@@ -51,26 +51,11 @@ pub async fn run(task: &Task, command: Command) -> Result<bool> {
     let pool = task.postgres()?;
     match command {
         Command::Count => {
-            let rows = sqlx::query_scalar!(
-                r#"SELECT jsonb_build_object('kind', kind, 'state', state, 'jobs', count(*),
-                       'oldest_s', EXTRACT(epoch FROM now() - min(created_at))::bigint) AS "row!"
-                   FROM (SELECT kind, created_at, CASE WHEN dead_at IS NOT NULL THEN 'dead' WHEN token IS NOT NULL THEN 'running'
-                             WHEN run_at > now() THEN 'scheduled' ELSE 'ready' END AS state FROM jobs) AS job
-                   GROUP BY kind, state ORDER BY kind, state"#
-            );
-            task.rows(&["kind", "state", "jobs", "oldest_s"], &rows.fetch_all(&*pool).await?);
+            task.rows(&["kind", "state", "jobs", "oldest_s"], &json(operator::count(&*pool).await?)?);
         }
         Command::List { dead, limit } => {
-            let rows = sqlx::query_scalar!(
-                r#"SELECT jsonb_build_object('id', id, 'kind', kind, 'state', CASE WHEN dead_at IS NOT NULL THEN 'dead'
-                       WHEN token IS NOT NULL THEN 'running' WHEN run_at > now() THEN 'scheduled' ELSE 'ready' END,
-                       'attempt', attempt, 'max_attempts', max_attempts, 'run_at', run_at, 'last_error', last_error) AS "row!"
-                   FROM jobs WHERE dead_at IS NOT NULL OR NOT $1 ORDER BY id LIMIT $2"#,
-                dead,
-                i64::from(limit)
-            );
             let columns = ["id", "kind", "state", "attempt", "max_attempts", "run_at", "last_error"];
-            task.rows(&columns, &rows.fetch_all(&*pool).await?);
+            task.rows(&columns, &json(operator::list(&*pool, dead, 0, limit.into()).await?)?);
         }
         Command::Show { id } => {
             let row = sqlx::query_scalar!(r#"SELECT to_jsonb(jobs) AS "job!" FROM jobs WHERE id = $1"#, id).fetch_optional(&*pool).await?;
@@ -95,16 +80,13 @@ pub async fn run(task: &Task, command: Command) -> Result<bool> {
 
 /// Prints the schedule in UTC: the last tick that enqueued a job, if a clock has ever run, and the next tick.
 pub async fn schedule(task: &Task) -> Result<()> {
-    let pool = task.postgres()?;
-    let mut rows = Vec::new();
-    for schedule in clock::schedule()? {
-        let last = sqlx::query_scalar!("SELECT last_tick FROM schedules WHERE name = $1", schedule.name).fetch_optional(&*pool).await?;
-        let now: Timestamp = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&*pool).await?;
-        let next = schedule.cron.find_next_occurrence(&jiff::Timestamp::from(now).to_zoned(TimeZone::UTC), false)?.timestamp();
-        rows.push(json!({ "name": schedule.name, "cron": schedule.cron.as_str(), "last_tick": last, "next_tick": next }));
-    }
-    task.rows(&["name", "cron", "last_tick", "next_tick"], &rows);
+    let ticks = ticks(&*task.postgres()?, &clock::schedule()?).await?;
+    task.rows(&["name", "cron", "last_tick", "next_tick"], &json(ticks)?);
     Ok(())
+}
+
+fn json(rows: Vec<impl Serialize>) -> Result<Vec<Value>> {
+    Ok(rows.into_iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
 }
 
 /// Retries or discards one job or every dead job, each in its own transaction. Prints the jobs for which that failed.
@@ -127,18 +109,10 @@ async fn each(pool: &PgPool, which: Which, action: Action) -> Result<bool> {
 }
 
 async fn one(change: &mut PgConnection, id: i64, action: Action) -> Result<()> {
-    let (result, unless) = if action == Action::JOB_RETRIED {
-        let retry = sqlx::query!("UPDATE jobs SET dead_at = NULL, attempt = 0, run_at = now() WHERE id = $1 AND dead_at IS NOT NULL", id);
-        (retry.execute(&mut *change).await, "it is not dead")
+    if action == Action::JOB_RETRIED {
+        operator::retry(change, id).await?;
     } else {
-        let discard = sqlx::query!("DELETE FROM jobs WHERE id = $1 AND token IS NULL", id);
-        (discard.execute(&mut *change).await, "it does not exist, or a worker is running it")
-    };
-    match result {
-        Err(sqlx::Error::Database(e)) if e.constraint() == Some("jobs_unique_key") => {
-            anyhow::bail!("another job with its unique key is waiting or running; discard this one, or retry it when the other is done");
-        }
-        result => anyhow::ensure!(result?.rows_affected() == 1, "{unless}"),
+        operator::discard(change, id).await?;
     }
     Ok(audit::record(change, action, None, By::OPERATOR).await?)
 }

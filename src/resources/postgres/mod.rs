@@ -180,7 +180,13 @@ impl Pool {
     /// Follows changes of the URL if it is in a file.
     pub fn follow(&self, lifecycle: &mut Lifecycle, config: &config::Database) {
         let pool = self.clone();
-        super::follow(lifecycle, "DATABASE_URL", config, |config| &config.database_url.text, move |config| pool.clone().renew(config));
+        super::follow(
+            lifecycle,
+            "DATABASE_URL",
+            config,
+            |config| vec![&config.database_url.text],
+            move |config| pool.clone().renew(config),
+        );
     }
 
     async fn renew(self, config: config::Database) -> anyhow::Result<()> {

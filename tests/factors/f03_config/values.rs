@@ -28,7 +28,12 @@ async fn meaningless_value_prevents_startup() {
         ("JOB_LEASE", "9s", "must be 10s or longer"),
         ("HASH_CONCURRENCY", "0", "must be a whole number above 0"),
         ("API_DOCS", "no", "must be `true` or `false`"),
+        ("FEATURE_SIGN_UP", "off", "must be `true` or `false`"),
         ("WORKER_KINDS", "one,,two", "must be names"),
+        ("TOKEN_ISSUER", "login.example.com", "must be an address"),
+        ("TOKEN_ISSUER", "ftp://login.example.com", "must be an address"),
+        ("TOKEN_ISSUER", "https://login.example.com/?a", "must be an address"),
+        ("TOKEN_ISSUER", "http://login.example.com", "must begin with https://"),
     ] {
         let program = if matches!(name, "JOB_LEASE" | "WORKER_KINDS") { "worker" } else { "web" };
         let output = run(program, &[(name, value)]).await;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::support::clients::get;
 use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, Proxy, eventually, free_port};
 
@@ -29,8 +30,7 @@ async fn recipient_gets_three_mails_per_hour() {
         assert_eq!(eve.post("/accounts", json!({ "email": email, "password": PASSWORD })).await.status(), 202);
     }
     assert_eq!(mails_to(&deploy, &ada.email).await, 3);
-    let metrics =
-        reqwest::get(format!("http://127.0.0.1:{}/metrics", deploy.environment["METRICS_PORT"])).await.unwrap().text().await.unwrap();
+    let metrics = get(format!("http://127.0.0.1:{}/metrics", deploy.environment["METRICS_PORT"])).await.unwrap().text().await.unwrap();
     let held = metrics.lines().find(|line| line.contains("held_back")).unwrap_or_else(|| panic!("no metric: {metrics}"));
     assert!(!held.ends_with(" 0"), "{held}");
 

@@ -11,6 +11,7 @@ mod passwords;
 mod races;
 mod recovery;
 mod sign_up;
+mod statistics;
 mod undo;
 mod verification;
 mod yesterday;

@@ -190,3 +190,29 @@ async fn role_change_ends_sessions_without_a_worker() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("no account has the address"));
 }
+
+/// Everything else works: log-in, the session, and an account that an operator invites.
+#[tokio::test]
+async fn sign_up_can_be_switched_off() {
+    let deploy = Deploy::new().await;
+    let on = deploy.web().await;
+    let started = on.process.says("web is starting").await;
+    assert_eq!(started["flags"], "FEATURE_SIGN_UP=true");
+    let ada = Person::unverified(&on).await;
+
+    let off = deploy.clone_with("FEATURE_SIGN_UP", "false").web().await;
+    assert_eq!(off.process.says("web is starting").await["flags"], "FEATURE_SIGN_UP=false");
+    let eve = Person::stranger(&off);
+    let refused = problem(eve.sign_up().await, 403, "feature-disabled").await;
+    assert_eq!(refused["detail"], "This deploy has turned this off.");
+    let mut database = deploy.database().await;
+    let emails: Vec<String> = sqlx::query_scalar("SELECT email FROM accounts").fetch_all(&mut database).await.unwrap();
+    assert_eq!(emails, [ada.email.as_str()], "nothing is created");
+    assert_eq!(eve.log_in().await.status(), 401);
+
+    let ada = ada.elsewhere().at(&off);
+    assert_eq!(ada.log_in().await.status(), 200);
+    assert_eq!(ada.get("/session").await.status(), 200);
+    let invited = deploy.clone_with("FEATURE_SIGN_UP", "false").admin(&["account", "invite", &eve.email]).await;
+    assert!(invited.status.success(), "{invited:?}");
+}

@@ -46,7 +46,7 @@ async fn reminder_of_a_suspended_account_waits() {
         .await;
     }
     assert!(deploy.mail.all().await.iter().all(|mail| mail.subject != "A reminder"));
-    assert!(deploy.admin(&["account", "suspend", "--restore", &ada.email]).await.status.success());
+    assert!(deploy.admin(&["account", "restore", &ada.email]).await.status.success());
     eventually("the job is free", due).await;
     assert_eq!(deploy.mail.to(&ada.email, "A reminder").await.text.trim(), "not lost");
     ada.log_in().await;

@@ -1,0 +1,83 @@
+//! Reminders on the web page.
+
+use serde_json::Value;
+
+use super::remind;
+use crate::support::Deploy;
+use crate::support::browser::Browser;
+use crate::support::events::EventStream;
+use crate::support::person::Person;
+
+const FORM: &str = "[data-feature=reminders] form";
+const ITEM: &str = "[data-feature=reminders] li";
+
+#[tokio::test]
+async fn page_shows_the_next_reminder() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let script = "<script>alert(1)</script>\nsecond line";
+    for (message, seconds) in [("sent already", 3600), (script, 7200), ("later", 10_800)] {
+        assert_eq!(remind(&ada, message, seconds).await.status(), 201);
+    }
+    let send = "UPDATE reminders SET sent_at = now() WHERE message = 'sent already'";
+    sqlx::query(send).execute(&mut deploy.database().await).await.unwrap();
+    let Some(browser) = Browser::open(&web.url).await else { return };
+    browser.log_in(&ada).await;
+    browser.shows(ITEM, 3).await;
+    browser.says(&format!("{ITEM}.is-next"), script).await;
+    browser.says(&format!("{ITEM}.past"), "mailed").await;
+    browser.assert_accessible("reminders").await;
+    browser.submit(FORM, &[("message", "too late"), ("due_at", "2001-02-03T04:05")]).await;
+    browser.says(&format!("{FORM} .problem"), "must be in the future").await;
+    browser.fill(FORM, &[("due_at", "2099-02-03T04:05")]).await;
+    browser.press(&format!("{FORM} button")).await;
+    browser.says(&format!("{ITEM}:last-of-type"), "too late").await;
+    browser.press_twice(&format!("{ITEM}:last-of-type [data-delete]")).await;
+    browser.shows(ITEM, 3).await;
+    browser.end(&["status of 422"]).await;
+}
+
+#[tokio::test]
+async fn sent_reminder_shows_without_reload() {
+    let deploy = Deploy::new().await;
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::known(&deploy, &web).await;
+    if !EventStream::are_served(&web).await {
+        return;
+    }
+    let Some(browser) = Browser::open(&web.url).await else { return };
+    browser.log_in(&ada).await;
+    browser.says("[data-feature=reminders]", "No reminders yet.").await;
+    // Created elsewhere, so this page has no other reason to load it.
+    assert_eq!(remind(&ada, "water the plants", 1).await.status(), 201);
+    worker.logged("the job's end", |line| line["job_kind"] == "send_reminder" && line["outcome"] == "done").await;
+    browser.says(&format!("{ITEM}.past"), "mailed").await;
+    browser.end(&[]).await;
+}
+
+#[tokio::test]
+async fn form_sent_twice_is_one_reminder() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let Some(browser) = Browser::open(&web.url).await else { return };
+    browser.log_in(&ada).await;
+    browser.says("[data-feature=reminders]", "No reminders yet.").await;
+    // Two clicks, and the response to the first request is lost.
+    let lose = "const real = window.fetch;
+        window.fetch = async (...call) => {
+            const response = await real(...call);
+            if (call[1]?.method !== 'POST') return response;
+            window.fetch = real;
+            throw new TypeError('lost');
+        };";
+    browser.run(lose, Vec::new()).await;
+    browser.fill(FORM, &[("message", "once"), ("due_at", "2099-02-03T04:05")]).await;
+    let twice = format!("const form = document.querySelector('{FORM}'); form.requestSubmit(); form.requestSubmit();");
+    browser.run(&twice, Vec::new()).await;
+    browser.says(ITEM, "once").await;
+    let reminders: Value = ada.get("/reminders").await.json().await.unwrap();
+    assert_eq!(reminders["items"].as_array().unwrap().len(), 1, "{reminders}");
+    browser.end(&[]).await;
+}
