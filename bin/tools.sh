@@ -24,5 +24,5 @@ install_tool() {
     if has_tool "$1"; then return; fi
     say "installing $1 $(pinned_tool "$1") from crates.io, once"
     # Without the variables that are set for the programs that are built here.
-    env -u RUSTFLAGS -u CARGO_TARGET_DIR cargo install --locked --quiet --debug --root .local/tools --version "$(pinned_tool "$1")" "$1"
+    env -u RUSTFLAGS -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=false cargo install --locked --quiet --debug --root .local/tools --version "$(pinned_tool "$1")" "$1"
 }
