@@ -5,6 +5,7 @@ pub mod access_token;
 pub mod api_token;
 pub mod audit;
 mod caller;
+pub mod cookie;
 pub mod guard;
 pub mod issuer;
 pub mod password;

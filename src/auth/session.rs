@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::FromRequestParts;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use deadpool_redis::redis::pipe;
@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::cookie::Cookie;
 use super::rules::Role;
 use super::secret;
 use crate::config::{self, PublicUrl};
@@ -67,20 +68,14 @@ pub struct Sessions {
     pub redis: Redis,
     ttl: Duration,
     max_age: Duration,
-    cookie: &'static str,
-    attributes: &'static str,
+    cookie: Cookie,
     now: fn() -> Timestamp,
 }
 
 impl Sessions {
     pub fn new(redis: Redis, config: &config::Http, site: &PublicUrl, now: fn() -> Timestamp) -> Self {
-        // `__Host-` makes the browser refuse a cookie that another host or plain http set (RFC 6265bis, 4.1.3.2).
-        let (cookie, attributes) = if site.is_https() {
-            ("__Host-id", "HttpOnly; SameSite=Lax; Path=/; Secure")
-        } else {
-            ("id", "HttpOnly; SameSite=Lax; Path=/")
-        };
-        Self { redis, ttl: config.session_ttl.0, max_age: config.session_max_age.0, cookie, attributes, now }
+        let cookie = Cookie::new(site, "__Host-id", "id");
+        Self { redis, ttl: config.session_ttl.0, max_age: config.session_max_age.0, cookie, now }
     }
 
     /// Starts a session, sets its `hash` and returns its id for [`Self::cookie`]. If the account has too many sessions,
@@ -232,31 +227,18 @@ impl Sessions {
 
     /// The `Set-Cookie` value that stores a session in the browser.
     pub fn cookie(&self, id: &SessionId) -> Result<HeaderValue, Problem> {
-        self.set_cookie(&id.0, self.max_age.as_secs())
+        self.cookie.set(&id.0, self.max_age)
     }
 
     /// The `Set-Cookie` value that removes the session from the browser.
     pub fn no_cookie(&self) -> Result<HeaderValue, Problem> {
-        self.set_cookie("", 0)
-    }
-
-    fn set_cookie(&self, value: &str, max_age: u64) -> Result<HeaderValue, Problem> {
-        let mut cookie: HeaderValue =
-            format!("{}={value}; {}; Max-Age={max_age}", self.cookie, self.attributes).parse().map_err(Problem::internal)?;
-        cookie.set_sensitive(true);
-        Ok(cookie)
+        self.cookie.remove()
     }
 
     /// The id in a request's cookie.
     pub fn id_in<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        cookie(headers, self.cookie)
+        self.cookie.find(headers)
     }
-}
-
-/// The value of a request's cookie (RFC 6265, 5.4). Other cookies may contain any bytes.
-pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let mut pairs = headers.get_all(header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
-    pairs.find_map(|pair| str::from_utf8(pair).ok()?.trim().split_once('=').filter(|(known, _)| *known == name)).map(|(_, value)| value)
 }
 
 /// Ends every session of an account that began before `epoch`.

@@ -1,5 +1,7 @@
 //! The two requests of a log-in: to the provider, and back.
 
+use std::time::Duration;
+
 use askama::Template;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -15,16 +17,17 @@ use super::provider::{self, Attempt, Person};
 use super::{CALLBACK, START};
 use crate::app::App;
 use crate::auth::audit::{self, Action, Actor};
+use crate::auth::cookie::Cookie;
 use crate::auth::provider::Provider;
-use crate::auth::session::{cookie, hash};
+use crate::auth::session::hash;
 use crate::auth::{By, Role, secret};
 use crate::features::accounts::account;
 use crate::features::accounts::log_in::{SIGNED_UP, start_session};
 use crate::http::{ClientAddress, Problem, Query, Result, html, mail_address};
 use crate::jobs;
 
-/// How long a person may take at the provider, in seconds.
-const ATTEMPT_LIFETIME_S: u64 = 600;
+/// How long a person may take at the provider.
+const ATTEMPT_LIFETIME: Duration = Duration::from_mins(10);
 
 const LINKED: Action = Action("identity_linked");
 
@@ -45,16 +48,8 @@ fn refusal(status: StatusCode, text: &str) -> Result<Response> {
 }
 
 /// The cookie that binds a log-in to a browser. It goes to the callback when the provider redirects there.
-fn browser_cookie(app: &App) -> &'static str {
-    if app.site.is_https() { "__Host-oidc" } else { "oidc" }
-}
-
-fn set_cookie(app: &App, value: &str, max_age_s: u64) -> Result<HeaderValue> {
-    let secure = if app.site.is_https() { "; Secure" } else { "" };
-    let text = format!("{}={value}; HttpOnly; SameSite=Lax; Path=/{secure}; Max-Age={max_age_s}", browser_cookie(app));
-    let mut value = HeaderValue::try_from(text).map_err(Problem::internal)?;
-    value.set_sensitive(true);
-    Ok(value)
+fn browser_cookie(app: &App) -> Cookie {
+    Cookie::new(&app.site, "__Host-oidc", "oidc")
 }
 
 fn provider(app: &App) -> Result<&Provider> {
@@ -75,9 +70,9 @@ pub async fn start(State(app): State<App>) -> Result<Response> {
     };
     let data = serde_json::to_string(&attempt).map_err(Problem::internal)?;
     let mut commands = pipe();
-    commands.cmd("SET").arg(key(&state)).arg(data).arg("EX").arg(ATTEMPT_LIFETIME_S).ignore();
+    commands.cmd("SET").arg(key(&state)).arg(data).arg("EX").arg(ATTEMPT_LIFETIME.as_secs()).ignore();
     app.sessions.redis.run::<()>(&commands).await?;
-    let cookie = set_cookie(&app, &browser, ATTEMPT_LIFETIME_S)?;
+    let cookie = browser_cookie(&app).set(&browser, ATTEMPT_LIFETIME)?;
     Ok(([(header::SET_COOKIE, cookie), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Redirect::to(page.as_str()))
         .into_response())
 }
@@ -102,7 +97,7 @@ pub async fn finish(State(app): State<App>, address: ClientAddress, headers: Hea
     commands.cmd("GETDEL").arg(key(&answer.state));
     let (found,): (Option<String>,) = app.sessions.redis.run(&commands).await?;
     let attempt = found.and_then(|data| serde_json::from_str::<Attempt>(&data).ok());
-    let attempt = attempt.filter(|attempt| cookie(&headers, browser_cookie(&app)).is_some_and(|browser| hash(browser) == attempt.browser));
+    let attempt = attempt.filter(|attempt| browser_cookie(&app).find(&headers).is_some_and(|browser| hash(browser) == attempt.browser));
     let Some(attempt) = attempt else {
         return refusal(StatusCode::BAD_REQUEST, "This log-in was used already, has expired, or began in another browser.");
     };
@@ -127,7 +122,7 @@ pub async fn finish(State(app): State<App>, address: ClientAddress, headers: Hea
     tracing::Span::current().record("account_id", tracing::field::display(owner.id));
     let mut response = Redirect::to("/").into_response();
     response.headers_mut().append(header::SET_COOKIE, session);
-    response.headers_mut().append(header::SET_COOKIE, set_cookie(&app, "", 0)?);
+    response.headers_mut().append(header::SET_COOKIE, browser_cookie(&app).remove()?);
     Ok(response)
 }
 
