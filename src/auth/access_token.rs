@@ -7,6 +7,7 @@ use jsonwebtoken::dangerous::insecure_decode_claims;
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
+use tokio::time::Instant;
 
 use super::issuer::{Issuer, Unknown};
 use super::rules::Role;
@@ -138,7 +139,7 @@ pub struct AccessTokens {
 impl AccessTokens {
     pub fn new(config: TokenIssuer, client: HttpClient, postgres: Pool, now: fn() -> Timestamp) -> Self {
         let TokenIssuer { url, audience, roles_claim } = config;
-        Self { issuer: Issuer::attach(url, client), audience, roles_claim, services: Services::new(postgres), now }
+        Self { issuer: Issuer::attach(url, client, Instant::now), audience, roles_claim, services: Services::new(postgres), now }
     }
 
     /// Checks a token and finds its service.

@@ -130,6 +130,7 @@ pub struct Issuer(Arc<Parts>);
 struct Parts {
     url: IssuerUrl,
     client: HttpClient,
+    clock: fn() -> Instant,
     known: RwLock<Option<Arc<Known>>>,
     /// When the documents were last asked for. It is locked while they are fetched.
     asked_at: Mutex<Option<Instant>>,
@@ -137,11 +138,11 @@ struct Parts {
 }
 
 impl Issuer {
-    /// Attaches an issuer. It is asked when the first token arrives.
-    pub fn attach(url: IssuerUrl, client: HttpClient) -> Self {
+    /// Attaches an issuer. It is asked when the first token arrives. `clock` says how old the documents are.
+    pub fn attach(url: IssuerUrl, client: HttpClient, clock: fn() -> Instant) -> Self {
         signature::install();
         let (known, asked_at, waiting) = (RwLock::default(), Mutex::default(), Semaphore::new(MAX_WAITING));
-        Self(Arc::new(Parts { url, client, known, asked_at, waiting }))
+        Self(Arc::new(Parts { url, client, clock, known, asked_at, waiting }))
     }
 
     /// The issuer's identifier.
@@ -177,7 +178,7 @@ impl Issuer {
 
     /// The documents, fetched again if they are old. If that fails, they stay in use. None if there are none.
     async fn fresh(&self) -> Option<Arc<Known>> {
-        match self.known().map(|known| known.at.elapsed()) {
+        match self.known().map(|known| self.since(known.at)) {
             Some(age) if age <= REFRESH_AGE => {}
             Some(age) if age <= MAX_AGE => {
                 if self.may_ask() {
@@ -201,22 +202,26 @@ impl Issuer {
         }
     }
 
+    fn since(&self, at: Instant) -> Duration {
+        (self.0.clock)().duration_since(at)
+    }
+
     fn known(&self) -> Option<Arc<Known>> {
         self.0.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether nobody fetches the documents now, or has just done so.
     fn may_ask(&self) -> bool {
-        self.0.asked_at.try_lock().is_ok_and(|at| at.is_none_or(|at| at.elapsed() >= FETCH_INTERVAL))
+        self.0.asked_at.try_lock().is_ok_and(|at| at.is_none_or(|at| self.since(at) >= FETCH_INTERVAL))
     }
 
     /// Fetches the documents, or waits while another task fetches them. Does nothing if that was less than a minute ago.
     async fn refresh(self) {
         let mut asked_at = self.0.asked_at.lock().await;
-        if asked_at.is_some_and(|at| at.elapsed() < FETCH_INTERVAL) {
+        if asked_at.is_some_and(|at| self.since(at) < FETCH_INTERVAL) {
             return;
         }
-        *asked_at = Some(Instant::now());
+        *asked_at = Some((self.0.clock)());
         let fetched = timeout(FETCH_TIMEOUT, self.fetch()).await;
         match fetched.unwrap_or_else(|_| Err(anyhow!("no answer in {FETCH_TIMEOUT:?}"))) {
             Ok(known) => *self.0.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(known)),
@@ -237,7 +242,7 @@ impl Issuer {
         let keys: Vec<_> = set.keys.into_iter().filter_map(Key::of).collect();
         // An issuer that withdraws its last key has none.
         ensure!(!keys.is_empty() || self.known().is_some(), "key set: it has no key for RS256, ES256 or EdDSA");
-        Ok(Known { at: Instant::now(), discovery, keys })
+        Ok(Known { at: (self.0.clock)(), discovery, keys })
     }
 
     async fn get<T: DeserializeOwned>(&self, url: &str) -> anyhow::Result<T> {

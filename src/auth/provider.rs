@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use secrecy::SecretString;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use super::issuer::Issuer;
 use crate::config::{self, OidcClient};
@@ -29,7 +30,7 @@ impl Provider {
     pub fn attach(config: config::Oidc, client: HttpClient, lifecycle: &mut Lifecycle) -> Option<Self> {
         let OidcClient { issuer, id, secret } = config.0.clone()?;
         let provider = Self {
-            issuer: Issuer::attach(issuer, client),
+            issuer: Issuer::attach(issuer, client, Instant::now),
             client_id: id,
             client_secret: Arc::new(RwLock::new(secret)),
             calls: Semaphore::new(MAX_CALLS),

@@ -1,17 +1,21 @@
 //! Access tokens of an issuer, with an issuer of this test that signs anything and answers anything.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use app::auth::issuer;
+use app::config::Setting;
 use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use futures_util::stream;
+use jsonwebtoken::Algorithm;
 use reqwest::Response;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::outgoing::configured;
 use crate::support::balancer::has;
 use crate::support::deploy::{Web, client};
 use crate::support::issuer::{AUDIENCE, Issuer, Key, encode, now};
@@ -454,4 +458,39 @@ async fn unset_issuer_accepts_no_tokens() {
     let mut incomplete = deploy.with("TOKEN_ISSUER", &issuer.url).without("TOKEN_AUDIENCE").start("web");
     assert_eq!(incomplete.exit().await.code(), Some(78));
     assert!(incomplete.errors().join("\n").contains("TOKEN_AUDIENCE is missing, which TOKEN_ISSUER requires"));
+}
+
+/// The minutes that the clock of the next test is ahead.
+static AHEAD: AtomicU64 = AtomicU64::new(0);
+
+fn clock() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_mins(AHEAD.load(Ordering::Relaxed))
+}
+
+#[tokio::test]
+async fn withdrawn_key_stops_working_in_ten_minutes() {
+    let (old, new) = (Key::ed("old"), Key::ed("new"));
+    let server = Issuer::start(&[&old]).await;
+    let issuer = issuer::Issuer::attach(Setting::parse(&server.url).unwrap(), configured(), clock);
+    let knows = async |key: &Key| issuer.key(Some(&key.id), Algorithm::EdDSA).await.unwrap().is_some();
+    assert!(knows(&old).await);
+    server.publish(&[&new]);
+    // Nobody uses another key meanwhile.
+    AHEAD.store(4, Ordering::Relaxed);
+    assert!(knows(&old).await);
+    assert_eq!(server.fetches(), 1, "young documents are not fetched again");
+    AHEAD.store(11, Ordering::Relaxed);
+    assert!(!knows(&old).await, "a withdrawn key works after ten minutes");
+    assert_eq!(server.fetches(), 2);
+    assert!(knows(&new).await);
+    // They are fetched anew beside the requests, before they are too old.
+    server.publish(&[&old]);
+    AHEAD.store(17, Ordering::Relaxed);
+    assert!(knows(&new).await);
+    crate::support::eventually("the documents are fetched", async || (server.fetches() == 3).then_some(())).await;
+    crate::support::eventually("the new key set is known", async || knows(&old).await.then_some(())).await;
+    // Without an answer, the known keys stay in use.
+    server.hang();
+    AHEAD.store(28, Ordering::Relaxed);
+    assert!(knows(&old).await);
 }

@@ -25,7 +25,7 @@ fn metrics() -> Metrics {
     Metrics::new(&Release { service: "app".to_owned(), commit: COMMIT, release: None, process: "web" })
 }
 
-fn configured() -> HttpClient {
+pub fn configured() -> HttpClient {
     HttpClient::for_configured_urls(metrics(), || 0).unwrap()
 }
 
