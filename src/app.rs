@@ -24,7 +24,7 @@ use crate::resources::cache::Cache;
 use crate::resources::events::Events;
 use crate::resources::postgres::{self, Pool};
 use crate::resources::storage::Storage;
-use crate::telemetry::metrics::{FeatureCounter, FeatureCounters};
+use crate::telemetry::feature_counters::{FeatureCounter, FeatureCounters};
 
 /// The state that handlers share. Cheap to clone.
 #[derive(Clone)]

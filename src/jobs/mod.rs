@@ -29,7 +29,7 @@ use crate::resources::postgres::Pool;
 use crate::resources::redis::Redis;
 use crate::resources::smtp::{self, Mailer};
 use crate::resources::storage::Storage;
-use crate::telemetry::metrics::FeatureCounters;
+use crate::telemetry::feature_counters::FeatureCounters;
 use enqueue::MAX_PAYLOAD_BYTES;
 
 pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};

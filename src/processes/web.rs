@@ -35,6 +35,7 @@ use crate::resources::http_client::HttpClient;
 use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 use crate::resources::storage::Storage;
+use crate::telemetry::feature_counters::FeatureCounters;
 
 /// How many passwords are hashed at a time by default. The number of cores alone is no guide: a container may see all
 /// cores of its machine but have little of its memory.
@@ -100,7 +101,7 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
         events,
         notifier,
         features: FEATURES,
-        counters: lifecycle.metrics.features(FEATURES.iter().flat_map(|feature| feature.counters)),
+        counters: FeatureCounters::register(&lifecycle.metrics, FEATURES.iter().flat_map(|feature| feature.counters)),
         on,
         schedule: clock::schedule,
         flags: config.flags,

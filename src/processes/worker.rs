@@ -18,6 +18,7 @@ use crate::resources::postgres::{Limits, Pool};
 use crate::resources::redis::Redis;
 use crate::resources::smtp::Mailer;
 use crate::resources::storage::Storage;
+use crate::telemetry::feature_counters::FeatureCounters;
 
 /// A worker without a successful claim for this long is not ready. An empty claim counts as successful.
 const CLAIMS_STALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,7 +76,7 @@ async fn start(
     let kinds = registry.choose(config.jobs.worker_kinds.as_ref().map(|names| names.0.as_slice()));
     let kinds = kinds.map_err(|problem| Problems::of("WORKER_KINDS", problem))?;
     let concurrency = config.jobs.worker_concurrency.get() as usize;
-    let counters = lifecycle.metrics.features(FEATURES.iter().flat_map(|feature| feature.counters));
+    let counters = FeatureCounters::register(&lifecycle.metrics, FEATURES.iter().flat_map(|feature| feature.counters));
     let resources = Resources { postgres, redis, storage, mailer, site, notifier, counters, heavy: Arc::new(Semaphore::new(1)) };
     let (lease, metrics) = (config.jobs.job_lease.0, lifecycle.metrics.clone());
     let runner = Runner { registry, kinds, resources, concurrency, lease, until_idle, claims, metrics };

@@ -3,7 +3,7 @@
 //!
 //! No label takes a value from a client. The label of a route is its template, and that of a job a registered kind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,28 +36,6 @@ const STORAGE_SECONDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.
 pub type Labels<const N: usize> = [(&'static str, String); N];
 
 type Times<L> = Family<L, Histogram, fn() -> Histogram>;
-
-/// A counter that a feature declares, such as the accounts that signed up.
-#[derive(Debug)]
-pub struct FeatureCounter {
-    /// The name of its metric, without `_total`.
-    pub name: &'static str,
-    pub help: &'static str,
-}
-
-/// The features' counters in this process. Cheap to clone. The default counts nothing: nobody reads the metrics of a
-/// task.
-#[derive(Clone, Default)]
-pub struct FeatureCounters(Arc<BTreeMap<&'static str, Counter>>);
-
-impl FeatureCounters {
-    /// Adds one. Call it after the commit, because a transaction may be rolled back.
-    pub fn increment(&self, counter: &FeatureCounter) {
-        if let Some(counter) = self.0.get(counter.name) {
-            counter.inc();
-        }
-    }
-}
 
 /// Updates metrics whenever they are read.
 type Sampler = Box<dyn Fn(&Metrics) + Send>;
@@ -269,15 +247,9 @@ impl Metrics {
         self.0.mails.get_or_create(&[("outcome", outcome.to_owned())]).inc();
     }
 
-    /// Registers the features' counters, so that each starts at 0.
-    pub fn features(&self, counters: impl Iterator<Item = &'static FeatureCounter>) -> FeatureCounters {
-        let mut registry = self.0.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let register = |FeatureCounter { name, help }: &FeatureCounter| {
-            let counter = Counter::default();
-            registry.register(*name, *help, counter.clone());
-            (*name, counter)
-        };
-        FeatureCounters(Arc::new(counters.map(register).collect()))
+    /// Registers a counter that lives elsewhere.
+    pub fn counter(&self, name: &str, help: &str, counter: Counter) {
+        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner).register(name, help, counter);
     }
 
     /// Shows the requests to the cache, which it counts by outcome.

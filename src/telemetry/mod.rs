@@ -3,6 +3,7 @@
 //! A line has `timestamp`, `level`, `message`, `target`, `service`, `process`, `instance`, `release` and `commit`, then
 //! the event's own fields, then those of the spans around it. The platform routes, stores and searches the log.
 
+pub mod feature_counters;
 pub mod metrics;
 #[cfg(target_os = "linux")]
 mod process_metrics;

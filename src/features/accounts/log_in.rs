@@ -16,7 +16,7 @@ use crate::auth::audit::{self, Action, Actor};
 use crate::auth::{By, Caller, Role, Session, password};
 use crate::http::{ClientAddress, Json, Problem, Result, mail_address, no_nul};
 use crate::jobs;
-use crate::telemetry::metrics::FeatureCounter;
+use crate::telemetry::feature_counters::FeatureCounter;
 
 pub const SIGNED_UP: FeatureCounter = FeatureCounter { name: "accounts_signed_up", help: "Accounts that people created by signing up" };
 

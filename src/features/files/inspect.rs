@@ -16,7 +16,7 @@ use super::file::{content_key, thumbnail_key};
 use crate::jobs::{Job, JobContext, JobError};
 use crate::resources::events;
 use crate::resources::storage::ObjectHeaders;
-use crate::telemetry::metrics::FeatureCounter;
+use crate::telemetry::feature_counters::FeatureCounter;
 
 pub const INSPECTED: FeatureCounter = FeatureCounter { name: "files_inspected", help: "Uploaded images that a worker measured" };
 
