@@ -4,18 +4,16 @@ use std::io::IsTerminal;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
-use jiff::Timestamp;
 use secrecy::SecretString;
 use serde_json::json;
 use sqlx::{PgPool, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::Task;
+use super::attach::attach;
 use super::output::{note, say};
-use crate::app::{App, Parts};
+use crate::app::App;
 use crate::auth::audit::{self, Action};
-use crate::auth::password::Passwords;
-use crate::auth::session::Sessions;
 use crate::auth::{By, Role, rules, secret, service_account};
 use crate::config;
 use crate::features::FEATURES;
@@ -25,14 +23,8 @@ use crate::features::accounts::mails::SendInvitation;
 use crate::features::accounts::my_sessions::{self, end_before};
 use crate::features::accounts::settings::{self, tell_password_changed};
 use crate::http::Problem;
-use crate::jobs::{self, Notifier};
-use crate::processes::clock;
-use crate::resources::cache::Cache;
-use crate::resources::events::Events;
-use crate::resources::redis::Redis;
+use crate::jobs;
 use crate::resources::smtp;
-use crate::resources::storage::Storage;
-use crate::telemetry::metrics::FeatureCounters;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -254,47 +246,6 @@ async fn finish(app: &App, mut change: Transaction<'_, Postgres>, id: Uuid, epoc
     end_before(app, change, id, epoch).await.map_err(cause)?;
     say(format_args!("account {id}: {}. Its earlier sessions end", action.0.replace('_', " ")));
     Ok(())
-}
-
-/// Attaches the resources that commands for accounts need. A deletion needs no object store here, because jobs delete
-/// the objects.
-pub fn attach(task: &Task) -> Result<App> {
-    attach_with(task, None)
-}
-
-/// Attaches the resources that a feature's commands need.
-pub fn attach_with(task: &Task, storage: Option<Storage>) -> Result<App> {
-    let (database, (redis, (http, (flags, site)))) =
-        config::read::<(config::Database, (config::Redis, (config::Http, (config::Flags, config::Site))))>(&task.env)?;
-    #[expect(clippy::disallowed_methods, reason = "the clock is passed on from here")]
-    let now = Timestamp::now;
-    let redis = Redis::attach(&redis)?;
-    let sessions = Sessions::new(redis.clone(), &http, &site.public_url, now);
-    let (postgres, passwords) = (super::attach(&database)?, Passwords::new(1, &site.public_url)?);
-    // No task sends the notifications. The workers find a job at their next poll.
-    let notifier = Notifier::default();
-    let (cache, events, features, counters) = (Cache::new(redis, Uuid::new_v4), Events::default(), FEATURES, FeatureCounters::default());
-    let (schedule, mail_viewer, site) = (clock::schedule, None, site.public_url);
-    let parts = Parts {
-        postgres,
-        storage,
-        sessions,
-        passwords,
-        cache,
-        events,
-        notifier,
-        features,
-        counters,
-        // Only what `web` serves depends on them.
-        on: Vec::new(),
-        schedule,
-        flags,
-        mail_viewer,
-        provider: None,
-        site,
-        now,
-    };
-    Ok(parts.into())
 }
 
 /// The underlying error, which an operator may see.

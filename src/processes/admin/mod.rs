@@ -4,6 +4,7 @@
 
 mod access_table;
 mod account_commands;
+mod attach;
 mod config_commands;
 mod console;
 mod doctor;
@@ -173,7 +174,7 @@ async fn run_of_feature(task: &Task, matches: &ArgMatches) -> anyhow::Result<boo
     let found = FEATURES.iter().find(|feature| feature.name == name).and_then(|feature| feature.commands.as_ref());
     let commands = found.with_context(|| format!("there is no command {name}"))?;
     let storage = Storage::attach(&read(&task.env)?, None)?;
-    let Output { columns, rows, text, failed } = (commands.run)(&account_commands::attach_with(task, storage)?, matches).await?;
+    let Output { columns, rows, text, failed } = (commands.run)(&attach::attach_with_storage(task, storage)?, matches).await?;
     if !columns.is_empty() {
         task.rows(columns, &rows);
     }
