@@ -98,7 +98,9 @@ async fn interrupted_purge_deletes_whole_batches() {
     // A locked row blocks the purge at one of its batches, mostly the last.
     let mut holder = deploy.database().await;
     sql(&mut holder, "BEGIN; SELECT FROM audit_events WHERE id = (SELECT max(id) FROM audit_events) FOR UPDATE").await;
-    let mut command = Command::new(programs().join("admin"));
+    // Background jobs ignore SIGINT, and so would the program.
+    let mut command = Command::new("/usr/bin/env");
+    command.arg("--default-signal=INT").arg(programs().join("admin"));
     command.args(["purge", "--before", "90d"]).env_clear().envs(&deploy.environment);
     let mut purge = Process::spawn(command);
     deploy.waits_for_a_lock().await;
@@ -197,4 +199,24 @@ async fn admin_statistics_are_counted_anew() {
     let (head, lines) = table.split_once('\n').unwrap();
     assert_eq!(head.split_whitespace().collect::<Vec<_>>(), ["of", "state", "count"]);
     assert!(lines.lines().any(|line| line.split_whitespace().eq(["accounts", "unverified", "3"])), "{table}");
+}
+
+#[tokio::test]
+async fn purge_keeps_rows_that_change_meanwhile() {
+    let deploy = Deploy::new().await;
+    let mut database = deploy.database().await;
+    let patience = "DO $$ BEGIN EXECUTE format('ALTER ROLE CURRENT_USER IN DATABASE %I SET lock_timeout = 0', current_database()); END $$";
+    sql(&mut database, patience).await;
+    sql(&mut database, "INSERT INTO jobs (kind, payload, max_attempts, dead_at) VALUES ('x', '1', 1, now() - interval '400 days')").await;
+    // An operator retries the dead job.
+    let mut operator = deploy.database().await;
+    sql(&mut operator, "BEGIN; UPDATE jobs SET dead_at = NULL, attempt = 0").await;
+    let purge = tokio::spawn({
+        let deploy = deploy.clone();
+        async move { done(&deploy, &["purge", "--before", "90d"]).await }
+    });
+    deploy.waits_for_a_lock().await;
+    sql(&mut operator, "COMMIT").await;
+    purge.await.unwrap();
+    assert_eq!(count(&mut database, "jobs").await, 1, "the job that was retried is deleted");
 }

@@ -19,7 +19,9 @@ macro_rules! purge {
                         + " < $1 LIMIT $2::bigint), "
                         + "gone AS (DELETE FROM "
                         + $table
-                        + " WHERE $2 IS NOT NULL AND ctid = ANY (ARRAY(SELECT ctid FROM old))) "
+                        + " WHERE $2 IS NOT NULL AND ctid = ANY (ARRAY(SELECT ctid FROM old)) AND "
+                        + $column
+                        + " < $1) "
                         + "SELECT count(*) AS \"count!\" FROM old",
                     before as _,
                     limit
