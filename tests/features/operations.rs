@@ -122,6 +122,19 @@ async fn job_that_may_not_change_is_409() {
 }
 
 #[tokio::test]
+async fn former_admin_changes_no_jobs() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let admin = Person::admin(&deploy, &web).await;
+    let dead = insert(&deploy, DEAD).await;
+    admin.ends_unnoticed(&deploy, ", role = 'user'").await;
+    problem(admin.post(&format!("/admin/jobs/{dead}/retry"), json!({})).await, 401, "unauthenticated").await;
+    problem(admin.delete(&format!("/admin/jobs/{dead}")).await, 401, "unauthenticated").await;
+    assert!(is_there(&deploy, dead).await);
+    assert_eq!(trail(&deploy).await, []);
+}
+
+#[tokio::test]
 async fn jobs_are_listed_in_pages() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;

@@ -202,3 +202,18 @@ async fn killed_digest_enqueues_each_account_once() {
     worker.logged("its end", |line| line["job_kind"] == "send_digests" && line["outcome"] == "done").await;
     assert_eq!(two_pages + enqueued().await, 400);
 }
+
+#[tokio::test]
+async fn ended_session_changes_nothing() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let made: Value = remind(&ada, "water the plants", 3600).await.json().await.unwrap();
+    let path = format!("/reminders/{}", made["id"].as_str().unwrap());
+    ada.ends_unnoticed(&deploy, "").await;
+    problem(remind(&ada, "too late", 3600).await, 401, "unauthenticated").await;
+    problem(ada.patch(&path, json!({ "message": "too late" })).await, 401, "unauthenticated").await;
+    problem(ada.delete(&path).await, 401, "unauthenticated").await;
+    let messages: Vec<String> = sqlx::query_scalar("SELECT message FROM reminders").fetch_all(&mut deploy.database().await).await.unwrap();
+    assert_eq!(messages, ["water the plants"]);
+}

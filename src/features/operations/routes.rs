@@ -7,13 +7,14 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use garde::Validate;
 use serde::Deserialize;
+use sqlx::PgConnection;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::auth::Caller;
 use crate::auth::audit::{self, Action};
+use crate::auth::{Caller, Role};
 use crate::http::{Id, List, Page, Problem, Query, Result};
 use crate::jobs::operator::{self, JobCount, ListedJob, Refused};
 use crate::jobs::schedule::{ScheduleTicks, ticks};
@@ -74,6 +75,7 @@ async fn count_jobs(State(app): State<App>) -> Result<axum::Json<List<JobCount>>
     ))]
 async fn retry_job(State(app): State<App>, caller: Caller, Id(id): Id<i64>) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
+    hold_admin(&mut transaction, caller).await?;
     operator::retry(&mut transaction, id).await.map_err(refused)?;
     audit::record(&mut *transaction, Action::JOB_RETRIED, None, caller.by).await?;
     transaction.commit().await?;
@@ -85,6 +87,7 @@ async fn retry_job(State(app): State<App>, caller: Caller, Id(id): Id<i64>) -> R
     responses((status = 204, description = "Deleted"), (status = 409, description = "job-running: A worker is running the job")))]
 async fn discard_job(State(app): State<App>, caller: Caller, Id(id): Id<i64>) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
+    hold_admin(&mut transaction, caller).await?;
     operator::discard(&mut transaction, id).await.map_err(refused)?;
     audit::record(&mut *transaction, Action::JOB_DISCARDED, None, caller.by).await?;
     transaction.commit().await?;
@@ -96,6 +99,14 @@ async fn discard_job(State(app): State<App>, caller: Caller, Id(id): Id<i64>) ->
 async fn list_schedules(State(app): State<App>) -> Result<axum::Json<List<ScheduleTicks>>> {
     let schedules = (app.schedule)().map_err(Problem::internal)?;
     Ok(axum::Json(List { items: ticks(&*app.postgres, &schedules).await?, next: None }))
+}
+
+/// Checks that the caller is still an admin, and stays one until the end of the transaction.
+async fn hold_admin(transaction: &mut PgConnection, caller: Caller) -> Result<()> {
+    match caller.hold(transaction).await? {
+        Role::Admin => Ok(()),
+        Role::User => Err(Problem::forbidden("insufficient-role", "This requires the role admin.")),
+    }
 }
 
 fn refused(why: Refused) -> Problem {

@@ -55,6 +55,7 @@ const CREATE: &str = "POST /reminders";
     ))]
 async fn create_reminder(State(app): State<App>, caller: Caller, key: IdempotencyKey, Json(input): Json<NewReminder>) -> Result<Response> {
     let mut transaction = app.postgres.begin().await?;
+    caller.hold(&mut transaction).await?;
     let made = create_once(&app, &mut transaction, caller.account_id, key, &input).await;
     // The transaction ends before the response is sent, because the client may then use the key again at once.
     let (answer, enqueued) = match made {
@@ -160,6 +161,7 @@ async fn change_reminder(
         in_future(&app, due_at)?;
     }
     let mut transaction = app.postgres.begin().await?;
+    caller.hold(&mut transaction).await?;
     let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
     unchanged_since(&headers, &before)?;
     if input.message.is_none() && input.due_at.is_none() {
@@ -187,6 +189,7 @@ async fn change_reminder(
     ))]
 async fn delete_reminder(State(app): State<App>, caller: Caller, Id(id): Id, headers: HeaderMap) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
+    caller.hold(&mut transaction).await?;
     let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
     unchanged_since(&headers, &before)?;
     // When its job is due, it finds no reminder and ends.

@@ -40,6 +40,8 @@ async fn is_refused_in_time(person: &Person, ended: Instant) {
             StatusCode::UNAUTHORIZED => return,
             status => assert!(status == StatusCode::OK && asked < SESSION_END_LIMIT, "{status} after {asked:?}"),
         }
+        // A fast machine would reach the limit of requests.
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
