@@ -46,3 +46,9 @@ CREATE TABLE stray_objects (
 );
 
 CREATE INDEX stray_objects_seen ON stray_objects (seen_at);
+
+-- Names this deploy in the object store, whose object `owner` has the same id. Only the owner deletes objects without a row.
+CREATE TABLE object_store_owner (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    id uuid NOT NULL DEFAULT gen_random_uuid()
+);

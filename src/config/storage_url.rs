@@ -46,6 +46,10 @@ impl Setting for StorageUrl {
         if prefix.split('/').any(|part| part.is_empty() && !prefix.is_empty()) {
             return Err(shape());
         }
+        // Others would be encoded in keys, and listings would not fit the prefix.
+        if !prefix.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c)) {
+            return Err("may have only letters, digits, `-`, `_`, `.` and `/` after the bucket".to_owned());
+        }
         Ok(Self { scheme, bucket, prefix })
     }
 }

@@ -1,5 +1,5 @@
-//! Streams request bodies to the handler as they arrive, without buffering. A client that sends nothing for too long is cut
-//! off.
+//! Streams request bodies to the handler as they arrive, without buffering. A client that sends too little for too long is
+//! cut off.
 //!
 //! An access rule marks the routes that stream (`Rule::streaming`). `REQUEST_TIMEOUT` does not apply to them.
 
@@ -16,19 +16,27 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::problem::{self, Problem};
 
-/// How long a client may send nothing while the handler waits for more of the body.
+/// How long a client may take for [`MIN_PROGRESS`] while the handler waits for more of the body.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The client sent nothing for too long.
+/// How many bytes count as progress. A client that sends a byte now and then would hold its place for ever.
+const MIN_PROGRESS: usize = 32 * 1024;
+
+/// The client sent too little for too long.
 #[derive(Debug, thiserror::Error)]
-#[error("the client sent nothing for {STALL_TIMEOUT:?}")]
+#[error("the client sent less than {MIN_PROGRESS} bytes in {STALL_TIMEOUT:?}")]
 struct Stalled;
 
-/// A body that fails if the client sends nothing for [`STALL_TIMEOUT`]. Time counts only while the handler waits for more.
+/// A body that fails if the client sends less than [`MIN_PROGRESS`] in [`STALL_TIMEOUT`]. Time counts only while the handler waits
+/// for more.
 pub(super) struct StallTimeoutBody<S> {
     body: Body,
-    /// Whether the handler waits for more.
-    waiting: bool,
+    /// When the handler began to wait for more, if it does.
+    waits_since: Option<Instant>,
+    /// How long it waited before, since the last progress.
+    waited: Duration,
+    /// How many bytes arrived since the last progress.
+    arrived: usize,
     /// When the wait times out.
     deadline: Pin<Box<Sleep>>,
     /// Held until the body is dropped, because it counts towards the limits of streams.
@@ -37,7 +45,7 @@ pub(super) struct StallTimeoutBody<S> {
 
 impl<S> StallTimeoutBody<S> {
     pub(super) fn new(body: Body, permit: S) -> Self {
-        Self { body, waiting: false, deadline: Box::pin(sleep(STALL_TIMEOUT)), _permit: permit }
+        Self { body, waits_since: None, waited: Duration::ZERO, arrived: 0, deadline: Box::pin(sleep(STALL_TIMEOUT)), _permit: permit }
     }
 }
 
@@ -47,11 +55,19 @@ impl<S: Unpin> hyper::body::Body for StallTimeoutBody<S> {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            self.waiting = false;
+            let waited = self.waits_since.take().map(|since| since.elapsed()).unwrap_or_default();
+            self.waited += waited;
+            self.arrived += frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+            if self.arrived >= MIN_PROGRESS {
+                (self.arrived, self.waited) = (0, Duration::ZERO);
+            }
             return Poll::Ready(frame);
         }
-        if !std::mem::replace(&mut self.waiting, true) {
-            self.deadline.as_mut().reset(Instant::now() + STALL_TIMEOUT);
+        if self.waits_since.is_none() {
+            let now = Instant::now();
+            self.waits_since = Some(now);
+            let left = STALL_TIMEOUT.saturating_sub(self.waited);
+            self.deadline.as_mut().reset(now + left);
         }
         ready!(self.deadline.as_mut().poll(context));
         Poll::Ready(Some(Err(axum::Error::new(Stalled))))
@@ -86,7 +102,7 @@ impl Streamed {
     /// Returns the next piece, or none at the end.
     ///
     /// # Errors
-    /// 408 if the client sends nothing for too long, 400 if the body ends before it is complete.
+    /// 408 if the client sends too little for too long, 400 if the body ends before it is complete.
     pub async fn next(&mut self) -> problem::Result<Option<Bytes>> {
         while let Some(frame) = self.body.frame().await {
             let frame = frame.map_err(|error| {

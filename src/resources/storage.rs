@@ -4,6 +4,7 @@
 //! stores is behind cargo features. Large objects are uploaded in parts, so that no process holds a whole one in memory.
 
 mod clients;
+mod places;
 mod writer;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -26,6 +27,7 @@ use crate::telemetry::metrics::Metrics;
 
 use clients::Clients;
 use object_store::multipart::PartId;
+pub use places::{MAX_UPLOADS_PER_ACCOUNT, Places};
 pub use writer::Writer;
 
 /// How long an operation without content may take, including retries.
@@ -102,6 +104,7 @@ struct Shared {
     clients: Mutex<Option<Arc<Clients>>>,
     prefix: String,
     limits: Limits,
+    places: Places,
     metrics: Option<Metrics>,
 }
 
@@ -127,7 +130,14 @@ impl Storage {
 
     fn new(config: config::Storage, prefix: String, metrics: Option<Metrics>) -> Self {
         let limits = Limits { object: config.file_size_limit.0, account: config.file_quota.0 };
-        Self(Arc::new(Shared { config: RwLock::new(config), clients: Mutex::default(), prefix, limits, metrics }))
+        Self(Arc::new(Shared {
+            config: RwLock::new(config),
+            clients: Mutex::default(),
+            prefix,
+            limits,
+            places: Places::default(),
+            metrics,
+        }))
     }
 
     /// Follows changes of the keys if they are in files.
@@ -146,6 +156,10 @@ impl Storage {
 
     pub fn limits(&self) -> Limits {
         self.0.limits
+    }
+
+    pub fn places(&self) -> &Places {
+        &self.0.places
     }
 
     /// # Errors

@@ -9,15 +9,16 @@ mod streams;
 use std::io::Cursor;
 use std::time::Duration;
 
-use image::{ImageFormat, RgbImage};
+use image::{ImageFormat, RgbImage, RgbaImage};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 
 use crate::support::access::{Things, prove_privacy, prove_table};
 use crate::support::deploy::client;
 use crate::support::person::{PASSWORD, Person, problem};
-use crate::support::{Deploy, eventually, store};
+use crate::support::{Deploy, Process, Proxy, eventually, store};
 
 /// Which callers may use which operations, written by hand. `tests/support/access.rs` explains the letters.
 const ACCESS_TABLE: &str = "
@@ -342,4 +343,89 @@ async fn clean_up_deletes_stray_objects_after_a_day() {
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM stray_objects").fetch_one(&mut database).await.unwrap();
     assert_eq!(left, 0);
     assert_eq!(worker.lines().iter().filter(|line| line.contains("belong to no file")).count(), 1, "reported once");
+}
+
+#[tokio::test]
+async fn objects_of_another_deploy_are_never_deleted() {
+    let deploy = Deploy::new().await;
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::known(&deploy, &web).await;
+    let file = stored(&ada, "note.txt", "a note").await;
+    let clean_up = async |deploy: &Deploy, worker: &Process| {
+        assert!(deploy.admin(&["jobs", "enqueue", "clean_up_files", "{}"]).await.status.success());
+        worker.logged("the end", |line| line["job_kind"] == "clean_up_files" && line["outcome"] == "done").await;
+    };
+    clean_up(&deploy, &worker).await;
+    // Another database with the same bucket and prefix.
+    let other = Deploy::new().await.with("STORAGE_URL", &deploy.environment["STORAGE_URL"]);
+    let its_worker = other.start("worker");
+    clean_up(&other, &its_worker).await;
+    let warning = its_worker.says("belong to another deploy").await;
+    assert_eq!(warning["level"], "WARN");
+    let strays: i64 = sqlx::query_scalar("SELECT count(*) FROM stray_objects").fetch_one(&mut other.database().await).await.unwrap();
+    assert_eq!(strays, 0);
+    assert_eq!(content(&ada, &file).await, b"a note");
+}
+
+#[tokio::test]
+async fn ended_session_neither_stores_nor_deletes() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let file = stored(&ada, "note.txt", "a note").await;
+    ada.ends_unnoticed(&deploy, "").await;
+    problem(ada.delete(&path(&file)).await, 401, "unauthenticated").await;
+    problem(upload(&ada, "late.txt", "late").await, 401, "unauthenticated").await;
+    let names: Vec<String> = sqlx::query_scalar("SELECT name FROM files").fetch_all(&mut deploy.database().await).await.unwrap();
+    assert_eq!(names, ["note.txt"]);
+}
+
+#[tokio::test]
+async fn stuck_image_leaves_places_for_mails() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    for number in 0..3 {
+        stored(&ada, &format!("{number}.jpg"), photo(64, 48)).await;
+    }
+    let proxy = Proxy::to(deploy.address_of("AWS_ENDPOINT_URL_S3")).await;
+    proxy.stall();
+    let far = deploy.clone_with("AWS_ENDPOINT_URL_S3", deploy.through("AWS_ENDPOINT_URL_S3", &proxy)).with("WORKER_CONCURRENCY", 2);
+    let worker = far.start("worker");
+    let started = |line: &&String| line.contains("\"job_kind\":\"inspect_file\"");
+    eventually("two starts", async || (worker.lines().iter().filter(started).count() >= 2).then_some(())).await;
+    // The first image waits for the store for thirty seconds, and the second for the first.
+    assert_eq!(ada.request_reset().await.status(), 202);
+    let mail = deploy.mail.to(&ada.email, "Set a new password");
+    timeout(Duration::from_secs(20), mail).await.expect("the mail does not wait for the store");
+}
+
+/// An animated WebP of one colour, with an alpha channel. Its one frame is as large as the canvas.
+fn animated_webp(width: u32, height: u32) -> Vec<u8> {
+    let mut still = Vec::new();
+    RgbaImage::from_pixel(width, height, image::Rgba([200, 100, 50, 128]))
+        .write_to(&mut Cursor::new(&mut still), ImageFormat::WebP)
+        .unwrap();
+    let u24 = |number: u32| number.to_le_bytes()[..3].to_vec();
+    let chunk =
+        |name: &[u8], data: &[u8]| [name, &u32::try_from(data.len()).unwrap().to_le_bytes(), data, &vec![0; data.len() % 2]].concat();
+    let size = [u24(width - 1), u24(height - 1)].concat();
+    // What follows `RIFF`, the length and `WEBP` is one chunk, VP8L.
+    let frame = [&[0; 6][..], &size, &u24(100), &[2], &still[12..]].concat();
+    let canvas = [&[0x12, 0, 0, 0][..], &size].concat();
+    let chunks = [chunk(b"VP8X", &canvas), chunk(b"ANIM", &[0; 6]), chunk(b"ANMF", &frame)].concat();
+    [&b"RIFF"[..], &u32::try_from(chunks.len() + 4).unwrap().to_le_bytes(), b"WEBP", &chunks].concat()
+}
+
+#[tokio::test]
+async fn costliest_image_fits_the_memory_limit() {
+    let deploy = Deploy::new().await;
+    let (web, worker) = (deploy.web().await, deploy.start("worker"));
+    let ada = Person::known(&deploy, &web).await;
+    // 30 million pixels, the limit.
+    let file = stored(&ada, "large.webp", animated_webp(6_000, 5_000)).await;
+    let seen = inspected(&ada, &file).await;
+    assert_eq!(seen["thumbnails"], json!(["small", "large"]), "{seen}");
+    let peak = worker.memory_kib("VmHWM:") / 1024;
+    assert!(peak < 440, "of the 512 MiB in deploy/k8s/base/worker.yaml, one image took {peak} MiB");
 }

@@ -142,22 +142,15 @@ impl Place {
     pub fn check(&mut self) {
         let ended = self.process.ended();
         assert!(ended.is_none(), "{} exited unexpectedly with {ended:?}: {:#?}", self.name, self.last_lines());
-        self.peak_kib = self.peak_kib.max(self.memory_kib("VmHWM:"));
+        self.peak_kib = self.peak_kib.max(self.process.memory_kib("VmHWM:"));
         if self.since.elapsed() > WARM_UP && self.warm_kib.is_none() {
-            self.warm_kib = Some(self.memory_kib("VmRSS:"));
+            self.warm_kib = Some(self.process.memory_kib("VmRSS:"));
         }
     }
 
     /// How much the process has grown since its warm-up.
     pub fn growth_kib(&self) -> usize {
-        self.warm_kib.map_or(0, |warm| self.memory_kib("VmRSS:").saturating_sub(warm))
-    }
-
-    /// Returns 0 if the system has no /proc.
-    fn memory_kib(&self, name: &str) -> usize {
-        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())) else { return 0 };
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a process has memory");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        self.warm_kib.map_or(0, |warm| self.process.memory_kib("VmRSS:").saturating_sub(warm))
     }
 
     pub fn descriptors(&self) -> usize {

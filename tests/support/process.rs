@@ -72,6 +72,13 @@ impl Process {
         fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
     }
 
+    /// A line of its memory's status, such as `VmHWM:`, the peak of its resident memory. 0 if the system has no /proc.
+    pub fn memory_kib(&self, name: &str) -> usize {
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.pid())) else { return 0 };
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a process has memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("the process is there");
     }

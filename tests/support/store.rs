@@ -67,12 +67,13 @@ fn folder(deploy: &Deploy) -> object_store::path::Path {
     deploy.environment["STORAGE_URL"].strip_prefix("s3://files/").expect("a folder").into()
 }
 
-/// The size of each of the deploy's objects, by key.
+/// The size of each of the deploy's objects, by key, without the one that names the owner.
 pub async fn objects(deploy: &Deploy) -> BTreeMap<String, u64> {
     let folder = folder(deploy);
     let objects: Vec<_> = client(deploy).list(Some(&folder)).try_collect().await.expect("a listing");
+    let objects = objects.into_iter().filter(|object| object.location.filename() != Some("owner"));
     let key = |whole: &str| whole.strip_prefix(folder.as_ref()).expect("a key in the folder").trim_start_matches('/').to_owned();
-    objects.into_iter().map(|object| (key(object.location.as_ref()), object.size)).collect()
+    objects.map(|object| (key(object.location.as_ref()), object.size)).collect()
 }
 
 /// Writes an object without the programs' knowledge.

@@ -10,10 +10,13 @@ use super::file::{self, FOLDER, content_key, thumbnail_key};
 use super::inspect::THUMBNAIL_SIZES;
 use crate::app::App;
 use crate::jobs::{self, Job, JobContext, JobError, Priority};
-use crate::resources::storage::Storage;
+use crate::resources::storage::{ObjectHeaders, Storage};
 
 /// How many rows or objects one step handles.
 const BATCH: usize = 1000;
+
+/// The object that names the deploy whose files the other objects are.
+const OWNER_KEY: &str = "owner";
 
 /// Removes the objects of a file whose row is deleted, and aborts its upload.
 #[derive(Debug, Serialize, Deserialize)]
@@ -94,6 +97,12 @@ impl Job for CleanUpFiles {
         };
         // Without an object store there is nothing to list.
         let Some(storage) = context.storage.clone() else { return Ok(()) };
+        if !owns_objects(context, &storage).await? {
+            warn!(
+                "the objects in the store belong to another deploy, so none is deleted; give each deploy a bucket or a prefix of its own"
+            );
+            return Ok(());
+        }
         find_strays(context, &storage, scan).await
     }
 }
@@ -117,6 +126,23 @@ async fn delete_abandoned(context: &JobContext) -> anyhow::Result<()> {
         transaction.commit().await?;
         enqueued.fire(&context.notifier);
         info!(files = abandoned.len(), "{} abandoned upload(s) will be removed", abandoned.len());
+    }
+}
+
+/// Whether the objects are this deploy's. Those of another have no rows here, and must not be deleted for that. The first deploy
+/// that asks becomes the owner.
+async fn owns_objects(context: &JobContext, storage: &Storage) -> anyhow::Result<bool> {
+    let own = sqlx::query_scalar!(
+        "INSERT INTO object_store_owner DEFAULT VALUES ON CONFLICT (only_row) DO UPDATE SET only_row = true RETURNING id"
+    );
+    let own = own.fetch_one(&mut *context.postgres.acquire().await?).await?.to_string();
+    match storage.get(OWNER_KEY).await {
+        Err(error) if error.is_missing() => {
+            let headers = ObjectHeaders { content_type: "text/plain".to_owned(), content_disposition: "attachment".to_owned() };
+            storage.put(OWNER_KEY, own.into(), headers).await?;
+            Ok(true)
+        }
+        owner => Ok(owner? == own.as_bytes()),
     }
 }
 

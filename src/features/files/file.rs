@@ -104,6 +104,8 @@ pub enum StoreOutcome {
     Gone,
     /// The account has reached its quota.
     QuotaReached,
+    /// The uploader's session was ended, or the account suspended, while the content arrived.
+    Ended,
 }
 
 /// Marks a received file as stored, within the account's quota. Unless the outcome is `Stored`, the caller must roll back.

@@ -8,12 +8,13 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::info;
 use uuid::Uuid;
 
 use super::clean_up::object_store;
 use super::file::{content_key, thumbnail_key};
-use crate::jobs::{Job, JobContext, JobError};
+use crate::jobs::{Job, JobContext, JobError, Priority};
 use crate::resources::events;
 use crate::resources::storage::ObjectHeaders;
 use crate::telemetry::feature_counters::FeatureCounter;
@@ -30,12 +31,17 @@ pub struct Size {
 /// The thumbnails of an image, smallest first.
 pub const THUMBNAIL_SIZES: [Size; 2] = [Size { name: "small", pixels: 160 }, Size { name: "large", pixels: 640 }];
 
-/// The largest image that is decoded, in bytes and in pixels. A decoded pixel takes up to 8 bytes.
+/// The largest image that is decoded, in bytes and in pixels. Decoding takes up to 12 bytes a pixel: an animated WebP has a
+/// frame, a canvas and the image, and no limit of its decoder counts them.
 const MAX_IMAGE_BYTES: i64 = 32 * 1024 * 1024;
-const MAX_PIXELS: u64 = 40_000_000;
+const MAX_PIXELS: u64 = 30_000_000;
 
-/// How much more memory decoding may use, in bytes.
-const MAX_DECODER_MEMORY: u64 = 256 * 1024 * 1024;
+/// How much more memory a decoder that has a limit may use, in bytes. A frame of an animated GIF may be as large as its canvas.
+const MAX_DECODER_MEMORY: u64 = 128 * 1024 * 1024;
+
+/// How long a job waits in the worker until the image before it is done, and then in the queue, where it leaves its place to
+/// other jobs.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The JPEG quality of thumbnails, from 1 to 100.
 const JPEG_QUALITY: u8 = 80;
@@ -48,7 +54,8 @@ pub struct InspectFile {
 
 impl Job for InspectFile {
     const KIND: &'static str = "inspect_file";
-    // Includes the wait, because images are decoded one at a time.
+    // One account may upload thousands of images, and other jobs must not wait for them.
+    const PRIORITY: Priority = Priority::Bulk;
     const TIMEOUT: Duration = Duration::from_mins(5);
 
     fn unique_key(&self) -> Option<String> {
@@ -65,12 +72,17 @@ impl Job for InspectFile {
             let remark = format!("no thumbnails: the image is larger than {MAX_IMAGE_BYTES} bytes");
             return self.save_measurement(context, Measurement { size: None, remark: Some(remark) }).await;
         }
-        // Until its thumbnails are made, an image takes hundreds of megabytes.
-        let permit = context.heavy.clone().acquire_owned().await?;
+        // Until its thumbnails are made, an image takes hundreds of megabytes. The permit goes into each closure, because these go
+        // on if the job is given up.
+        let Ok(permit) = timeout(PERMIT_TIMEOUT, context.heavy.clone().acquire_owned()).await else {
+            return Err(JobError::Later(PERMIT_TIMEOUT));
+        };
+        let mut permit = permit?;
         let content = object_store(context)?.get(&content_key(self.id)).await?;
         if done == 0 {
-            let image = content.clone();
-            let measurement = spawn_blocking(move || measure(&image)).await?;
+            let (image, held) = (content.clone(), permit);
+            let (measurement, held) = spawn_blocking(move || (measure(&image), held)).await?;
+            permit = held;
             let failed = measurement.remark.is_some();
             self.save_measurement(context, measurement).await?;
             if failed {
@@ -81,8 +93,11 @@ impl Job for InspectFile {
         if context.draining() {
             return Err(JobError::DRAINED);
         }
-        let made = spawn_blocking(move || thumbnails(&content, &THUMBNAIL_SIZES[done - 1..])).await;
-        drop(permit);
+        let made = spawn_blocking(move || {
+            let _held = permit;
+            thumbnails(&content, &THUMBNAIL_SIZES[done - 1..])
+        });
+        let made = made.await;
         // The decoder panicked, which is a bug that this image triggers. A retry would not help.
         let made = made.unwrap_or_else(|_| Err("no thumbnails: the image cannot be decoded".to_owned()));
         let thumbnails = match made {

@@ -114,7 +114,7 @@ async fn read_file(State(app): State<App>, caller: Caller, Id(id): Id) -> Result
     ))]
 async fn read_content(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Response> {
     let file = find(&app, caller, id).await?;
-    redirect_to(&app, &content_key(file.id)).await
+    redirect_to(&app, caller, file.id, &content_key(file.id)).await
 }
 
 #[derive(Deserialize, Validate, IntoParams)]
@@ -163,7 +163,7 @@ async fn read_thumbnail(
     if !file.thumbnails.iter().any(|made| made == size.name()) {
         return Err(Problem::not_found());
     }
-    redirect_to(&app, &thumbnail_key(file.id, size.name())).await
+    redirect_to(&app, caller, file.id, &thumbnail_key(file.id, size.name())).await
 }
 
 /// Delete a file
@@ -171,6 +171,7 @@ async fn read_thumbnail(
     responses((status = 204, description = "Deleted. The content is removed shortly afterwards")))]
 async fn delete_file(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode> {
     let mut transaction = app.postgres.begin().await?;
+    caller.hold(&mut transaction).await?;
     let enqueued = file::delete(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
     audit::record(&mut *transaction, DELETED, Some(caller.account_id), caller.by).await?;
     transaction.commit().await?;
@@ -183,11 +184,17 @@ async fn find(app: &App, caller: Caller, id: Uuid) -> Result<File> {
     found.ok_or_else(Problem::not_found)
 }
 
-/// Redirects to an object with 303. Asks the store for the object first, so that an unavailable store is a 503 from this API
-/// instead of an error page from the store.
-async fn redirect_to(app: &App, key: &str) -> Result<Response> {
+/// Redirects to an object of a file with 303. Asks the store for the object first, so that an unavailable store is a 503 from
+/// this API instead of an error page from the store.
+async fn redirect_to(app: &App, caller: Caller, id: Uuid, key: &str) -> Result<Response> {
     let storage = storage(app)?;
-    storage.size(key).await?;
+    if let Err(error) = storage.size(key).await {
+        if error.is_missing() {
+            // 404 if the file was deleted meanwhile. Otherwise the object or the whole bucket is lost.
+            find(app, caller, id).await?;
+        }
+        return Err(error.into());
+    }
     let url = storage.signed_url(key, URL_LIFETIME).await?;
     Ok((StatusCode::SEE_OTHER, [(header::LOCATION, String::from(url))]).into_response())
 }

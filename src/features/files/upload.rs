@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::auth::{Caller, audit};
 use crate::http::{ContentDigest, Problem, Result, Streamed};
 use crate::jobs;
-use crate::resources::storage::{ObjectHeaders, Storage, Writer};
+use crate::resources::storage::{MAX_UPLOADS_PER_ACCOUNT, ObjectHeaders, Storage, Writer};
 
 /// How often an upload records its progress in its row. After an hour without progress the clean-up treats the upload as
 /// abandoned.
@@ -38,9 +38,14 @@ impl Upload {
     /// Receives the content and stores the file. Cleans up if that fails.
     ///
     /// # Errors
-    /// 400 if the body ends early or its digest differs, 403 if the quota is reached or the email address is not verified,
-    /// 408 if the client stops sending, 413 if the body is too large, 503 if the store or Postgres is unavailable.
+    /// 400 if the body ends early or its digest differs, 401 if the caller's session was ended meanwhile, 403 if the quota is reached or the email address is not verified,
+    /// 408 if the client stops sending, 413 if the body is too large, 429 if
+    /// the account has too many uploads in progress, 503 if the store or Postgres is unavailable.
     pub async fn run(self, mut body: Streamed) -> Result<File> {
+        let Some(_place) = self.storage.places().take(self.caller.account_id) else {
+            let detail = format!("You have {MAX_UPLOADS_PER_ACCOUNT} uploads in progress. Retry when one has ended.");
+            return Err(Problem::too_many(detail, 5));
+        };
         let (id, remaining) = self.begin(body.length.unwrap_or_default()).await?;
         let mut writer = Writer::new(self.storage.clone(), file::content_key(id), body.length);
         let problem = match self.receive(id, remaining, &mut body, &mut writer).await {
@@ -49,6 +54,7 @@ impl Upload {
                 StoreOutcome::Stored(file) => return Ok(file),
                 StoreOutcome::Gone => Problem::not_found(),
                 StoreOutcome::QuotaReached => quota_reached(),
+                StoreOutcome::Ended => Problem::unauthenticated(),
             },
             Err(problem) => problem,
         };
@@ -76,7 +82,8 @@ impl Upload {
 
     async fn receive(&self, id: Uuid, remaining: u64, body: &mut Streamed, writer: &mut Writer) -> Result<Content> {
         let limit = self.storage.limits().object;
-        let (mut size, mut head, mut hashes, mut last_heartbeat) = (0, Vec::new(), self.digest.hashes(), None::<Instant>);
+        let (mut size, mut head, mut hashes) = (0, Vec::new(), self.digest.hashes());
+        let (mut recorded, mut last_heartbeat) = (false, Instant::now());
         while let Some(piece) = body.next().await? {
             size += piece.len() as u64;
             if size > limit {
@@ -88,8 +95,9 @@ impl Upload {
             hashes.update(&piece);
             head.extend_from_slice(&piece[..piece.len().min(SNIFFED_BYTES - head.len())]);
             writer.write(piece, || self.object_headers(&head)).await?;
-            if writer.upload().is_some() && last_heartbeat.is_none_or(|at| at.elapsed() > HEARTBEAT_INTERVAL) {
-                last_heartbeat = Some(Instant::now());
+            // The store's id of the upload is recorded at once, for the clean-up.
+            if writer.upload().is_some() != recorded || last_heartbeat.elapsed() > HEARTBEAT_INTERVAL {
+                (recorded, last_heartbeat) = (writer.upload().is_some(), Instant::now());
                 if !file::heartbeat(&mut *self.app.postgres.acquire().await?, id, writer.upload()).await? {
                     return Err(Problem::not_found());
                 }
@@ -110,7 +118,11 @@ impl Upload {
     async fn store(&self, id: Uuid, content: Content) -> Result<StoreOutcome> {
         let (account_id, quota) = (self.caller.account_id, self.storage.limits().account);
         let mut transaction = self.app.postgres.begin().await?;
-        let outcome = file::store(&mut transaction, account_id, id, content, quota).await?;
+        let outcome = match self.caller.hold(&mut transaction).await {
+            Ok(_) => file::store(&mut transaction, account_id, id, content, quota).await?,
+            Err(problem) if problem.status == StatusCode::UNAUTHORIZED => StoreOutcome::Ended,
+            Err(problem) => return Err(problem),
+        };
         if !matches!(outcome, StoreOutcome::Stored(_)) {
             transaction.rollback().await?;
             return Ok(outcome);

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::{no_leftovers, sha256, stored};
+use super::{no_leftovers, sha256, stored, upload};
 use crate::support::deploy::Web;
-use crate::support::person::Person;
+use crate::support::person::{Person, problem};
 use crate::support::{Deploy, eventually, store};
 
 /// Sends the head of an upload. The test sends the body.
@@ -21,19 +21,20 @@ async fn begin(web: &Web, cookie: &str, length: usize) -> TcpStream {
     stream
 }
 
-async fn response(mut stream: TcpStream) -> String {
+async fn response(mut stream: impl AsyncRead + Unpin) -> String {
     let mut bytes = vec![0; 4096];
     let count = timeout(Duration::from_mins(1), stream.read(&mut bytes)).await.expect("a response").unwrap();
     String::from_utf8_lossy(&bytes[..count]).into_owned()
 }
 
-async fn receiving(deploy: &Deploy) {
-    eventually("a row", async || {
+/// Waits until so many uploads are in progress.
+async fn receiving(deploy: &Deploy, number: i64) {
+    eventually("the rows", async || {
         let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM files WHERE state = 'receiving'")
             .fetch_one(&mut deploy.database().await)
             .await
             .unwrap();
-        (rows == 1).then_some(())
+        (rows == number).then_some(())
     })
     .await;
 }
@@ -59,13 +60,43 @@ async fn stalled_upload_times_out_after_thirty_seconds() {
     let (web, _worker) = (deploy.web().await, deploy.start("worker"));
     let ada = Person::known(&deploy, &web).await;
     let cookie = ada.another_cookie().await;
-    let mut stream = begin(&web, &cookie, 50).await;
-    stream.write_all(b"x").await.unwrap();
+    let mut stalled = begin(&web, &cookie, 50).await;
+    stalled.write_all(b"x").await.unwrap();
+    // A byte now and then is no progress.
+    let (reading, mut writing) = begin(&web, &cookie, 500).await.into_split();
+    let trickle = tokio::spawn(async move {
+        while writing.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
     let started = Instant::now();
-    let response = response(stream).await;
-    assert!(response.starts_with("HTTP/1.1 408") && response.contains("slow-body"), "{response}");
-    assert!(started.elapsed() > Duration::from_secs(28), "{:?}", started.elapsed());
+    for response in [response(stalled).await, response(reading).await] {
+        assert!(response.starts_with("HTTP/1.1 408") && response.contains("slow-body"), "{response}");
+        assert!(started.elapsed() > Duration::from_secs(28), "{:?}", started.elapsed());
+    }
+    trickle.abort();
     no_leftovers(&deploy).await;
+}
+
+#[tokio::test]
+async fn account_has_eight_uploads_in_progress() {
+    let deploy = Deploy::new().await;
+    let (web, _worker) = (deploy.web().await, deploy.start("worker"));
+    let (ada, eve) = (Person::known(&deploy, &web).await, Person::known(&deploy, &web).await);
+    let cookie = ada.another_cookie().await;
+    let mut streams = Vec::new();
+    for number in 1..=8 {
+        let mut stream = begin(&web, &cookie, 50).await;
+        stream.write_all(b"x").await.unwrap();
+        streams.push(stream);
+        receiving(&deploy, number).await;
+    }
+    problem(upload(&ada, "one more", "x").await, 429, "too-many-requests").await;
+    stored(&eve, "another account's", "x").await;
+    // Its place is free when an upload has ended.
+    drop(streams.pop());
+    receiving(&deploy, 7).await;
+    stored(&ada, "one more", "x").await;
 }
 
 #[tokio::test]
@@ -76,7 +107,7 @@ async fn disconnected_client_leaves_nothing() {
     let cookie = ada.another_cookie().await;
     let mut stream = begin(&web, &cookie, 20_000_000).await;
     stream.write_all(&vec![1; 12_000_000]).await.unwrap();
-    receiving(&deploy).await;
+    receiving(&deploy, 1).await;
     drop(stream);
     no_leftovers(&deploy).await;
 }
@@ -89,7 +120,7 @@ async fn drain_finishes_an_upload() {
     let cookie = ada.another_cookie().await;
     let mut stream = begin(&web, &cookie, 20).await;
     stream.write_all(b"0123456789").await.unwrap();
-    receiving(&deploy).await;
+    receiving(&deploy, 1).await;
     web.process.signal(nix::sys::signal::Signal::SIGTERM);
     web.process.says("draining").await;
     stream.write_all(b"0123456789").await.unwrap();
@@ -102,12 +133,13 @@ async fn drain_finishes_an_upload() {
 async fn one_address_may_run_sixteen_uploads() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
-    let ada = Person::known(&deploy, &web).await;
-    let cookie = ada.another_cookie().await;
+    let (ada, eve) = (Person::known(&deploy, &web).await, Person::known(&deploy, &web).await);
+    // An account may run eight.
+    let cookies = [ada.another_cookie().await, eve.another_cookie().await];
     let (go, wait) = tokio::sync::watch::channel(false);
     let mut streams = Vec::new();
-    for _ in 0..16 {
-        let (mut stream, mut wait) = (begin(&web, &cookie, 100_000).await, wait.clone());
+    for number in 0..16 {
+        let (mut stream, mut wait) = (begin(&web, &cookies[number % 2], 100_000).await, wait.clone());
         streams.push(tokio::spawn(async move {
             // Each keeps sending, so that none stalls on a slow machine.
             let mut sent = 0;
@@ -124,7 +156,8 @@ async fn one_address_may_run_sixteen_uploads() {
         (rows == 16).then_some(())
     })
     .await;
-    assert!(response(begin(&web, &cookie, 10).await).await.starts_with("HTTP/1.1 429"));
+    let third = Person::known(&deploy, &web).await.another_cookie().await;
+    assert!(response(begin(&web, &third, 10).await).await.starts_with("HTTP/1.1 429"));
     assert_eq!(ada.get("/session").await.status(), 200, "other requests are served meanwhile");
     go.send_replace(true);
     for stream in streams {
