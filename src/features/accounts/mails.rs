@@ -134,13 +134,10 @@ pub struct SendInvitation {
     pub account_id: Uuid,
 }
 
+// Without a unique key, because a second invitation withdraws the link of the first, which may be on its way.
 impl Job for SendInvitation {
     const KIND: &'static str = "send_invitation";
     const PRIORITY: Priority = Priority::Awaited;
-
-    fn unique_key(&self) -> Option<String> {
-        Some(self.account_id.to_string())
-    }
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Some(account) = find(context, self.account_id).await?.filter(|account| !account.verified) else { return Ok(()) };
