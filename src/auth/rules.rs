@@ -138,7 +138,8 @@ impl Rule {
     pub fn access(&self) -> Access {
         let security = match self.who {
             Who::Anyone => json!([]),
-            Who::SignedIn | Who::Confirmed | Who::Admin => json!([{ "session": [] }]),
+            Who::SignedIn | Who::Confirmed => json!([{ "session": [] }]),
+            Who::Admin => json!([{ "session": [] }, { "admin_service": [] }]),
             Who::Scope(scope) => json!([{ "session": [] }, { "token": [scope] }]),
         };
         let happens = |slug| match slug {
@@ -180,6 +181,7 @@ pub fn security_schemes() -> Value {
         "session": { "type": "apiKey", "in": "cookie", "name": "id",
             "description": "Set at log-in. Named `__Host-id` over https. A change also needs an `Origin` or `Sec-Fetch-Site` header." },
         "token": { "type": "http", "scheme": "bearer", "description": "An API token, or a service's access token, that has the operation's scope." },
+        "admin_service": { "type": "http", "scheme": "bearer", "description": "The access token of a service with the role admin. `TOKEN_ROLES_CLAIM` names the claim." },
     })
 }
 
