@@ -1,4 +1,6 @@
-//! Log-in with an identity provider: with a real one from `PyPI`, and with one of this test that answers anything.
+//! Log-in with an identity provider: with two real ones from `PyPI`, and with one of this test that answers anything.
+
+mod second_provider;
 
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -20,9 +22,13 @@ use uuid::Uuid;
 use crate::support::balancer::found_or_skipped;
 use crate::support::clients::get;
 use crate::support::deploy::{Web, client};
+use crate::support::dev::Dev;
 use crate::support::issuer::{Issuer, Key};
 use crate::support::person::{PASSWORD, Person, problem};
 use crate::support::{Deploy, Process, free_port};
+
+/// Where a provider sends people back to.
+const CALLBACK: &str = "http://localhost:8080/log-in/oidc/callback";
 
 /// `oidc-provider-mock` from `PyPI`, which nobody here wrote.
 struct Provider {
@@ -69,7 +75,7 @@ async fn begin(browser: &Client, web: &Web) -> Url {
 async fn agree(browser: &Client, page: Url, subject: &str) -> String {
     let response = browser.post(page).form(&[("sub", subject)]).send().await.unwrap();
     let location = response.headers()["location"].to_str().unwrap().to_owned();
-    location.strip_prefix("http://localhost:8080/log-in/oidc/callback?").unwrap_or_else(|| panic!("{location}")).to_owned()
+    location.split_once("/log-in/oidc/callback?").unwrap_or_else(|| panic!("{location}")).1.to_owned()
 }
 
 async fn come_back(browser: &Client, web: &Web, query: &str) -> Response {
@@ -103,7 +109,8 @@ async fn new_person_logs_in_and_again() {
     let Some(provider) = Provider::start().await else { return };
     let deploy = deploy(&provider.url).await;
     // The callback meets another process.
-    let (web, other) = (deploy.web().await, deploy.web().await);
+    let metrics_port = free_port();
+    let (web, other) = (deploy.web().await, deploy.clone().with("METRICS_PORT", metrics_port).web().await);
     provider.knows("ada", json!({ "email": "ada@example.org", "email_verified": true })).await;
     let browser = client();
     let query = agree(&browser, begin(&browser, &web).await, "ada").await;
@@ -128,6 +135,9 @@ async fn new_person_logs_in_and_again() {
         trail,
         ["sign_up account", "identity_linked account", "log_in account", "token_created account", "log_in_failed anyone", "log_in account"]
     );
+    // It signed up at the process that the provider sent it back to.
+    let metrics = get(format!("http://127.0.0.1:{metrics_port}/metrics")).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("\naccounts_signed_up_total 1\n"), "{metrics}");
     // A suspended account cannot log in, and a deleted one begins anew.
     let id = ada["id"].as_str().unwrap();
     assert!(deploy.admin(&["account", "suspend", id]).await.status.success());
@@ -524,4 +534,19 @@ async fn unset_provider_leaves_no_trace() {
         assert_eq!(web.exit().await.code(), Some(78));
         assert!(web.errors().join("\n").contains(&format!("{missing} is missing, which OIDC_ISSUER requires")));
     }
+}
+
+#[tokio::test]
+async fn bin_dev_offers_a_provider_to_try() {
+    if Provider::start().await.is_none() {
+        return;
+    }
+    let dev = Dev::start(&["oidc=1"]).await;
+    let url = format!("http://localhost:{}", dev.port);
+    let web = Web { process: dev.process, url };
+    let page = get(&web.url).await.unwrap().text().await.unwrap();
+    assert!(page.contains("/log-in/oidc"), "{page}");
+    let browser = client();
+    assert_eq!(log_in(&browser, &web, "ada").await.status(), 303);
+    assert_eq!(account(&browser, &web).await["email"], "ada@example.net");
 }
