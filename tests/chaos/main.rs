@@ -15,11 +15,14 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::FutureExt;
+use futures_util::future::join_all;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::support::formation::{self, Links, PLACES, Place};
+use crate::support::issuer::{AUDIENCE, Issuer, Key, now};
 use crate::support::journal::{Journal, Kind};
 use crate::support::load::{Customer, Seen};
 use crate::support::postgres::Postgres;
@@ -29,7 +32,8 @@ use crate::support::{Deploy, EVENT_TIMEOUT, Proxy, eventually};
 /// The shortest allowed, so that some processes are stopped for longer.
 const JOB_LEASE: Duration = Duration::from_secs(10);
 
-/// The number of clients. Half of them read their session. The others sign up new addresses and request a reset for each.
+/// The number of clients. Half of them read their session. The others sign up new addresses and request a reset for each. Two
+/// services are added.
 const CUSTOMERS: usize = 16;
 
 const POSTGRES_POOL: usize = 4;
@@ -56,7 +60,7 @@ async fn random_faults_lose_no_accepted_request() {
     let deploy = deploy.with("REDIS_URL", redis.url());
     let deploy = deploy.with("DATABASE_POOL_SIZE", POSTGRES_POOL).with("REDIS_POOL_SIZE", REDIS_POOL);
     let deploy = deploy.with("JOB_LEASE", format!("{}s", JOB_LEASE.as_secs())).with("RATE_LIMIT_REQUESTS", 10_000_000);
-    assert!(deploy.admin(&["migrate"]).await.status.success());
+    let (deploy, issuer, token) = with_service(deploy).await;
     let journal = Journal::default();
     let _report = journal.report_on_failure();
     let links = formation::links(&deploy, &journal).await;
@@ -83,6 +87,8 @@ async fn random_faults_lose_no_accepted_request() {
     let (signing_up, reading) = customers.split_at(CUSTOMERS / 2);
     load.extend(signing_up.iter().map(|customer| tokio::spawn(customer.clone().sign_others_up(stop.clone()))));
     load.extend(reading.iter().map(|customer| tokio::spawn(customer.clone().read_session(stop.clone()))));
+    load.extend(reading[..2].iter().map(|customer| tokio::spawn(customer.clone().list_as_service(token.clone(), stop.clone()))));
+    let silences = tokio::spawn(silence(issuer, random.fork(), until));
     let mut networks = Vec::new();
     for variable in ["DATABASE_URL", "REDIS_URL", "SMTP_URL"] {
         networks.push(tokio::spawn(disturb_network(variable, links.clone(), journal.clone(), random.fork(), until)));
@@ -91,9 +97,8 @@ async fn random_faults_lose_no_accepted_request() {
     let crashes = tokio::spawn(crash(postgres, journal.clone(), random.fork(), until));
     let disturbed: Vec<_> = places.into_iter().map(|place| tokio::spawn(disturb_process(place, random.fork(), until))).collect();
 
-    for network in networks {
-        network.await.unwrap();
-    }
+    join_all(networks).await.into_iter().for_each(Result::unwrap);
+    let (_issuer, silences) = silences.await.unwrap();
     let _redis = failovers.await.unwrap();
     let _postgres = crashes.await.unwrap();
     let mut places = Vec::new();
@@ -131,7 +136,7 @@ async fn random_faults_lose_no_accepted_request() {
     let count = |kind| journal.count(kind);
     println!(
         "| | |\n|---|---|\n| minutes, seed | {minutes}, {seed} |\n| `kill -9`, SIGTERM, SIGSTOP | {}, {}, {} |\n\
-         | ways to resources cut, stalled | {}, {} |\n| Postgres crashed, read-only | {}, {} |\n| failovers of Redis | {} |\n\
+         | ways to resources cut, stalled | {}, {} |\n| Postgres crashed, read-only | {}, {} |\n| failovers of Redis | {} |\n| silences of the token issuer | {silences} |\n\
          | requests answered, refused with 503, broken with their process | {}, {}, {} |\n\
          {promised}\n{at_rest}",
         count(Kind::Kill),
@@ -146,6 +151,17 @@ async fn random_faults_lose_no_accepted_request() {
         seen.refused,
         seen.broken.len(),
     );
+}
+
+/// Migrates a deploy, and gives it a token issuer and a service. Returns an access token of the service, too.
+async fn with_service(deploy: Deploy) -> (Deploy, Issuer, String) {
+    let key = Key::ed("1");
+    let issuer = Issuer::start(&[&key]).await;
+    let deploy = deploy.with("TOKEN_ISSUER", &issuer.url).with("TOKEN_AUDIENCE", AUDIENCE);
+    assert!(deploy.admin(&["migrate"]).await.status.success());
+    assert!(deploy.admin(&["account", "create", "--service", "billing", "--scopes", "tokens:read"]).await.status.success());
+    let token = key.sign(&key.head(), &issuer.claims(json!({ "scope": "tokens:read", "exp": now() + 3600 })));
+    (deploy, issuer, token)
 }
 
 /// Kills, terminates and stops the process in one place.
@@ -205,6 +221,18 @@ async fn read_only(server: &str, lasting: Duration) {
     sqlx::raw_sql(begin).execute(&mut connection).await.unwrap();
     sleep(lasting).await;
     sqlx::raw_sql("ALTER DATABASE postgres RESET default_transaction_read_only").execute(&mut connection).await.unwrap();
+}
+
+/// Lets the token issuer accept connections without an answer for a while. Returns how often.
+async fn silence(issuer: Issuer, mut random: Rng, until: Instant) -> (Issuer, usize) {
+    let mut silences = 0;
+    while pause(&mut random, 500..10_000, until).await {
+        silences += 1;
+        issuer.hang();
+        sleep(Duration::from_millis(random.u64(1000..10_000))).await;
+        issuer.heal();
+    }
+    (issuer, silences)
 }
 
 /// Repeatedly fails over from one Redis to the other. Existing connections stay with the old one.

@@ -158,6 +158,11 @@ impl Issuer {
         self.hangs.store(true, Ordering::Relaxed);
     }
 
+    /// From now on it answers again.
+    pub fn heal(&self) {
+        self.hangs.store(false, Ordering::Relaxed);
+    }
+
     /// How often its documents were fetched.
     pub fn fetches(&self) -> usize {
         self.fetches.load(Ordering::Relaxed)

@@ -139,6 +139,20 @@ impl Customer {
         seen
     }
 
+    /// Lists a service's API tokens repeatedly, with an access token of the service.
+    pub async fn list_as_service(mut self, token: String, stop: Arc<AtomicBool>) -> Seen {
+        let mut seen = Seen::default();
+        let client = patient_client();
+        while !stop.load(Ordering::Relaxed) {
+            match self.ask(&mut seen, |web| client.get(format!("{web}/api/v1/tokens")).bearer_auth(&token)).await {
+                Some((200, _)) | None => {}
+                Some(other) => seen.wrong.push(format!("{} for a service's token: {other:?}", now())),
+            }
+            self.pause().await;
+        }
+        seen
+    }
+
     /// Signs up new addresses and requests a reset for each. A request is retried until it is accepted.
     pub async fn sign_others_up(mut self, stop: Arc<AtomicBool>) -> Seen {
         let mut seen = Seen::default();
