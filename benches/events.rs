@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use load::{Request, Rounds, Server, ask, people};
+use load::{COOKIE, Request, Rounds, Server, ask, people};
 use report::{Report, median};
 
 const STREAMS: usize = 2000;
@@ -39,7 +39,7 @@ async fn main() {
     let web = Arc::new(Server::start(&programs.join("web")));
     let mut report = Report::default();
     let sessions = people(&pool, &web, STREAMS / STREAMS_PER_ACCOUNT).await;
-    let read = Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, signed_in: true };
+    let read = Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, credential: Some(COOKIE) };
     let (mut alone, mut beside) = (Rounds::default(), Rounds::default());
     for _ in 0..ROUNDS {
         reads(&web, &read, &sessions, &mut alone);

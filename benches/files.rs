@@ -23,7 +23,7 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::{ObjectStoreExt, WriteMultipart};
 use tokio::task::JoinHandle;
 
-use load::{Request, Rounds, Server, ask, people};
+use load::{COOKIE, Request, Rounds, Server, ask, people};
 use report::{Report, median, spread};
 use sqlx::PgPool;
 
@@ -87,7 +87,7 @@ async fn main() {
     report.figure("   memory afterwards, MB", format!("{:.1}", web.resident_mb()));
 
     // Compares with uploads that bypass `web` and keep the machine equally busy.
-    let read = Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, signed_in: true };
+    let read = Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, credential: Some(COOKIE) };
     let (mut alone, mut beside, mut yardstick) = (Rounds::default(), Rounds::default(), Rounds::default());
     for _ in 0..ROUNDS {
         reads(&web, &read, &sessions, &mut alone);

@@ -16,7 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use deadpool_redis::redis;
-use load::{Request, Rounds, Server, ask, people};
+use load::{COOKIE, Request, Rounds, Server, ask, people};
 use report::{Report, median};
 use sqlx::PgPool;
 
@@ -34,7 +34,7 @@ async fn main() {
 }
 
 fn read() -> Request {
-    Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, signed_in: true }
+    Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, credential: Some(COOKIE) }
 }
 
 /// How many connections Postgres and Redis have, beside this program's own.

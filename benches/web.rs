@@ -9,13 +9,18 @@
     reason = "it prints figures and fails by panicking"
 )]
 
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../tests/support/issuer.rs"]
+mod issuer;
 mod load;
 mod report;
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use load::{ACCOUNTS, PASSWORD, Request, Rounds, Server, ask, people};
+use issuer::{AUDIENCE, Issuer, Key, now};
+use load::{ACCOUNTS, COOKIE, PASSWORD, Request, Rounds, Server, TOKEN, ask, people};
 use report::{Report, median, spread};
 use serde_json::json;
 use sqlx::PgPool;
@@ -27,7 +32,14 @@ const CONNECTIONS: [usize; 3] = [1, 32, 256];
 async fn main() {
     let programs = PathBuf::from(std::env::var("PROGRAMS").expect("run it with bin/bench"));
     let pool = PgPool::connect(&std::env::var("DATABASE_URL").unwrap()).await.unwrap();
-    let web = Server::start(&programs.join("web"));
+    let key = Key::ec("1");
+    let issuer = Issuer::start(&[&key]).await;
+    let variables = [("TOKEN_ISSUER", &*issuer.url), ("TOKEN_AUDIENCE", AUDIENCE)];
+    let mut service = Command::new(programs.join("admin"));
+    service.args(["account", "create", "--service", "billing", "--scopes", "tokens:read"]).envs(variables);
+    assert!(service.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    let token = key.sign(&key.head(), &issuer.claims(json!({ "scope": "tokens:read", "exp": now() + 3600 })));
+    let web = Server::start_with(&programs.join("web"), &variables);
     let floor = Server::start(&programs.join("examples/floor"));
     let mut report = Report::default();
     std::thread::sleep(Duration::from_secs(2));
@@ -35,14 +47,14 @@ async fn main() {
     report.reach("web, idle, resident, MB", idle, idle <= 12.0, "12");
 
     let sessions = people(&pool, &web, load::SESSIONS).await;
-    let livez = Request { name: "GET /livez", method: "GET", path: "/livez", body: None, signed_in: false };
-    let read = Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, signed_in: true };
+    let livez = Request { name: "GET /livez", method: "GET", path: "/livez", body: None, credential: None };
+    let read = Request { name: "GET /api/v1/session", method: "GET", path: "/api/v1/session", body: None, credential: Some(COOKIE) };
     let reset = Some(json!({ "email": format!("bench-{}@example.com", ACCOUNTS - 2) }));
     let path = "/api/v1/password-resets";
-    let reset = Request { name: "POST /api/v1/password-resets", method: "POST", path, body: reset, signed_in: false };
+    let reset = Request { name: "POST /api/v1/password-resets", method: "POST", path, body: reset, credential: None };
     // An account that sends no reads, because an account's hundredth log-in ends its first session.
     let login = json!({ "email": format!("bench-{}@example.com", ACCOUNTS - 1), "password": PASSWORD });
-    let login = Request { name: "POST /api/v1/session", method: "POST", path: "/api/v1/session", body: Some(login), signed_in: false };
+    let login = Request { name: "POST /api/v1/session", method: "POST", path: "/api/v1/session", body: Some(login), credential: None };
 
     for server in [&web, &floor] {
         // Warms up: opens the connections and runs every code path.
@@ -104,6 +116,8 @@ async fn main() {
             sqlx::query("TRUNCATE jobs").execute(&pool).await.unwrap();
         }
     }
+    page_and_tokens(&mut report, &web, &livez, &sessions, &token);
+    report.figure("   requests that the issuer got", issuer.fetches().to_string());
     report.figure(
         &format!("web, after {} requests and 256 log-ins at a time, resident, MB", web.asked()),
         format!("{:.1}", web.resident_mb()),
@@ -111,6 +125,38 @@ async fn main() {
     report.chart("Signed-in read, requests a second: more is better", rates);
     report.chart("Signed-in read, the server's CPU in µs a request: less is better", costs);
     report.finish("web");
+}
+
+/// The page, relative to the cheapest answer, and a read by an access token, relative to one by a session.
+fn page_and_tokens(report: &mut Report, web: &Server, livez: &Request, sessions: &[String], token: &String) {
+    // The page signed out asks neither Redis nor Postgres.
+    let page = Request { name: "GET /, signed out", method: "GET", path: "/", body: None, credential: None };
+    let (mut of_page, mut of_livez) = (Rounds::default(), Rounds::default());
+    for _ in 0..ROUNDS {
+        ask(web, &page, sessions, 32, &mut of_page);
+        ask(web, livez, sessions, 32, &mut of_livez);
+    }
+    show(report, "GET /, signed out, 32 at a time", &of_page);
+    let ratio = median(&of_page.rate) / median(&of_livez.rate);
+    report.reach("   GET / : GET /livez, requests/s", ratio, ratio >= 0.8, "0.8");
+
+    // The same read by a session and by an access token.
+    let tokens = |credential| Request {
+        name: "GET /api/v1/tokens",
+        method: "GET",
+        path: "/api/v1/tokens",
+        body: None,
+        credential: Some(credential),
+    };
+    let (mut by_session, mut by_token) = (Rounds::default(), Rounds::default());
+    for _ in 0..ROUNDS {
+        ask(web, &tokens(COOKIE), sessions, 32, &mut by_session);
+        ask(web, &tokens(TOKEN), std::slice::from_ref(token), 32, &mut by_token);
+    }
+    show(report, "GET /api/v1/tokens, 32 at a time, by session", &by_session);
+    show(report, "GET /api/v1/tokens, 32 at a time, by access token", &by_token);
+    let ratio = median(&by_token.rate) / median(&by_session.rate);
+    report.reach("   access token : session, requests/s", ratio, ratio >= 0.9, "0.9");
 }
 
 fn show(report: &mut Report, what: &str, rounds: &Rounds) {

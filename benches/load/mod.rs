@@ -26,11 +26,17 @@ pub struct Server {
 
 impl Server {
     pub fn start(program: &Path) -> Self {
+        Self::start_with(program, &[])
+    }
+
+    /// The same with additional variables.
+    pub fn start_with(program: &Path, variables: &[(&str, &str)]) -> Self {
         // This process's own client has TLS, and asks for a provider of cryptography even where it needs none.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(program);
         command.env("PORT", port.to_string()).env("RATE_LIMIT_LOGIN", "1000000000").env("RATE_LIMIT_REQUESTS", "1000000000");
+        command.envs(variables.iter().copied());
         let child = command.stdout(Stdio::null()).spawn().expect("the program starts");
         let started = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -82,8 +88,12 @@ pub struct Request {
     pub method: &'static str,
     pub path: &'static str,
     pub body: Option<Value>,
-    pub signed_in: bool,
+    /// The header that identifies the client, and what precedes the session or the token in it.
+    pub credential: Option<(&'static str, &'static str)>,
 }
+
+pub const COOKIE: (&str, &str) = ("cookie", "id=");
+pub const TOKEN: (&str, &str) = ("authorization", "Bearer ");
 
 /// The results of the rounds.
 #[derive(Default)]
@@ -94,17 +104,19 @@ pub struct Rounds {
     pub p99_ms: Vec<f64>,
 }
 
-/// Sends requests for some seconds and adds the results to `rounds`. Panics if a request fails.
-pub fn ask(server: &Server, request: &Request, sessions: &[String], connections: usize, rounds: &mut Rounds) {
-    let cookies: Vec<_> = sessions.iter().map(|session| format!("\"id={session}\"")).collect();
+/// Sends requests for some seconds and adds the results to `rounds`. They use the sessions or tokens in turn. Panics if a
+/// request fails.
+pub fn ask(server: &Server, request: &Request, credentials: &[String], connections: usize, rounds: &mut Rounds) {
+    let (header, prefix) = request.credential.unwrap_or_default();
+    let credentials: Vec<_> = credentials.iter().map(|credential| format!("\"{prefix}{credential}\"")).collect();
     let body = request.body.as_ref().map(|body| format!("[==[{body}]==]"));
     // Every request is built before the first one is sent.
     let script = format!(
-        "local cookies, requests, at = {{ {cookies} }}, {{}}, 0
+        "local credentials, requests, at = {{ {credentials} }}, {{}}, 0
          function init()
-           for i, cookie in ipairs(cookies) do
+           for i, credential in ipairs(credentials) do
              local headers = {{ [\"content-type\"] = \"application/json\", [\"origin\"] = \"http://localhost\" }}
-             if {signed_in} then headers[\"cookie\"] = cookie end
+             if \"{header}\" ~= \"\" then headers[\"{header}\"] = credential end
              requests[i] = wrk.format(\"{method}\", \"{path}\", headers, {body})
            end
          end
@@ -114,8 +126,7 @@ pub fn ask(server: &Server, request: &Request, sessions: &[String], connections:
            print(string.format(\"RESULT %d %d %d %d %d\", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
              e.connect + e.read + e.write + e.status + e.timeout))
          end",
-        cookies = cookies.join(", "),
-        signed_in = request.signed_in,
+        credentials = credentials.join(", "),
         method = request.method,
         path = request.path,
         body = body.as_deref().unwrap_or("nil"),
