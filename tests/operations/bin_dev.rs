@@ -5,6 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 
 use crate::support::dev::{Dev, bin_dev};
 use crate::support::{Deploy, eventually};
@@ -84,4 +85,18 @@ async fn bin_dev_checks_formation_and_port_first() {
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
     }
+}
+
+#[tokio::test]
+async fn given_servers_need_no_installed_ones() {
+    let folder = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+    std::fs::create_dir(&folder).unwrap();
+    let copied = Command::new("cp").args(["-R", "bin", "docker-compose.yml"]).arg(&folder).status().await.unwrap();
+    assert!(copied.success());
+    let mut setup = Command::new(folder.join("bin/setup"));
+    setup.current_dir(&folder).env_remove("CI").env("DATABASE_URL", "postgres://localhost/app").env("REDIS_URL", "redis://localhost");
+    assert!(setup.status().await.unwrap().success());
+    let read = Command::new("bash").args(["-euc", ". .local/services"]).current_dir(&folder).status().await.unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(read.success(), "bin/dev could not read what bin/setup found");
 }
