@@ -6,7 +6,7 @@ COPY bin/tools.sh bin/
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     . bin/tools.sh && cargo install --locked --debug --root /usr/local --version "$(pinned_tool cargo-auditable)" cargo-auditable
 # The programs are linked statically, because the image has no C library.
-ENV RUSTFLAGS="-C target-feature=+crt-static" SQLX_OFFLINE=true
+ENV RUSTFLAGS="-C target-feature=+crt-static"
 # The builds name a target, the machine's own, so that build scripts are not linked statically.
 # Without GIT_COMMIT, build.rs finds the commit in the copied files.
 ARG GIT_COMMIT
@@ -41,5 +41,4 @@ LABEL org.opencontainers.image.revision=$GIT_COMMIT org.opencontainers.image.ver
 ENV PATH=/bin
 USER 10001:10001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=3s --start-period=10s CMD ["admin", "health"]
 CMD ["web"]

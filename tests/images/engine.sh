@@ -109,7 +109,7 @@ run_without_engine() {
         [ "$tries" -lt 100 ] || die "web is not ready: $(tail -n 3 "$run/web.log")"
         sleep 0.1
     done
-    same "health, as the image asks for it" "$("${inside[@]}" admin health >/dev/null && echo yes)" yes
+    same "health, as a container asks for it" "$("${inside[@]}" admin health >/dev/null && echo yes)" yes
     kill -s TERM "$web"
     wait "$web" || status=$?
     same "exit of web on SIGTERM" "$status" 0
