@@ -49,11 +49,16 @@ async fn processes_work_without_a_writable_disk() {
         return;
     }
     let deploy = Deploy::new().await;
-    let web = Web::of(deploy.start_without_disk("web")).await;
-    let (worker, mut clock) = (deploy.start_without_disk("worker"), deploy.start_without_disk("clock"));
+    let mut admin = deploy.start_without_disk("admin migrate --check");
+    assert_eq!(admin.exit().await.code(), Some(0), "{:?}", admin.errors());
+    let mut web = Web::of(deploy.start_without_disk("web")).await;
+    let (mut worker, mut clock) = (deploy.start_without_disk("worker"), deploy.start_without_disk("clock"));
     let ada = Person::verified(&deploy, &web).await;
     assert_eq!(ada.request_reset().await.status(), 202);
     deploy.mail.to(&ada.email, "Set a new password").await;
     clock.says("is new").await;
-    assert!(clock.ended().is_none() && !worker.lines().iter().any(|line| line.contains("Read-only")));
+    for process in [&mut web.process, &mut worker, &mut clock] {
+        assert_eq!(process.terminate().await, Some(0));
+        assert!(!process.lines().iter().any(|line| line.contains("Read-only")), "{:?}", process.lines());
+    }
 }

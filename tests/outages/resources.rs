@@ -1,12 +1,10 @@
-//! Resources that stop, hang or move, and machines with a read-only disk.
+//! Resources that stop, hang or move.
 
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sqlx::Connection;
 
 use crate::support::clients::get;
-use crate::support::deploy::{Web, without_disk};
 use crate::support::person::{Person, problem};
 use crate::support::{Deploy, EVENT_TIMEOUT, Proxy, eventually, free_port};
 
@@ -162,24 +160,4 @@ async fn web_without_postgres_is_live_but_unready() {
     .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(web.process.lines().iter().filter(|line| line.contains("not ready")).count(), 1, "{:#?}", web.process.lines());
-}
-
-/// They have neither `TMPDIR` nor `HOME`.
-#[tokio::test]
-async fn programs_work_on_a_read_only_disk() {
-    if !without_disk() {
-        return;
-    }
-    let deploy = Deploy::new().await;
-    let start = |program| deploy.start_without_disk(program);
-    let mut admin = start("admin migrate --check");
-    assert_eq!(admin.exit().await.code(), Some(0), "{:?}", admin.errors());
-    let (mut web, mut worker, mut clock) = (Web::of(start("web")).await, start("worker"), start("clock"));
-    web.process.says("ready").await;
-    clock.says("is new").await;
-    Person::verified(&deploy, &web).await;
-    for process in [&mut web.process, &mut worker, &mut clock] {
-        assert_eq!(process.terminate().await, Some(0));
-    }
-    deploy.database().await.ping().await.unwrap();
 }
