@@ -4,7 +4,7 @@
 // What each process type starts, serves and stops.
 pub mod processes;
 
-// What the service does. A feature is a folder, and a line in `features/mod.rs`.
+// What the service does. A feature is a folder, and two lines in `features/mod.rs`.
 pub mod features;
 
 // What handlers use, and who may do what.

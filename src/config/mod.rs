@@ -42,7 +42,7 @@ section! {
         hostname: Option<String>,
         /// Port of a second listener with `/metrics`, `/livez` and `/readyz`; unset opens none
         metrics_port: Option<u16>,
-        /// File with the certificates of a private authority, which replace the system's for TLS to Postgres, Redis, the mail server and the collector
+        /// File with the certificates of a private authority, which replace the system's for TLS to every server: add the public ones to the file if you need them too
         ssl_cert_file: Option<CertificateFile>,
         /// How long requests and jobs in flight may take to finish after SIGTERM
         drain_timeout: Duration = "25s",
@@ -96,7 +96,7 @@ section! {
     pub struct Redis {
         /// Redis: `redis://:password@host:6379/0`, or `rediss://` for TLS
         redis_url: RedisUrl,
-        /// Connections to Redis that one process may hold; requests share them
+        /// Connections to Redis that one process may hold; requests share them, and `web` holds one more for events
         redis_pool_size: NonZeroU32 = "4",
     }
 }

@@ -1,4 +1,4 @@
-//! The list of features, one line each. Routes, access rules, jobs, the schedule, retention and exports come from it.
+//! The list of features, two lines each. Routes, access rules, jobs, the schedule, retention and exports come from it.
 //!
 //! To delete a feature, delete its folder, its lines here, its module in `tests/features/` and its migration.
 

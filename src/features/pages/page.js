@@ -1,5 +1,5 @@
-// The page's behaviour. It calls the same API as every other client and knows no feature: a feature's section says with
-// attributes what it shows.
+// The page's behaviour. It calls the same API as every other client. It knows no feature but accounts and events: a
+// feature's section says with attributes what it shows.
 //
 //   <form data-post="PATH">    sends its fields as JSON. On success [data-result] in it shows, with the response's fields
 //     data-once                the operation takes an Idempotency-Key, so the form may be sent again by itself
@@ -7,6 +7,7 @@
 //   <ul data-list="PATH">      shows the list that the path returns, one copy of its <template> for each item
 //     data-past="FIELD"        items with this field are over, and the first other one is next
 //                              of a response that is no list, its numbers are the items: name and value
+//   data-empty                 shown while the list of the section is empty
 //   In a copy or a result:     data-text, data-time, data-size: the field's value, as text
 //                              data-if, data-unless: drops the element unless, or if, the field has a value
 //                              data-src, data-label: sets the image or the label. {field} is the field's value
