@@ -53,14 +53,15 @@ unpack() {
     fi
 }
 
-# in_suite COMMAND…: runs a command on this checkout in the image `suite`, as root, with every tool that a test needs.
+# in_suite COMMAND…: runs a command on this checkout in the image `suite`, as root, with every tool that its tests need. Without
+# CI=true, so that bin/setup does not install those of other tests.
 in_suite() {
     local rust cargo_home=${CARGO_HOME:-$HOME/.cargo} mounts settings
     rust=$(sed -n 's/^FROM \(rust:[^ ]*\).*/\1/p' Dockerfile)
     mounts=(--volume "$PWD:$PWD")
     # The checkout may belong to another user than root.
     # Its programs are linked with another libc, so they have a separate folder.
-    settings=(CI=true "CARGO_TARGET_DIR=$PWD/target/suite" GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*')
+    settings=(CI=false "CARGO_TARGET_DIR=$PWD/target/suite" GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*')
     if [ "$(label_of "$rust" title)" = stand-in ]; then
         # It has this machine's toolchain, so it reuses this machine's build if all paths are the same.
         mounts+=(--volume "$cargo_home:$cargo_home")
