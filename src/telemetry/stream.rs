@@ -1,4 +1,7 @@
 //! The stream that the log is written to. A separate thread writes, so that no request waits for the stream's reader.
+//!
+//! The thread of `tracing-appender` does the same, but at the exit it reports a full queue on stdout, and waits for ever if
+//! nobody reads that (`unread_log_does_not_hold_the_exit`).
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;

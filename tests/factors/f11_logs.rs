@@ -5,9 +5,11 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::support::balancer::has;
 use crate::support::clients::get;
@@ -130,14 +132,13 @@ async fn closed_stdout_does_not_stop_web() {
     assert_eq!(web.try_wait().unwrap(), None);
 }
 
-#[tokio::test]
-async fn unread_log_never_blocks_and_counts_losses() {
-    let deploy = Deploy::new().await;
+/// A `web` whose log nobody reads, and which has already lost lines.
+async fn unread_web(deploy: &Deploy) -> Child {
     let (port, metrics) = (free_port(), free_port());
     let mut command = Command::new(programs().join("web"));
     command.env_clear().envs(&deploy.environment).env("PORT", port.to_string()).env("RATE_LIMIT_REQUESTS", "1000000");
     command.env("METRICS_PORT", metrics.to_string());
-    let mut web = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let web = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let url = format!("http://127.0.0.1:{port}/version");
     eventually("an answer", async || get(&url).await.ok()).await;
     // More lines than the pipe and the buffer hold, from requests sent at once on one connection.
@@ -156,6 +157,23 @@ async fn unread_log_never_blocks_and_counts_losses() {
         (lost > 0.0).then_some(())
     })
     .await;
+    web
+}
+
+#[tokio::test]
+async fn unread_log_does_not_hold_the_exit() {
+    let deploy = Deploy::new().await;
+    let mut web = unread_web(&deploy).await;
+    let pid = Pid::from_raw(i32::try_from(web.id().unwrap()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(5), web.wait()).await;
+    assert_eq!(exit.expect("it waits three seconds at most").unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn unread_log_never_blocks_and_counts_losses() {
+    let deploy = Deploy::new().await;
+    let mut web = unread_web(&deploy).await;
     let mut lines = BufReader::new(web.stdout.take().unwrap()).lines();
     let mut reading = async || serde_json::from_str::<serde_json::Value>(&lines.next_line().await.unwrap().unwrap()).unwrap();
     let loss = tokio::time::timeout(EVENT_TIMEOUT, async {
