@@ -1,4 +1,7 @@
 //! Cookies that only this host can set, for the session and for a log-in with the identity provider.
+//!
+//! `CookieJar` of `axum-extra` ignores a header with bytes that are not ASCII, so another program's cookie would log people out
+//! (`cookie_is_found_among_others`).
 
 use std::time::Duration;
 

@@ -30,7 +30,8 @@ pub fn count(key: &str, a_minute: &str) -> String {
     COUNT.replace("$key", key).replace("$a_minute", a_minute)
 }
 
-/// The command that counts a request and returns an [`Answer`].
+/// The command that counts a request and returns an [`Answer`]. It sends the whole script, unlike `redis::Script`: a server that
+/// has just taken over does not know scripts by their hashes, and the request would need a second round trip.
 pub fn ask(bucket: &str, a_minute: u32) -> Pipeline {
     static SCRIPT: LazyLock<String> = LazyLock::new(|| count("KEYS[1]", "ARGV[1]"));
     let mut commands = pipe();

@@ -137,7 +137,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanFields {
     }
 }
 
-/// The layer that writes events as JSON.
+/// The layer that writes events as JSON. A name that an event and its spans share is written once. The layers of
+/// `tracing-subscriber` and `json-subscriber` nest the spans' fields, or write such a name twice (RFC 8259, 4).
 struct JsonLines {
     release: Release,
     instance: String,

@@ -1,7 +1,7 @@
 //! Traces (W3C Trace Context). Every request and every job is part of a trace. Its id is on their log lines and is
 //! passed on to the jobs and mails that follow from them. With the feature `otel` and `OTEL_EXPORTER_OTLP_ENDPOINT`,
 //! spans are sent to a collector. No request or job waits for that, and spans that the collector does not accept are
-//! lost.
+//! lost. The ids are on log lines without `otel` too, so the propagator of `opentelemetry` is not used.
 
 use std::fmt;
 

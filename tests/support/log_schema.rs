@@ -1,8 +1,11 @@
 //! Checks log lines against `docs/logs.md`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::LazyLock;
 
+use serde::Deserializer;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 struct Schema {
@@ -28,6 +31,29 @@ fn is(value: &Value, kind: &str) -> bool {
         "time" => text.is_some_and(|text| text.len() == "2026-01-01T00:00:00.000000Z".len() && text.parse::<jiff::Timestamp>().is_ok()),
         kind => panic!("docs/logs.md has an unknown type: {kind}"),
     }
+}
+
+/// Returns a field that a line has twice, if there is one. Readers of JSON disagree on which of the two counts (RFC 8259, 4).
+pub fn repeated(line: &str) -> Option<String> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Option<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let (mut seen, mut repeated) = (BTreeSet::new(), None);
+            while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                if !seen.insert(name.clone()) {
+                    repeated = Some(name);
+                }
+            }
+            Ok(repeated)
+        }
+    }
+    serde_json::Deserializer::from_str(line).deserialize_map(Names).ok().flatten()
 }
 
 /// Returns what is wrong with a line, if anything.

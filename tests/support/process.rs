@@ -157,6 +157,9 @@ impl Drop for Process {
             return;
         }
         for line in self.lines().iter().filter(|line| line.starts_with("{\"timestamp\"")) {
+            if let Some(name) = super::log_schema::repeated(line) {
+                panic!("a line has {name} twice: {line}");
+            }
             // The last line of a killed process may be incomplete.
             let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
             // Another release may have another format.

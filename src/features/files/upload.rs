@@ -38,9 +38,9 @@ impl Upload {
     /// Receives the content and stores the file. Cleans up if that fails.
     ///
     /// # Errors
-    /// 400 if the body ends early or its digest differs, 401 if the caller's session was ended meanwhile, 403 if the quota is reached or the email address is not verified,
-    /// 408 if the client stops sending, 413 if the body is too large, 429 if
-    /// the account has too many uploads in progress, 503 if the store or Postgres is unavailable.
+    /// 400 if the body ends early or its digest differs, 401 if the caller's session was ended meanwhile, 403 if the quota is
+    /// reached or the email address is not verified, 408 if the client stops sending, 413 if the body is too large, 429 if the
+    /// account has too many uploads in progress, 503 if the store or Postgres is unavailable.
     pub async fn run(self, mut body: Streamed) -> Result<File> {
         let Some(_place) = self.storage.places().take(self.caller.account_id) else {
             let detail = format!("You have {MAX_UPLOADS_PER_ACCOUNT} uploads in progress. Retry when one has ended.");
