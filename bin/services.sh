@@ -277,19 +277,25 @@ start_store() {
 }
 
 start_seaweedfs() {
-    local port tries=0 log=$run/store.log
-    port=$(free_port)
+    local port attempt tries log=$run/store.log
     mkdir -p "$run/store"
-    # Each of its other servers listens on two ports: the given one and the one 10000 above.
-    launch INT "$STORE" server -dir="$PWD/$run/store" -ip=127.0.0.1 -master.port="$(free_port)" -volume.port="$(free_port)" -filer.port="$(free_port)" \
-        -master.volumeSizeLimitMB=64 -s3 -s3.port="$port" -s3.port.iceberg=0 -s3.config=deploy/store/identities.json >>"$log" 2>&1
-    # shellcheck disable=SC2034 # for the script that sources this
-    store_url=http://127.0.0.1:$port
-    until curl --silent --output /dev/null --fail "$store_url/healthz"; do
-        tries=$((tries + 1))
-        if [ "$tries" -gt 300 ] || ! kill -0 "$launched" 2>/dev/null; then die "SeaweedFS does not answer: $(tail -n 5 "$log")"; fi
-        sleep 0.1
+    # Each of its other servers listens on two ports: the given one and the one 10000 above, which may be taken.
+    for attempt in 1 2 3; do
+        port=$(free_port)
+        launch INT "$STORE" server -dir="$PWD/$run/store" -ip=127.0.0.1 -master.port="$(free_port)" -volume.port="$(free_port)" -filer.port="$(free_port)" \
+            -master.volumeSizeLimitMB=64 -s3 -s3.port="$port" -s3.port.iceberg=0 -s3.port.lance=0 -s3.config=deploy/store/identities.json >>"$log" 2>&1
+        # shellcheck disable=SC2034 # for the script that sources this
+        store_url=http://127.0.0.1:$port
+        tries=0
+        while kill -0 "$launched" 2>/dev/null && [ "$tries" -lt 300 ]; do
+            if curl --silent --output /dev/null --fail "$store_url/healthz"; then return; fi
+            tries=$((tries + 1))
+            sleep 0.1
+        done
+        kill "$launched" 2>/dev/null || true
+        say "SeaweedFS did not start ($attempt of 3)"
     done
+    die "SeaweedFS does not answer: $(tail -n 5 "$log")"
 }
 
 # Starts temporary servers for tests and exports their URLs.
