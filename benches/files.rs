@@ -30,7 +30,7 @@ use sqlx::PgPool;
 const ROUNDS: usize = 3;
 const MIB: usize = 1024 * 1024;
 const LARGE_MIB: usize = 256;
-const CONCURRENT_UPLOADS: u32 = 16;
+const CONCURRENT_UPLOADS: usize = 16;
 
 /// The size of a part.
 const PART_BYTES: usize = 5 * MIB;
@@ -69,15 +69,17 @@ async fn main() {
 
     let (before, mut most) = (web.resident_mb(), 0.0_f64);
     let uploads = tokio::spawn({
-        let (url, cookie) = (web.url.clone(), cookie.clone());
-        async move { join_all((0..CONCURRENT_UPLOADS).map(|_| through(&url, &cookie, 64))).await }
+        // Of several accounts, because one may run eight.
+        let (url, cookies) = (web.url.clone(), sessions.iter().map(|session| format!("id={session}")).collect::<Vec<_>>());
+        async move { join_all(cookies.iter().cycle().take(CONCURRENT_UPLOADS).map(|cookie| through(&url, cookie, 64))).await }
     });
     while !uploads.is_finished() {
         most = most.max(web.resident_mb());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     uploads.await.unwrap();
-    let (growth_mb, limit_mb) = (most - before, f64::from(CONCURRENT_UPLOADS) * MEMORY_PER_UPLOAD_MB);
+    #[expect(clippy::cast_precision_loss, reason = "a small number")]
+    let (growth_mb, limit_mb) = (most - before, CONCURRENT_UPLOADS as f64 * MEMORY_PER_UPLOAD_MB);
     report.reach(
         &format!("{CONCURRENT_UPLOADS} concurrent uploads, web grows by, MB"),
         growth_mb,
