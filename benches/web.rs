@@ -39,7 +39,8 @@ async fn main() {
     service.args(["account", "create", "--service", "billing", "--scopes", "tokens:read"]).envs(variables);
     assert!(service.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
     let token = key.sign(&key.head(), &issuer.claims(json!({ "scope": "tokens:read", "exp": now() + 3600 })));
-    let web = Server::start_with(&programs.join("web"), &variables);
+    let web = Server::start(&programs.join("web"));
+    let with_issuer = Server::start_with(&programs.join("web"), &variables);
     let floor = Server::start(&programs.join("examples/floor"));
     let mut report = Report::default();
     std::thread::sleep(Duration::from_secs(2));
@@ -116,7 +117,7 @@ async fn main() {
             sqlx::query("TRUNCATE jobs").execute(&pool).await.unwrap();
         }
     }
-    page_and_tokens(&mut report, &web, &livez, &sessions, &token);
+    page_and_tokens(&mut report, &with_issuer, &livez, &sessions, &token);
     report.figure("   requests that the issuer got", issuer.fetches().to_string());
     report.figure(
         &format!("web, after {} requests and 256 log-ins at a time, resident, MB", web.asked()),
