@@ -5,14 +5,15 @@
 //! Postgres to serve them, and they know no feature.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use askama::Template;
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
-use axum::response::Response;
-use axum::routing::get;
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
 
 use crate::app::{App, Feature, LogInPage};
 use crate::auth::rules::{self, Rate, Rule, Who};
@@ -34,7 +35,30 @@ static SCRIPT: LazyLock<Asset> = LazyLock::new(|| Asset::new("page.js", include_
 
 fn pages() -> Router<App> {
     let script = get(async |Path(name): Path<String>| assets::serve([&*SCRIPT], &name));
-    Router::new().route("/", get(home)).route("/admin", get(admin)).route("/scripts/{name}", script)
+    Router::new().route("/", page(home)).route("/admin", page(admin)).route("/scripts/{name}", script)
+}
+
+/// A rendered page and its content security policy.
+struct Rendered {
+    html: Bytes,
+    policy: HeaderValue,
+}
+
+/// The route of a page. `render` gets whether the request has the cookie of a session. Nothing else about a page changes
+/// while the process runs, so that each of the two is rendered once.
+fn page(render: fn(&App, bool) -> Result<String>) -> MethodRouter<App> {
+    let pages: Arc<[OnceLock<Rendered>; 2]> = Arc::default();
+    get(async move |State(app): State<App>, headers: HeaderMap| -> Result<Response> {
+        let has_cookie = app.sessions.id_in(&headers).is_some();
+        let page = &pages[usize::from(has_cookie)];
+        let Rendered { html, policy } = if let Some(rendered) = page.get() {
+            rendered
+        } else {
+            let rendered = Rendered { html: render(&app, has_cookie)?.into(), policy: policy(&app)? };
+            page.get_or_init(|| rendered)
+        };
+        Ok(html::with_policy(Html(html.clone()).into_response(), policy.clone()))
+    })
 }
 
 #[derive(Template)]
@@ -65,20 +89,19 @@ struct Admin<'a> {
     log_in_pages: Vec<LogInPage>,
 }
 
-async fn home(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
+fn home(app: &App, has_cookie: bool) -> Result<String> {
     let (origin, script) = (app.site.origin(), SCRIPT.name());
     let scopes = rules::scopes(app.on.iter().flat_map(|feature| feature.access));
-    let has_cookie = app.sessions.id_in(&headers).is_some();
-    let (sign_up, mail_viewer) = (app.flags.feature_sign_up, mail_viewer(&app));
-    let log_in_pages = log_in_pages(&app);
-    respond(&app, &Home { host: host(&origin), script: &script, features: &app.on, scopes, has_cookie, sign_up, mail_viewer, log_in_pages })
+    let (sign_up, mail_viewer, log_in_pages) = (app.flags.feature_sign_up, mail_viewer(app), log_in_pages(app));
+    let page = Home { host: host(&origin), script: &script, features: &app.on, scopes, has_cookie, sign_up, mail_viewer, log_in_pages };
+    page.render().map_err(Problem::internal)
 }
 
-async fn admin(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
+fn admin(app: &App, has_cookie: bool) -> Result<String> {
     let (origin, script) = (app.site.origin(), SCRIPT.name());
-    let has_cookie = app.sessions.id_in(&headers).is_some();
-    let (mail_viewer, log_in_pages) = (mail_viewer(&app), log_in_pages(&app));
-    respond(&app, &Admin { host: host(&origin), script: &script, features: &app.on, has_cookie, mail_viewer, log_in_pages })
+    let (mail_viewer, log_in_pages) = (mail_viewer(app), log_in_pages(app));
+    let page = Admin { host: host(&origin), script: &script, features: &app.on, has_cookie, mail_viewer, log_in_pages };
+    page.render().map_err(Problem::internal)
 }
 
 fn log_in_pages(app: &App) -> Vec<LogInPage> {
@@ -91,10 +114,6 @@ fn mail_viewer(app: &App) -> Option<&str> {
 
 fn host(origin: &str) -> &str {
     origin.split_once("://").map_or(origin, |(_, host)| host)
-}
-
-fn respond(app: &App, page: &impl Template) -> Result<Response> {
-    Ok(html::with_policy(html::page(StatusCode::OK, page)?, policy(app)?))
 }
 
 /// Allows the page's own script and style sheet, requests to this site, and images of this site and of the object store.
