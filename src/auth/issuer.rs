@@ -4,22 +4,23 @@
 //! A process caches the documents. It fetches them again for a token with an unknown key and when they are old, but at
 //! most once a minute. If that fails, the known ones stay in use.
 
+use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use axum::body::Bytes;
 use axum::http::{Request, StatusCode};
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument, warn};
 use url::Url;
 
-use super::signature;
+use super::{secret, signature};
 use crate::config::IssuerUrl;
 use crate::resources::http_client::HttpClient;
 
@@ -40,6 +41,9 @@ const MAX_WAITING: usize = 64;
 
 /// How many keys a key set may have. Issuers have a handful.
 const MAX_KEYS: usize = 100;
+
+/// How many signed tokens a process remembers, at 32 bytes each.
+const MAX_SIGNED: usize = 10_000;
 
 /// What a discovery document says, as far as it is needed.
 #[derive(Debug, Clone, Deserialize)]
@@ -107,14 +111,37 @@ struct Known {
     at: Instant,
     discovery: Discovery,
     keys: Vec<Key>,
+    /// The hashes of tokens that one of these keys has signed. Verifying a signature costs as much as a whole request.
+    signed: RwLock<HashSet<Vec<u8>>>,
 }
 
 impl Known {
     /// The key with this id. A token without an id uses the only key of its algorithm.
-    fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<DecodingKey> {
+    fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
         let mut keys = self.keys.iter().filter(|key| key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id));
         let found = keys.next()?;
-        (id.is_some() || keys.next().is_none()).then(|| found.public.clone())
+        (id.is_some() || keys.next().is_none()).then_some(&found.public)
+    }
+
+    /// Whether a token's signature is by the key that its head names. None if there is no such key.
+    fn has_signed(&self, token: &str, id: Option<&str>, algorithm: Algorithm) -> Option<bool> {
+        let key = self.find(id, algorithm)?;
+        let hash = secret::hash(token);
+        if self.signed.read().unwrap_or_else(PoisonError::into_inner).contains(&hash) {
+            return Some(true);
+        }
+        let mut only_signature = Validation::new(algorithm);
+        only_signature.required_spec_claims.clear();
+        (only_signature.validate_exp, only_signature.validate_aud) = (false, false);
+        let valid = decode::<IgnoredAny>(token, key, &only_signature).is_ok();
+        if valid {
+            let mut signed = self.signed.write().unwrap_or_else(PoisonError::into_inner);
+            if signed.len() >= MAX_SIGNED {
+                signed.clear();
+            }
+            signed.insert(hash);
+        }
+        Some(valid)
     }
 }
 
@@ -150,17 +177,18 @@ impl Issuer {
         &self.0.url.0
     }
 
-    /// The key with which the issuer signs, by the id in a token's head. None if the issuer has no such key.
+    /// Whether the issuer has signed a token, by the key's id and the algorithm in its head. None if the issuer has no such
+    /// key. Nothing else about the token is checked.
     ///
     /// # Errors
     /// No keys are known.
-    pub async fn key(&self, id: Option<&str>, algorithm: Algorithm) -> Result<Option<DecodingKey>, Unknown> {
-        let found = self.fresh().await.ok_or(Unknown)?.find(id, algorithm);
-        if found.is_some() {
-            return Ok(found);
+    pub async fn has_signed(&self, token: &str, id: Option<&str>, algorithm: Algorithm) -> Result<Option<bool>, Unknown> {
+        let answer = self.fresh().await.ok_or(Unknown)?.has_signed(token, id, algorithm);
+        if answer.is_some() {
+            return Ok(answer);
         }
         self.wait_for_refresh().await;
-        self.known().map(|known| known.find(id, algorithm)).ok_or(Unknown)
+        self.known().map(|known| known.has_signed(token, id, algorithm)).ok_or(Unknown)
     }
 
     /// The issuer's host, for people.
@@ -242,7 +270,7 @@ impl Issuer {
         let keys: Vec<_> = set.keys.into_iter().filter_map(Key::of).collect();
         // An issuer that withdraws its last key has none.
         ensure!(!keys.is_empty() || self.known().is_some(), "key set: it has no key for RS256, ES256 or EdDSA");
-        Ok(Known { at: (self.0.clock)(), discovery, keys })
+        Ok(Known { at: (self.0.clock)(), discovery, keys, signed: RwLock::default() })
     }
 
     async fn get<T: DeserializeOwned>(&self, url: &str) -> anyhow::Result<T> {
