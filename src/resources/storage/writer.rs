@@ -2,6 +2,7 @@
 
 use axum::body::Bytes;
 use tokio::task::JoinSet;
+use tokio_util::bytes::BytesMut;
 use tracing::Instrument;
 
 use super::{Error, ObjectHeaders, PART_SIZE, PartId, Storage};
@@ -13,7 +14,9 @@ pub struct Writer {
     /// The expected length in bytes, or 0 if it is unknown.
     length: u64,
     /// The part that is being filled.
-    part: Vec<u8>,
+    part: BytesMut,
+    /// The memory of the part in flight. It is filled next, because an allocator keeps what is freed and allocated anew.
+    other: BytesMut,
     /// The store's id of the upload, once there is more than one part.
     upload: Option<String>,
     /// The part that is being sent.
@@ -24,8 +27,8 @@ pub struct Writer {
 
 impl Writer {
     pub fn new(storage: Storage, key: String, length: Option<u64>) -> Self {
-        let (length, part, in_flight) = (length.unwrap_or_default(), Vec::new(), JoinSet::new());
-        Self { storage, key, length, part, upload: None, in_flight, sent: Vec::new() }
+        let (part, other, in_flight) = (BytesMut::new(), BytesMut::new(), JoinSet::new());
+        Self { storage, key, length: length.unwrap_or_default(), part, other, upload: None, in_flight, sent: Vec::new() }
     }
 
     /// The store's id of the upload. A caller that cannot finish the upload must abort it.
@@ -46,7 +49,7 @@ impl Writer {
             if self.part.capacity() == 0 {
                 // For small content, reserve no more than its length.
                 let known = usize::try_from(self.length).unwrap_or(PART_SIZE);
-                self.part.reserve_exact(if (1..PART_SIZE).contains(&known) { known } else { PART_SIZE });
+                self.part.reserve(if (1..PART_SIZE).contains(&known) { known } else { PART_SIZE });
             }
             let taken = piece.split_to(piece.len().min(PART_SIZE - self.part.len()));
             self.part.extend_from_slice(&taken);
@@ -60,7 +63,7 @@ impl Writer {
     /// As [`Self::write`].
     pub async fn finish(&mut self, headers: impl Fn() -> ObjectHeaders) -> Result<(), Error> {
         if self.upload.is_none() {
-            return self.storage.put(&self.key, std::mem::take(&mut self.part).into(), headers()).await;
+            return self.storage.put(&self.key, self.part.split().freeze(), headers()).await;
         }
         self.send(&headers).await?;
         self.finish_part().await?;
@@ -74,8 +77,9 @@ impl Writer {
             None => self.upload.insert(self.storage.begin(&self.key, headers()).await?).clone(),
         };
         self.finish_part().await?;
-        let (storage, key, part, index) = (self.storage.clone(), self.key.clone(), std::mem::take(&mut self.part), self.sent.len());
-        self.in_flight.spawn(async move { storage.put_part(&key, &upload, index, part.into()).await }.in_current_span());
+        let (storage, key, part, index) = (self.storage.clone(), self.key.clone(), self.part.split().freeze(), self.sent.len());
+        std::mem::swap(&mut self.part, &mut self.other);
+        self.in_flight.spawn(async move { storage.put_part(&key, &upload, index, part).await }.in_current_span());
         Ok(())
     }
 
