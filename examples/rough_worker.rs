@@ -1,13 +1,15 @@
 //! A worker for tests and benchmarks. Its jobs misbehave on purpose. The production worker does not know their kinds.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use app::jobs::{Job, JobContext, JobError, Priority, Registry};
 use app::release::{COMMIT, Release};
 use app::resources::http_client::HttpClient;
+use app::resources::token_file::TokenFile;
 use app::telemetry::metrics::Metrics;
 use axum::body::Bytes;
-use axum::http::Request;
+use axum::http::{Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
@@ -201,10 +203,18 @@ impl Job for HoldRow {
     }
 }
 
-/// Calls another service.
+/// Calls another service, which must answer 200. Each call is 100 milliseconds after the one before.
 #[derive(Serialize, Deserialize)]
 struct Call {
     url: String,
+    /// The file with the token that the calls send.
+    token_file: Option<PathBuf>,
+    #[serde(default = "once")]
+    times: u32,
+}
+
+fn once() -> u32 {
+    1
 }
 
 impl Job for Call {
@@ -213,7 +223,18 @@ impl Job for Call {
     async fn run(&self, _: &mut JobContext) -> Result<(), JobError> {
         let release = Release { service: "app".to_owned(), commit: COMMIT, release: None, process: "worker" };
         let client = HttpClient::for_configured_urls(Metrics::new(&release), || 0)?;
-        client.send(Request::get(&self.url).body(Bytes::new())?).await?;
+        let token = self.token_file.clone().map(TokenFile::new);
+        for _ in 0..self.times {
+            let mut request = Request::get(&self.url).body(Bytes::new())?;
+            if let Some(token) = &token {
+                token.authorize(&mut request).await?;
+            }
+            let status = client.send(request).await?.status();
+            if status != StatusCode::OK {
+                return Err(anyhow::anyhow!("the other service answered {status}").into());
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ pub mod public_address;
 pub mod redis;
 pub mod smtp;
 pub mod storage;
+pub mod token_file;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

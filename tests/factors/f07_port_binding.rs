@@ -2,8 +2,13 @@
 //!
 //! Violated by a server that must host the program, a port that the program chooses, or an interface that others cannot reach.
 
+use std::time::Duration;
+
+use serde_json::json;
+
 use crate::support::balancer::{Balancer, has};
 use crate::support::clients::{builder, get};
+use crate::support::issuer::{AUDIENCE, Issuer, Key, now};
 use crate::support::{Deploy, eventually, free_port};
 
 #[tokio::test]
@@ -55,6 +60,59 @@ async fn balancer_reaches_two_webs_by_port_alone() {
             })
             .await;
     }
+}
+
+/// Two deploys call each other for ten seconds with their workloads' tokens. Each token is valid for eight seconds, and the
+/// platform renews it in its file each second.
+#[tokio::test]
+async fn two_apps_are_each_others_backing_service() {
+    let key = Key::ed("1");
+    let issuer = Issuer::start(&[&key]).await;
+    let files = std::env::temp_dir().join(format!("tokens-{}", uuid::Uuid::new_v4()));
+    std::fs::create_dir(&files).unwrap();
+    // A process accepts a token for a minute after it has expired, because clocks differ.
+    let token = |subject: &str| {
+        let claims = json!({ "sub": subject, "scope": "tokens:read", "exp": now() - 52 });
+        key.sign(&key.head(), &issuer.claims(claims))
+    };
+    let renew = |subject: &str| {
+        // In one step, as platforms do.
+        let (new, file) = (files.join(format!("{subject}.new")), files.join(subject));
+        std::fs::write(&new, token(subject)).unwrap();
+        std::fs::rename(new, file).unwrap();
+    };
+    let (shop, billing) = tokio::join!(Deploy::new(), Deploy::new());
+    let accepting = |deploy: Deploy| deploy.with("TOKEN_ISSUER", &issuer.url).with("TOKEN_AUDIENCE", AUDIENCE);
+    let (shop, billing) = (accepting(shop), accepting(billing));
+    let (shop_web, billing_web) = tokio::join!(shop.web(), billing.web());
+    let mut jobs = Vec::new();
+    for (deploy, name, other, other_web) in [(&shop, "shop", &billing, &billing_web), (&billing, "billing", &shop, &shop_web)] {
+        renew(name);
+        let made = other.admin(&["account", "create", "--service", name, "--scopes", "tokens:read"]).await;
+        assert!(made.status.success(), "{made:?}");
+        let call = json!({ "url": format!("{}/api/v1/tokens", other_web.url), "token_file": files.join(name), "times": 100 });
+        let insert = sqlx::query_scalar::<_, i64>("INSERT INTO jobs (kind, payload, max_attempts) VALUES ('call', $1, 1) RETURNING id");
+        jobs.push((deploy, insert.bind(call).fetch_one(&mut deploy.database().await).await.unwrap()));
+    }
+    let expired = token("shop");
+    let _workers = [shop.rough_worker(), billing.rough_worker()];
+    for (deploy, id) in jobs {
+        eventually("the calls of a deploy", async || {
+            renew("shop");
+            renew("billing");
+            let state = sqlx::query_scalar::<_, Option<String>>("SELECT last_error FROM jobs WHERE id = $1").bind(id);
+            let state = state.fetch_optional(&mut deploy.database().await).await.unwrap();
+            assert!(!matches!(state, Some(Some(_))), "{state:?}");
+            if state.is_some() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            state.is_none().then_some(())
+        })
+        .await;
+    }
+    let late = reqwest::Client::new().get(format!("{}/api/v1/tokens", billing_web.url)).bearer_auth(expired);
+    assert_eq!(late.send().await.unwrap().status(), 401, "the tokens of the calls expire");
+    std::fs::remove_dir_all(files).unwrap();
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use app::release::{COMMIT, Release};
 use app::resources::http_client::{Error, HttpClient, SystemResolver};
 use app::resources::public_address::is_public;
+use app::resources::token_file::TokenFile;
 use app::telemetry::metrics::Metrics;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -381,4 +382,28 @@ async fn calls_are_measured_by_host_and_outcome() {
     let of_users = HttpClient::for_urls_of_users(metrics.clone(), || 0, SystemResolver).unwrap();
     get(&of_users, server.url()).await.unwrap_err();
     assert_eq!((count("127.0.0.1", "refused"), count("_OTHER", "refused")), (None, Some(1)));
+}
+
+#[tokio::test]
+async fn token_of_a_file_is_sent_as_it_is_now() {
+    let server = Server::start(|_, _, headers: HeaderMap| headers["authorization"].to_str().unwrap().to_owned()).await;
+    let file = std::env::temp_dir().join(uuid::Uuid::new_v4().to_string());
+    let token = TokenFile::new(file.clone());
+    let ask = async || {
+        let mut request = request(Method::GET, server.url());
+        token.authorize(&mut request).await?;
+        anyhow::Ok(configured().send(request).await?.into_body())
+    };
+    for content in ["one", "two\n"] {
+        std::fs::write(&file, content).unwrap();
+        assert_eq!(ask().await.unwrap(), format!("Bearer {}", content.trim_end()));
+    }
+    for (content, reason) in [(&b" \n"[..], "holds no token"), (b"marker\r\nx: y", "holds no token"), (b"marker\xff", "cannot read")] {
+        std::fs::write(&file, content).unwrap();
+        let refused = format!("{:#}", ask().await.unwrap_err());
+        assert!(refused.contains(reason) && refused.contains(file.to_str().unwrap()) && !refused.contains("marker"), "{refused}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert!(format!("{:#}", ask().await.unwrap_err()).contains("cannot read the token in"));
+    assert_eq!(server.requests.load(Ordering::Relaxed), 2);
 }
