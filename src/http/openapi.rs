@@ -2,7 +2,8 @@
 //!
 //! An annotation names an operation's own responses. The description of its own problem is `slug: when`. The access
 //! rules add who may call the operation, and this module adds the problems that every operation shares. Parts that
-//! several operations share stand once, under `components`.
+//! several operations share stand once, under `components`. It works on JSON, because there one function shares parts
+//! of any kind. utoipa's `Modify` hands out a type for each kind.
 
 use std::collections::{BTreeMap, BTreeSet};
 
