@@ -1,4 +1,4 @@
-//! Removes the objects of deleted files, abandoned uploads, and objects without a row.
+//! Removes abandoned uploads, and objects without a row.
 
 use std::time::Duration;
 
@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::file::{self, FOLDER, content_key, thumbnail_key};
-use super::inspect::THUMBNAIL_SIZES;
+use super::objects::{FOLDER, RemoveFile, id_in};
 use crate::app::App;
 use crate::jobs::{self, Job, JobContext, JobError, Priority};
 use crate::resources::storage::{ObjectHeaders, Storage};
@@ -17,30 +16,6 @@ const BATCH: usize = 1000;
 
 /// The object that names the deploy whose files the other objects are.
 const OWNER_KEY: &str = "owner";
-
-/// Removes the objects of a file whose row is deleted, and aborts its upload.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct RemoveFile {
-    pub id: Uuid,
-    /// The store's id of the upload, if it is still open.
-    pub upload: Option<String>,
-}
-
-impl Job for RemoveFile {
-    const KIND: &'static str = "remove_file";
-    const PRIORITY: Priority = Priority::Bulk;
-
-    async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
-        let storage = object_store(context)?;
-        if let Some(upload) = &self.upload {
-            storage.abort(&content_key(self.id), upload).await?;
-        }
-        for size in THUMBNAIL_SIZES {
-            storage.delete(&thumbnail_key(self.id, size.name)).await?;
-        }
-        Ok(storage.delete(&content_key(self.id)).await?)
-    }
-}
 
 /// Deletes the row of a file that could not be received, and enqueues a job that removes its objects.
 ///
@@ -53,14 +28,6 @@ pub async fn discard(app: &App, id: Uuid, upload: Option<String>) -> anyhow::Res
     transaction.commit().await?;
     enqueued.fire(&app.notifier);
     Ok(())
-}
-
-/// Returns the object store.
-///
-/// # Errors
-/// `STORAGE_URL` is unset.
-pub fn object_store(context: &JobContext) -> anyhow::Result<Storage> {
-    context.storage.clone().ok_or_else(|| anyhow::anyhow!("STORAGE_URL is unset, but there are files"))
 }
 
 /// Deletes abandoned uploads, and finds objects without a row.
@@ -155,7 +122,7 @@ async fn find_strays(context: &JobContext, storage: &Storage, mut scan: Scan) ->
         }
         let page = storage.list(FOLDER, scan.after.as_deref(), BATCH).await?;
         let keys: Vec<_> = page.iter().map(|object| object.key.clone()).collect();
-        let ids: Vec<_> = keys.iter().map(|key| file::id_in(key).unwrap_or_default()).collect();
+        let ids: Vec<_> = keys.iter().map(|key| id_in(key).unwrap_or_default()).collect();
         let mut transaction = context.postgres.begin().await?;
         let strays = sqlx::query!(
             r#"INSERT INTO stray_objects AS stray (key)

@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 use tracing::info;
 use uuid::Uuid;
 
-use super::file::{self, Claim, content_key};
+use super::file::{self, Claim};
+use super::objects::content_key;
 use crate::app::{App, Commands, Output};
 use crate::resources::storage::Storage;
 

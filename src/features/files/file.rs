@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::jobs::{self, EnqueueError, Enqueued};
 use crate::resources::postgres::Timestamp;
 
-use super::clean_up::RemoveFile;
+use super::objects::RemoveFile;
 
 /// How many files an account may store. The quota does not bound empty files, but their rows take space too.
 const MAX_FILES_PER_ACCOUNT: i64 = 10_000;
@@ -41,24 +41,6 @@ pub struct File {
     /// Why an image has no thumbnails
     pub remark: Option<String>,
     pub created_at: Timestamp,
-}
-
-/// The key of a file's content.
-pub fn content_key(id: Uuid) -> String {
-    format!("{FOLDER}/{id}/content")
-}
-
-/// The key of a file's thumbnail.
-pub fn thumbnail_key(id: Uuid, size: &str) -> String {
-    format!("{FOLDER}/{id}/{size}")
-}
-
-/// The folder that holds the objects of all files.
-pub const FOLDER: &str = "files";
-
-/// The id of the file that an object belongs to.
-pub fn id_in(key: &str) -> Option<Uuid> {
-    key.strip_prefix(FOLDER)?.strip_prefix('/')?.split('/').next()?.parse().ok()
 }
 
 /// Inserts the row of a file that is being received. Returns false if the account's email address is not verified. The row

@@ -12,24 +12,13 @@ use tokio::time::timeout;
 use tracing::info;
 use uuid::Uuid;
 
-use super::clean_up::object_store;
-use super::file::{content_key, thumbnail_key};
+use super::objects::{Size, THUMBNAIL_SIZES, content_key, object_store, thumbnail_key};
 use crate::jobs::{Job, JobContext, JobError, Priority};
 use crate::resources::events;
 use crate::resources::storage::ObjectHeaders;
 use crate::telemetry::feature_counters::FeatureCounter;
 
 pub const INSPECTED: FeatureCounter = FeatureCounter { name: "files_inspected", help: "Uploaded images that a worker measured" };
-
-/// A size of thumbnail.
-pub struct Size {
-    pub name: &'static str,
-    /// The longer side.
-    pixels: u32,
-}
-
-/// The thumbnails of an image, smallest first.
-pub const THUMBNAIL_SIZES: [Size; 2] = [Size { name: "small", pixels: 160 }, Size { name: "large", pixels: 640 }];
 
 /// The largest image that is decoded, in bytes and in pixels. Decoding takes up to 12 bytes a pixel: an animated WebP has a
 /// frame, a canvas and the image, and no limit of its decoder counts them.

@@ -5,6 +5,7 @@ mod commands;
 mod file;
 mod inspect;
 mod media_type;
+mod objects;
 mod routes;
 mod upload;
 
@@ -46,7 +47,7 @@ const UPLOADED: Action = Action("file_uploaded");
 const DELETED: Action = Action("file_deleted");
 
 fn jobs(registry: Registry) -> Registry {
-    registry.with::<inspect::InspectFile>().with::<clean_up::RemoveFile>().with::<clean_up::CleanUpFiles>()
+    registry.with::<inspect::InspectFile>().with::<objects::RemoveFile>().with::<clean_up::CleanUpFiles>()
 }
 
 fn schedule() -> anyhow::Result<Vec<Schedule>> {

@@ -14,7 +14,8 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::DELETED;
-use super::file::{self, File, content_key, thumbnail_key};
+use super::file::{self, File};
+use super::objects::{content_key, thumbnail_key};
 use super::upload::Upload;
 use crate::app::App;
 use crate::auth::{Caller, audit};

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::file::{self, Content, File, StoreOutcome};
 use super::inspect::InspectFile;
 use super::media_type::{self, SNIFFED_BYTES};
+use super::objects::content_key;
 use super::{UPLOADED, clean_up};
 use crate::app::App;
 use crate::auth::{Caller, audit};
@@ -47,7 +48,7 @@ impl Upload {
             return Err(Problem::too_many(detail, 5));
         };
         let (id, remaining) = self.begin(body.length.unwrap_or_default()).await?;
-        let mut writer = Writer::new(self.storage.clone(), file::content_key(id), body.length);
+        let mut writer = Writer::new(self.storage.clone(), content_key(id), body.length);
         let problem = match self.receive(id, remaining, &mut body, &mut writer).await {
             // If this fails, the transaction may still have been committed. So only the clean-up may remove the file.
             Ok(content) => match self.store(id, content).await? {
