@@ -42,7 +42,7 @@ const MAX_WAITING: usize = 64;
 /// How many keys a key set may have. Issuers have a handful.
 const MAX_KEYS: usize = 100;
 
-/// How many signed tokens a process remembers, at 32 bytes each.
+/// How many signed tokens a process remembers, at some 100 bytes each.
 const MAX_SIGNED: usize = 10_000;
 
 /// What a discovery document says, as far as it is needed.

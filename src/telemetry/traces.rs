@@ -128,7 +128,8 @@ mod otel {
     }
 
     impl Client {
-        /// The headers of this export, decoded as OpenTelemetry demands. They are read each time, because a platform renews a token in a file at any moment.
+        /// The headers of this export, decoded as OpenTelemetry demands. They are read each time, because a platform renews a
+        /// token in a file at any moment.
         fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
             let mut headers = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
             // A file that is being written may be incomplete. Then the last value stays in use.
