@@ -176,7 +176,7 @@ section! {
         rate_limit_login: NonZeroU32 = "10",
         /// Requests per minute and account; without a session or token, per client address
         rate_limit_requests: NonZeroU32 = "1200",
-        /// Passwords that one process hashes at a time, which takes 33 MiB each; unset means one per core, but at most 4
+        /// Passwords that one process hashes at a time, which takes 19 MiB each; unset means one per core, but at most 4
         hash_concurrency: Option<NonZeroU32>,
         /// How many proxies are in front of `web`, each of which appends its caller's address to `X-Forwarded-For`
         trusted_proxies: u16 = "0",

@@ -96,6 +96,8 @@ pub fn complete(
     });
     components["parameters"] = parameters;
     components["responses"] = responses;
+    // A dependency of the tests makes a map keep the order of insertion, also in the programs that `bin/dev` builds.
+    document.sort_all_objects();
     Ok(document)
 }
 

@@ -20,6 +20,8 @@ async fn committed_document_is_served_and_printed() {
     assert!(served == Contract::committed().0, "openapi.json is out of date: cargo run --bin admin openapi >openapi.json");
     let printed = deploy.admin(&["openapi"]).await;
     assert!(serde_json::from_slice::<Value>(&printed.stdout).unwrap() == served, "admin prints a different document than web serves");
+    let committed = std::fs::read("openapi.json").unwrap();
+    assert!(printed.stdout == committed, "admin prints the same document as openapi.json in another order");
 }
 
 #[tokio::test]
