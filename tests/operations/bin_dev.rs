@@ -72,6 +72,20 @@ async fn bin_dev_shares_its_config_with_terminals() {
     std::fs::remove_file(file).unwrap();
 }
 
+/// A terminal that has read them must be able to start it again.
+#[tokio::test]
+async fn bin_dev_ignores_servers_of_earlier_runs() {
+    let folder = format!(".local/dev-{}.throwaway", uuid::Uuid::new_v4().simple());
+    std::fs::create_dir_all(&folder).unwrap();
+    let gone = "postgres://127.0.0.1:1/gone";
+    std::fs::write(format!("{folder}/env"), format!("# servers of this run: DATABASE_URL\nexport DATABASE_URL={gone}\n")).unwrap();
+    let mut dev = Dev::start_with(&["clock=0"], &[("DEV_DIR", &folder), ("DATABASE_URL", gone)]).await;
+    let now = std::fs::read_to_string(format!("{folder}/env")).unwrap();
+    assert!(now.contains("# servers of this run: DATABASE_URL REDIS_URL SMTP_URL ") && !now.contains(gone), "{now}");
+    dev.process.signal(Signal::SIGINT);
+    assert_eq!(dev.process.exit().await.code(), Some(0));
+}
+
 #[tokio::test]
 async fn bin_dev_checks_formation_and_port_first() {
     let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
