@@ -107,9 +107,11 @@ async fn latest(State(mails): State<Mails>, Query(To { to }): Query<To>) -> Resp
 #[derive(Template)]
 #[template(
     ext = "html",
-    source = "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=2><title>Mail</title>\
-<style>body{font:1rem/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem}article{border-top:1px solid #ccc}pre{white-space:pre-wrap}</style>\
-<h1>Mail</h1>{% for mail in mails %}<article><h2>{{ mail.subject }}</h2><p>to {{ mail.to.join(\", \") }}</p><pre>{{ mail.text }}</pre></article>\
+    source = "<!doctype html><html lang=en><meta charset=utf-8><meta name=color-scheme content='light dark'><title>Mail</title>\
+<style>body{font:1rem/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem}article{border-top:1px solid #888}pre{white-space:pre-wrap}</style>\
+<script>setInterval(() => getSelection().isCollapsed && location.reload(), 2000)</script>\
+<h1>Mail</h1>{% for mail in mails %}<article><h2>{{ mail.subject }}</h2><p>to {{ mail.to.join(\", \") }}</p>\
+<pre>{% for line in mail.text.lines() %}{% if line.starts_with(\"http\") %}<a href='{{ line }}'>{{ line }}</a>{% else %}{{ line }}{% endif %}\n{% endfor %}</pre></article>\
 {% else %}<p>Nothing yet.</p>{% endfor %}</html>"
 )]
 struct Page {
