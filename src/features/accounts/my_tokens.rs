@@ -26,13 +26,17 @@ pub struct NewToken {
     #[garde(length(chars, min = 1, max = 100), custom(no_nul))]
     #[schema(min_length = 1, max_length = 100, pattern = r"^[^\x00]*$", example = "backup script")]
     name: String,
-    #[garde(length(min = 1, max = 20))]
+    #[garde(custom(some_scope), length(max = 20))]
     #[schema(value_type = Vec<Scope>, min_items = 1, max_items = 20, example = json!(["tokens:read"]))]
     scopes: Vec<String>,
     #[garde(range(min = 1, max = 366))]
     #[serde(deserialize_with = "integer")]
     #[schema(minimum = 1, maximum = 366, example = 90)]
     expires_in_days: i32,
+}
+
+fn some_scope(scopes: &[String], _: &()) -> garde::Result {
+    if scopes.is_empty() { Err(garde::Error::new("choose at least one")) } else { Ok(()) }
 }
 
 /// A permission of a token. An operation names the scope that it requires.

@@ -3,6 +3,7 @@
 //
 //   <form data-post="PATH">    sends its fields as JSON. On success [data-result] in it shows, with the response's fields
 //     data-once                the operation takes an Idempotency-Key, so the form may be sent again by itself
+//     <button data-in="60">    sets the form's time to so many seconds after it is sent
 //   <form data-upload="PATH">  sends each chosen or dropped file as a body. {name} is the file's name
 //   <ul data-list="PATH">      shows the list that the path returns, one copy of its <template> for each item
 //     data-past="FIELD"        items with this field are over, and the first other one is next
@@ -156,6 +157,7 @@ function showProblem(place, problem, again) {
   }
   const line = add((line) => place.append(line), problem.message);
   line.setAttribute('role', 'alert');
+  line.scrollIntoView({ block: 'nearest' });
   if (again) {
     const button = document.createElement('button');
     button.type = 'button';
@@ -300,8 +302,10 @@ function bindRow(list, row, item) {
       clearTimeout(asked);
       asked = sure ? setTimeout(() => ask(false), SECOND_CLICK_TIMEOUT) : 0;
     };
-    button.addEventListener('click', async () => {
+    button.addEventListener('click', async ({ detail }) => {
       if (!asked) return ask(true);
+      // The second half of a double click is no answer.
+      if (detail > 1) return;
       ask(false);
       const place = findAll('li', list).indexOf(row);
       const { delete: gone, post: changed } = button.dataset;
@@ -340,6 +344,25 @@ function bindRow(list, row, item) {
 
 // Forms
 
+const inSeconds = (seconds) => new Date(Date.now() + 1000 * seconds);
+
+function bindTimeButton(button) {
+  const field = find('input[type=datetime-local]', button.form);
+  const forget = () => {
+    delete field.dataset.in;
+    delete field.dataset.at;
+  };
+  button.addEventListener('click', () => {
+    forget();
+    field.dataset.in = button.dataset.in;
+    // The field shows a local time, in whole minutes.
+    const at = inSeconds(button.dataset.in);
+    field.valueAsNumber = (Math.floor(at / 60_000) - at.getTimezoneOffset()) * 60_000;
+  });
+  field.addEventListener('input', forget);
+  button.form.addEventListener('reset', forget);
+}
+
 /** The fields of a form, as the API takes them. */
 function valuesOf(form) {
   const values = {};
@@ -349,8 +372,11 @@ function valuesOf(form) {
       values[field.name] ??= [];
       if (field.checked) values[field.name].push(field.value);
     } else if (field.type === 'number') values[field.name] = field.valueAsNumber;
-    else if (field.type === 'datetime-local') values[field.name] = new Date(field.value).toISOString();
-    else values[field.name] = field.value;
+    else if (field.type === 'datetime-local') {
+      // Sent again, the form has the same time, so that it is the same request.
+      if (field.dataset.in) field.dataset.at ??= inSeconds(field.dataset.in).toISOString();
+      values[field.name] = field.dataset.at ?? new Date(field.value).toISOString();
+    } else values[field.name] = field.value;
   }
   return values;
 }
@@ -376,6 +402,7 @@ function bindForm(form, done) {
       if (result) {
         fill(result, answer);
         result.hidden = false;
+        result.scrollIntoView({ block: 'nearest' });
       }
       done?.(answer);
       reloadSection(form.closest('[data-feature]'));
@@ -456,25 +483,26 @@ function dialogFor(id, { opened, done, closed }) {
     dialog.close('done');
   });
   find('[data-close]', dialog).addEventListener('click', () => dialog.close('cancelled'));
-  dialog.addEventListener('cancel', () => (dialog.returnValue = 'cancelled'));
+  // Escape closes only a dialog that takes nothing away.
+  dialog.addEventListener('cancel', (event) => (closed ? event.preventDefault() : (dialog.returnValue = 'cancelled')));
   return () =>
     // Requests that fail together ask once.
     (open ??= new Promise((resolve, reject) => {
       opened?.(form);
       dialog.returnValue = '';
       dialog.showModal();
-      dialog.addEventListener(
-        'close',
-        () => {
-          open = null;
-          form.reset();
-          clearProblems(form);
-          if (dialog.returnValue === 'done') return resolve();
-          reject(new Cancelled());
-          closed?.();
-        },
-        { once: true },
-      );
+      const ended = () => {
+        // A browser closes it at the second Escape, whatever the page says.
+        if (closed && !dialog.returnValue) return dialog.showModal();
+        dialog.removeEventListener('close', ended);
+        open = null;
+        form.reset();
+        clearProblems(form);
+        if (dialog.returnValue === 'done') return resolve();
+        reject(new Cancelled());
+        closed?.();
+      };
+      dialog.addEventListener('close', ended);
     }));
 }
 
@@ -621,5 +649,6 @@ for (const form of findAll('main form[data-post]')) {
   bindForm(form, form.id === 'log-in' ? enter : undefined);
 }
 for (const form of findAll('form[data-upload]')) bindUpload(form);
+for (const button of findAll('button[data-in]')) bindTimeButton(button);
 find('#log-out').addEventListener('click', logOut);
 start();

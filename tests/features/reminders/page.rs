@@ -1,14 +1,16 @@
 //! Reminders on the web page.
 
 use serde_json::Value;
+use thirtyfour::Key;
 
-use super::remind;
+use super::{in_seconds, remind};
 use crate::support::Deploy;
 use crate::support::browser::Browser;
 use crate::support::events::EventStream;
 use crate::support::person::Person;
 
 const FORM: &str = "[data-feature=reminders] form";
+const SUBMIT: &str = "[data-feature=reminders] form > button";
 const ITEM: &str = "[data-feature=reminders] li";
 
 #[tokio::test]
@@ -31,9 +33,14 @@ async fn page_shows_the_next_reminder() {
     browser.submit(FORM, &[("message", "too late"), ("due_at", "2001-02-03T04:05")]).await;
     browser.says(&format!("{FORM} .problem"), "must be in the future").await;
     browser.fill(FORM, &[("due_at", "2099-02-03T04:05")]).await;
-    browser.press(&format!("{FORM} button")).await;
+    browser.press(SUBMIT).await;
     browser.says(&format!("{ITEM}:last-of-type"), "too late").await;
-    browser.press_twice(&format!("{ITEM}:last-of-type [data-delete]")).await;
+    // A double click only asks. Enter answers.
+    let delete = browser.shown(&format!("{ITEM}:last-of-type [data-delete]")).await;
+    browser.driver.action_chain().double_click_element(&delete).perform().await.unwrap();
+    browser.says(&format!("{ITEM}:last-of-type [data-delete]"), "Really?").await;
+    browser.shows(ITEM, 4).await;
+    browser.key(Key::Enter).await;
     browser.shows(ITEM, 3).await;
     browser.end(&["status of 422"]).await;
 }
@@ -73,11 +80,17 @@ async fn form_sent_twice_is_one_reminder() {
             throw new TypeError('lost');
         };";
     browser.run(lose, Vec::new()).await;
-    browser.fill(FORM, &[("message", "once"), ("due_at", "2099-02-03T04:05")]).await;
+    browser.press(&format!("{FORM} [data-in='10']")).await;
+    browser.fill(FORM, &[("message", "once")]).await;
+    let before = in_seconds(10);
     let twice = format!("const form = document.querySelector('{FORM}'); form.requestSubmit(); form.requestSubmit();");
     browser.run(&twice, Vec::new()).await;
     browser.says(ITEM, "once").await;
     let reminders: Value = ada.get("/reminders").await.json().await.unwrap();
     assert_eq!(reminders["items"].as_array().unwrap().len(), 1, "{reminders}");
+    // The ten seconds begin when the form is sent.
+    let due_at = reminders["items"][0]["due_at"].as_str().unwrap();
+    let [before, due, after] = [before.as_str(), due_at, &in_seconds(11)].map(|at| at.parse::<jiff::Timestamp>().unwrap());
+    assert!(before <= due && due <= after, "{before} {due} {after}");
     browser.end(&[]).await;
 }
