@@ -80,6 +80,7 @@ async fn every_response_names_its_process() {
     for path in ["/api/v1/session", "/nowhere", "/verify"] {
         assert_eq!(served_by(&one, path).await, (name.clone(), "false".to_owned()));
     }
+    one.process.logged("the id", |line| line["served_by"] == name.as_str()).await;
     let (others, _) = served_by(&other, "/version").await;
     assert_ne!(name, others);
     // Nothing of the machine.

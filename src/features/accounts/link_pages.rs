@@ -14,9 +14,9 @@ use crate::app::App;
 use crate::http::{ClientAddress, Json, Result, html};
 
 pub fn pages() -> Router<App> {
-    let verify = get(|RawQuery(query): RawQuery| async { open(VERIFY, query) }).post(verify);
-    let reset = get(|RawQuery(query): RawQuery| async { open(RESET, query) }).post(reset);
-    let undo = get(|RawQuery(query): RawQuery| async { open(UNDO, query) }).post(undo);
+    let verify = get(async |State(app): State<App>, RawQuery(query): RawQuery| open(VERIFY.of(&app), query)).post(verify);
+    let reset = get(async |State(app): State<App>, RawQuery(query): RawQuery| open(RESET.of(&app), query)).post(reset);
+    let undo = get(async |State(app): State<App>, RawQuery(query): RawQuery| open(UNDO.of(&app), query)).post(undo);
     Router::new().route("/verify", verify).route("/reset", reset).route("/undo", undo)
 }
 
@@ -32,6 +32,14 @@ struct LinkPage<'a> {
     asks: Option<Asks>,
     /// The page has a button only if it has a token.
     token: Option<&'a str>,
+    /// Whether this deploy has a page at `/`.
+    has_home: bool,
+}
+
+impl LinkPage<'_> {
+    fn of(self, app: &App) -> Self {
+        Self { has_home: app.on.iter().flat_map(|feature| feature.access).any(|rule| rule.path == "/"), ..self }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,6 +56,7 @@ const VERIFY: LinkPage<'_> = LinkPage {
     button: "Yes, this account is mine",
     asks: Some(Asks::Password),
     token: None,
+    has_home: false,
 };
 
 const RESET: LinkPage<'_> = LinkPage {
@@ -58,6 +67,7 @@ const RESET: LinkPage<'_> = LinkPage {
     button: "Set password",
     asks: Some(Asks::NewPassword),
     token: None,
+    has_home: false,
 };
 
 const UNDO: LinkPage<'_> = LinkPage {
@@ -68,6 +78,7 @@ const UNDO: LinkPage<'_> = LinkPage {
     button: "Keep this address",
     asks: None,
     token: None,
+    has_home: false,
 };
 
 fn open(link: LinkPage<'_>, query: Option<String>) -> Result<Response> {
@@ -75,28 +86,28 @@ fn open(link: LinkPage<'_>, query: Option<String>) -> Result<Response> {
     let token = url::form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == "token").then_some(value));
     match token {
         Some(token) => html::page(StatusCode::OK, &LinkPage { token: Some(&token), ..link }),
-        None if query == "done" => html::page(StatusCode::OK, &LinkPage { text: link.done, asks: None, ..link }),
+        None if query == "done" => html::page(StatusCode::OK, &LinkPage { title: "Done", text: link.done, asks: None, ..link }),
         None => html::page(StatusCode::NOT_FOUND, &LinkPage { text: "This link is incomplete. Copy all of it from the mail.", ..link }),
     }
 }
 
 /// Handles the button's POST. It redirects, so that a reload does not post again.
 async fn verify(app: State<App>, address: ClientAddress, Form(input): Form<Verification>) -> Result<Response> {
-    let token = input.token.clone();
-    answer(VERIFY, &token, redeem_verification(app, address, Json(input)).await)
+    let (link, token) = (VERIFY.of(&app), input.token.clone());
+    answer(link, &token, redeem_verification(app, address, Json(input)).await)
 }
 
 async fn reset(app: State<App>, address: ClientAddress, Form(input): Form<Reset>) -> Result<Response> {
-    let token = input.token.clone();
+    let (link, token) = (RESET.of(&app), input.token.clone());
     if input.validate().is_err() {
-        return again(RESET, &token, StatusCode::UNPROCESSABLE_ENTITY, "That password is too short or too long. Choose another one.");
+        return again(link, &token, StatusCode::UNPROCESSABLE_ENTITY, "That password is too short or too long. Choose another one.");
     }
-    answer(RESET, &token, redeem_reset(app, address, Json(input)).await)
+    answer(link, &token, redeem_reset(app, address, Json(input)).await)
 }
 
 async fn undo(app: State<App>, address: ClientAddress, Form(input): Form<Undo>) -> Result<Response> {
-    let token = input.token.clone();
-    answer(UNDO, &token, undo_change(app, address, Json(input)).await)
+    let (link, token) = (UNDO.of(&app), input.token.clone());
+    answer(link, &token, undo_change(app, address, Json(input)).await)
 }
 
 /// Shows the page again, with its button.

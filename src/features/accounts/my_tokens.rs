@@ -35,7 +35,7 @@ pub struct NewToken {
     expires_in_days: i32,
 }
 
-fn some_scope(scopes: &[String], _: &()) -> garde::Result {
+fn some_scope<C>(scopes: &[String], _: &C) -> garde::Result {
     if scopes.is_empty() { Err(garde::Error::new("choose at least one")) } else { Ok(()) }
 }
 

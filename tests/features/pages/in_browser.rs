@@ -49,7 +49,7 @@ async fn person_signs_up_and_logs_in() {
     browser.submit("form", &[("password", PASSWORD)]).await;
     browser.says("main", "Your email address is verified").await;
 
-    browser.go(&web.url).await;
+    browser.press("main a[href='/']").await;
     browser.says("#me", &ada.email).await;
     browser.shows("#unverified", 0).await;
     browser.press("#log-out").await;
