@@ -3,6 +3,7 @@
 mod page;
 
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 use crate::support::access::{Things, prove_table};
 use crate::support::person::{Person, problem};
@@ -26,10 +27,13 @@ const RUNNING: &str = "token = gen_random_uuid(), run_at = now() + interval '1 h
 /// Enqueues a job that only `rough_worker` knows, then sets some of its columns. Returns its id.
 async fn insert(deploy: &Deploy, change: &str) -> i64 {
     let mut database = deploy.database().await;
+    // In one transaction, because a worker may take the job at once.
+    let mut transaction = database.begin().await.unwrap();
     let insert = "INSERT INTO jobs (kind, payload, max_attempts) VALUES ('noop', '{\"note\": \"private\"}', 3) RETURNING id";
-    let id: i64 = sqlx::query_scalar(insert).fetch_one(&mut database).await.unwrap();
+    let id: i64 = sqlx::query_scalar(insert).fetch_one(&mut *transaction).await.unwrap();
     let change = format!("UPDATE jobs SET {change} WHERE id = {id}");
-    sqlx::query(sqlx::AssertSqlSafe(change)).execute(&mut database).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(change)).execute(&mut *transaction).await.unwrap();
+    transaction.commit().await.unwrap();
     id
 }
 
