@@ -407,6 +407,8 @@ function bindForm(form, done) {
       done?.(answer);
       reloadSection(form.closest('[data-feature]'));
     } catch (problem) {
+      // What was refused is sent again with a new time.
+      if (!problem.passes) for (const field of findAll('[data-at]', form)) delete field.dataset.at;
       showProblem(form, problem);
     } finally {
       form.ariaBusy = 'false';

@@ -64,6 +64,31 @@ async fn sent_reminder_shows_without_reload() {
 }
 
 #[tokio::test]
+async fn refused_form_is_sent_with_a_new_time() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::unverified(&web).await;
+    let Some(browser) = Browser::open(&web.url).await else { return };
+    browser.log_in(&ada).await;
+    browser.press(&format!("{FORM} [data-in='10']")).await;
+    browser.fill(FORM, &[("message", "again")]).await;
+    browser.press(SUBMIT).await;
+    browser.says(&format!("{FORM} .problem"), "Verify your email address").await;
+    let verify = "UPDATE accounts SET verified_at = now() WHERE email = $1";
+    sqlx::query(verify).bind(&ada.email).execute(&mut deploy.database().await).await.unwrap();
+    // As if the person did so a minute later.
+    browser.run("const now = Date.now; Date.now = () => now() + 60_000", Vec::new()).await;
+    let before = in_seconds(65);
+    browser.press(SUBMIT).await;
+    browser.says(ITEM, "again").await;
+    let reminders: Value = ada.get("/reminders").await.json().await.unwrap();
+    let [before, due] =
+        [before.as_str(), reminders["items"][0]["due_at"].as_str().unwrap()].map(|at| at.parse::<jiff::Timestamp>().unwrap());
+    assert!(before < due, "{before} {due}");
+    browser.end(&["status of 403"]).await;
+}
+
+#[tokio::test]
 async fn form_sent_twice_is_one_reminder() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
