@@ -485,8 +485,6 @@ function dialogFor(id, { opened, done, closed }) {
     dialog.close('done');
   });
   find('[data-close]', dialog).addEventListener('click', () => dialog.close('cancelled'));
-  // Escape closes only a dialog that takes nothing away.
-  dialog.addEventListener('cancel', (event) => (closed ? event.preventDefault() : (dialog.returnValue = 'cancelled')));
   return () =>
     // Requests that fail together ask once.
     (open ??= new Promise((resolve, reject) => {
@@ -494,7 +492,7 @@ function dialogFor(id, { opened, done, closed }) {
       dialog.returnValue = '';
       dialog.showModal();
       const ended = () => {
-        // A browser closes it at the second Escape, whatever the page says.
+        // Escape closes any dialog. This one would take away what is typed on the page.
         if (closed && !dialog.returnValue) return dialog.showModal();
         dialog.removeEventListener('close', ended);
         open = null;
