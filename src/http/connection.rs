@@ -1,8 +1,6 @@
 //! Tracks the stage of the request on a connection. A drain waits for some stages and may cut off others.
 //!
-//! With the time limits of hyper and tower-http instead, idle connections end with the time limit for heads, a client
-//! that reads nothing is never disconnected, and requests that never become complete hold up a drain
-//! (`tests/outages/slow_clients.rs`).
+//! With the time limits of hyper and tower-http instead, four tests of `tests/outages/slow_clients.rs` fail.
 
 use std::io;
 use std::pin::Pin;
