@@ -15,17 +15,16 @@ mod reading;
 mod settings;
 mod smtp_url;
 mod storage_url;
+mod telemetry_settings;
 
 pub use database_url::DatabaseUrl;
 pub use issuer::{IssuerUrl, Oidc, OidcClient, TokenIssuer, Tokens};
 pub use reading::{Env, Problems, Section, Setting, Variable, read};
 use reading::{group, section};
-pub use settings::{
-    CertificateFile, Endpoint, Exporter, Lease, LogFilter, LogFormat, MinDuration, Names, Origins, Protocol, PublicUrl, RedisUrl, Sampler,
-    Share, Size,
-};
+pub use settings::{CertificateFile, Endpoint, Lease, MinDuration, Names, Origins, PublicUrl, RedisUrl, Size};
 pub use smtp_url::{SmtpServer, SmtpTls, SmtpUrl};
 pub use storage_url::{Scheme, StorageUrl};
+pub use telemetry_settings::{Exporter, LogFilter, LogFormat, Protocol, Sampler, Share};
 
 section! {
     /// What every long-running process type reads.

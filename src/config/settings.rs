@@ -6,25 +6,13 @@ use std::time::Duration;
 use deadpool_redis::redis::IntoConnectionInfo;
 use lettre::message::Mailbox;
 use secrecy::SecretString;
-use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::Setting;
 
-/// Filter directives of the log.
-#[derive(Debug, Clone)]
-pub struct LogFilter(pub Targets);
-
 /// A number of bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Size(pub u64);
-
-/// The format of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    Json,
-    Pretty,
-}
 
 /// A file with PEM certificates. The TLS library reads it.
 #[derive(Debug, Clone)]
@@ -58,6 +46,10 @@ impl PublicUrl {
     }
 }
 
+/// The address of a server or a page, with a path or without one.
+#[derive(Debug, Clone)]
+pub struct Endpoint(pub Url);
+
 /// A duration of at least 100 ms.
 #[derive(Debug, Clone, Copy)]
 pub struct MinDuration(pub Duration);
@@ -70,29 +62,6 @@ pub struct Lease(pub Duration);
 /// A list of names.
 #[derive(Debug, Clone)]
 pub struct Names(pub Vec<String>);
-
-/// The address of an OpenTelemetry collector. The SDK appends the path.
-#[derive(Debug, Clone)]
-pub struct Endpoint(pub Url);
-
-/// The protocol for traces. Only one is supported.
-#[derive(Debug, Clone, Copy)]
-pub struct Protocol;
-
-/// Where traces are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exporter {
-    Otlp,
-    None,
-}
-
-/// The share of traces to send. The SDK reads the variable itself.
-#[derive(Debug, Clone, Copy)]
-pub struct Share;
-
-/// The sampler for traces. The SDK reads the variable itself.
-#[derive(Debug, Clone)]
-pub struct Sampler(pub String);
 
 /// Origins of sites, as browsers send them (RFC 6454): `https://app.example.com`.
 #[derive(Debug, Clone)]
@@ -208,36 +177,6 @@ impl Setting for Mailbox {
     }
 }
 
-impl Setting for LogFilter {
-    fn parse(text: &str) -> Result<Self, String> {
-        let shape = || "must be a level (error, warn, info, debug, trace, off) or filter directives such as `info,sqlx=warn`".to_owned();
-        // The parser reads an unknown level as a target, which would silence all other targets.
-        let levels = ["off", "error", "warn", "info", "debug", "trace"];
-        let known = |directive: &str| {
-            let (target, level) = directive.rsplit_once('=').unwrap_or(("", directive));
-            let is_path = target.trim().bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte));
-            is_path && levels.contains(&level.trim().to_ascii_lowercase().as_str())
-        };
-        if !text.split(',').all(known) {
-            return Err(shape());
-        }
-        // Postgres's notices, such as "already exists, skipping", and each retry of a request to the object store are not
-        // worth logging. A directive can turn them on.
-        let directives = format!("sqlx::postgres::notice=warn,object_store::client=warn,{text}");
-        directives.parse().map(Self).map_err(|_| shape())
-    }
-}
-
-impl Setting for LogFormat {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "json" => Ok(Self::Json),
-            "pretty" => Ok(Self::Pretty),
-            _ => Err("must be `json` or `pretty`".to_owned()),
-        }
-    }
-}
-
 impl Setting for CertificateFile {
     fn parse(text: &str) -> Result<Self, String> {
         match std::fs::read(text) {
@@ -263,16 +202,7 @@ impl Setting for PublicUrl {
 impl Setting for Endpoint {
     fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        url.map(Self).ok_or_else(|| "must be an address such as http://collector:4318".to_owned())
-    }
-}
-
-impl Setting for Sampler {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("parentbased_").unwrap_or(text) {
-            "always_on" | "always_off" | "traceidratio" => Ok(Self(text.to_owned())),
-            _ => Err("must be always_on, always_off or traceidratio, or one of these after parentbased_".to_owned()),
-        }
+        url.map(Self).ok_or_else(|| "must be an address such as http://collector:4318 or https://files.example.com".to_owned())
     }
 }
 
@@ -292,29 +222,6 @@ impl Setting for Origins {
         }
         let origins: Result<_, _> = text.split(',').map(|origin| PublicUrl::parse(origin.trim()).map(|url| url.origin())).collect();
         origins.map(Self).map_err(|_| shape())
-    }
-}
-
-impl Setting for Protocol {
-    fn parse(text: &str) -> Result<Self, String> {
-        if text == "http/protobuf" { Ok(Self) } else { Err("must be http/protobuf, the only one that is supported".to_owned()) }
-    }
-}
-
-impl Setting for Exporter {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "otlp" => Ok(Self::Otlp),
-            "none" => Ok(Self::None),
-            _ => Err("must be otlp or none".to_owned()),
-        }
-    }
-}
-
-impl Setting for Share {
-    fn parse(text: &str) -> Result<Self, String> {
-        let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
-        share.map(|_| Self).ok_or_else(|| "must be a share from 0 to 1".to_owned())
     }
 }
 
