@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 HARD_STOP_TIMEOUT = 5
 
 # What `web` takes beside its hashing and its uploads, in MiB, how many uploads there are at a time (MAX_STREAMS in
-# src/http/buffered.rs), what each takes (two of PART_SIZE in src/resources/storage.rs, and a little), and what each hash takes
+# src/http/buffered.rs), what each takes (two of PART_SIZE in src/resources/storage/mod.rs, and a little), and what each hash takes
 # (RESERVED_BLOCKS in src/auth/password.rs). Where HASH_CONCURRENCY is unset, there are as many at a time as cores, and at most so many.
 WITHOUT_HASHING, STREAMS, A_STREAM, A_HASH, HASHES = 200, 32, 12, 33, 4
 
