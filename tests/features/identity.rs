@@ -247,17 +247,17 @@ async fn log_in_is_of_one_browser_and_one_use() {
     page(come_back(&other, &web, "state=x&code=x").await, 400, "has expired").await;
 }
 
+fn discovery(url: &str) -> Answer {
+    let document = json!({ "issuer": url, "jwks_uri": format!("{url}/keys"), "authorization_endpoint": format!("{url}/log-in?tenant=1"),
+        "token_endpoint": format!("{url}/token") });
+    axum::Json(document).into_response()
+}
+
 /// A provider of this test, whose token endpoint answers with `token`.
 async fn answering(token: &Arc<Mutex<Value>>, key: &Key) -> Issuer {
     let token = token.clone();
     let issuer = Issuer::answering(move |path, url| match path {
-        "/.well-known/openid-configuration" => Some(
-            axum::Json(
-                json!({ "issuer": url, "jwks_uri": format!("{url}/keys"), "authorization_endpoint": format!("{url}/log-in?tenant=1"),
-                "token_endpoint": format!("{url}/token") }),
-            )
-            .into_response(),
-        ),
+        "/.well-known/openid-configuration" => Some(discovery(url)),
         "/token" => Some(axum::Json(token.lock().unwrap().clone()).into_response()),
         _ => None,
     })
@@ -337,6 +337,41 @@ async fn provider_that_fails_is_explained() {
     let state = at.query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned();
     issuer.hang();
     page(come_back(&browser, &web, &format!("state={state}&code=c")).await, 503, "does not answer as it should").await;
+}
+
+#[tokio::test]
+async fn refused_code_and_refused_client_differ() {
+    for (status, error, shown, logged) in [
+        (400, "invalid_grant", 403, "the identity provider's answer was refused: The provider refused the code."),
+        (
+            400,
+            "invalid_client",
+            503,
+            "cannot log a person in with the identity provider: the identity provider answered 400 invalid_client",
+        ),
+        (
+            401,
+            "invalid_client",
+            503,
+            "cannot log a person in with the identity provider: the identity provider answered 401 invalid_client",
+        ),
+        (401, "<b>Sekret</b>", 503, "cannot log a person in with the identity provider: the identity provider answered 401"),
+    ] {
+        let issuer = Issuer::answering(move |path, url| match path {
+            "/token" => Some((StatusCode::from_u16(status).unwrap(), axum::Json(json!({ "error": error }))).into_response()),
+            "/.well-known/openid-configuration" => Some(discovery(url)),
+            _ => None,
+        })
+        .await;
+        issuer.publish(&[&Key::ed("1")]);
+        let web = deploy(&issuer.url).await.web().await;
+        let browser = client();
+        let at = begin(&browser, &web).await;
+        let state = at.query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned();
+        let text = if shown == 403 { "not valid for this log-in" } else { "does not answer as it should" };
+        page(come_back(&browser, &web, &format!("state={state}&code=c")).await, shown, text).await;
+        web.process.logged(logged, |line| line["message"] == logged).await;
+    }
 }
 
 #[tokio::test]
@@ -499,7 +534,7 @@ async fn client_secret_follows_its_file() {
     let sent = async || {
         let at = begin(&browser, &web).await;
         let state = at.query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned();
-        page(come_back(&browser, &web, &format!("state={state}&code=c")).await, 403, "answer is not valid").await;
+        page(come_back(&browser, &web, &format!("state={state}&code=c")).await, 503, "does not answer as it should").await;
         seen.lock().unwrap().clone()
     };
     let basic = |secret: &str| format!("Basic {}", STANDARD.encode(format!("the-service:{secret}")));

@@ -93,15 +93,25 @@ async fn exchange(provider: &Provider, attempt: &Attempt, code: &str, back: &str
     struct Answer {
         id_token: String,
     }
+    /// RFC 6749, 5.2.
+    #[derive(Deserialize, Default)]
+    struct Refusal {
+        error: String,
+    }
     let discovery = provider.issuer.discovery().await.map_err(Problem::unavailable)?;
     let broken = |what: &'static str| Problem::unavailable(anyhow::anyhow!("the identity provider {what}"));
     let request = redemption(provider, &discovery, attempt, code, back).ok_or_else(|| broken("has no token endpoint"))?;
     let response = provider.issuer.client().send(request).await.map_err(Problem::unavailable)?;
-    if response.status() == StatusCode::BAD_REQUEST {
-        return Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthenticated", "The provider refused the code."));
-    }
     if response.status() != StatusCode::OK {
-        return Err(broken("refused this client, or failed"));
+        let refusal: Refusal = serde_json::from_slice(response.body()).unwrap_or_default();
+        if refusal.error == "invalid_grant" {
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthenticated", "The provider refused the code."));
+        }
+        // Any other refusal is of this deploy, such as `invalid_client` for a wrong secret. Only such a word may go into the log.
+        let is_word = refusal.error.len() <= 40 && refusal.error.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let error = if is_word { refusal.error.as_str() } else { "" };
+        let text = format!("the identity provider answered {} {error}", response.status().as_u16());
+        return Err(Problem::unavailable(anyhow::anyhow!(text.trim_end().to_owned())));
     }
     let answer: Answer = serde_json::from_slice(response.body()).map_err(|_| broken("sent no ID token"))?;
     let claims = verify(&provider.issuer, &answer.id_token, &provider.client_id, |kind| matches!(kind, None | Some("jwt")), now).await?;
