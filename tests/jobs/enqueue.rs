@@ -62,7 +62,8 @@ async fn web_killed_before_enqueue_stores_nothing() {
     assert!(signing_up.await.unwrap().is_err());
     lock.rollback().await.unwrap();
     eventually("the end of the transaction", async || {
-        let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'web'";
+        let open =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'web' AND state <> 'idle'";
         (sqlx::query_scalar::<_, i64>(open).fetch_one(&mut deploy.database().await).await.unwrap() == 0).then_some(())
     })
     .await;
