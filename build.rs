@@ -1,9 +1,11 @@
-//! Compiles the commit into the programs (factor I): `GIT_COMMIT`, or the commit that git has checked out.
+//! Compiles the commit into the programs (factor I): `GIT_COMMIT`, Heroku's `SOURCE_VERSION`, or the commit that git has
+//! checked out.
 
 use std::process::Command;
 
 fn main() {
-    println!("cargo:rerun-if-env-changed=GIT_COMMIT");
+    let variables = ["GIT_COMMIT", "SOURCE_VERSION"];
+    variables.iter().for_each(|name| println!("cargo:rerun-if-env-changed={name}"));
     // `logs/HEAD` changes with every commit and checkout. Before the first commit there is only `refs/heads`, which that
     // commit changes.
     let path = |name| git(&["rev-parse", "--git-path", name]).filter(|path| std::path::Path::new(path).exists());
@@ -17,7 +19,7 @@ fn main() {
     }
     // `migrate!` embeds the migrations.
     println!("cargo:rerun-if-changed=migrations");
-    let said = std::env::var("GIT_COMMIT").ok().filter(|commit| !commit.is_empty());
+    let said = variables.iter().find_map(|name| std::env::var(name).ok().filter(|commit| !commit.is_empty()));
     let commit = said.or_else(|| git(&["rev-parse", "HEAD"])).or_else(from_files).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo:rustc-env=BUILD_COMMIT={commit}");
 }
