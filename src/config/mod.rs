@@ -41,7 +41,7 @@ section! {
         hostname: Option<String>,
         /// Port of a second listener with `/metrics`, `/livez` and `/readyz`; unset opens none
         metrics_port: Option<u16>,
-        /// File with the certificates of a private authority, which replace the system's for TLS to every server: add the public ones to the file if you need them too
+        /// File with the certificates of a private authority; only these are trusted then, for TLS to every server, so add the public ones if you need them too
         ssl_cert_file: Option<CertificateFile>,
         /// How long requests and jobs in flight may take to finish after SIGTERM
         drain_timeout: Duration = "25s",
@@ -83,7 +83,7 @@ impl Process {
 section! {
     /// The Postgres database.
     pub struct Database {
-        /// Postgres database: `postgres://user:password@host:5432/name`
+        /// Postgres database: `postgres://user:password@host:5432/name`; with `?sslmode=verify-full` the server's certificate is checked
         database_url: DatabaseUrl,
         /// Connections to Postgres that one process may hold; it holds one more for its probes, and a worker one more to listen for new jobs
         database_pool_size: NonZeroU32 = "10",
@@ -177,7 +177,7 @@ section! {
         rate_limit_requests: NonZeroU32 = "1200",
         /// Passwords that one process hashes at a time, which takes 19 MiB each; unset means one per core, but at most 4
         hash_concurrency: Option<NonZeroU32>,
-        /// How many proxies are in front of `web`, each of which appends its caller's address to `X-Forwarded-For`
+        /// How many addresses the proxies in front of `web` append to `X-Forwarded-For`
         trusted_proxies: u16 = "0",
         /// Other sites whose pages may call the API, separated by commas: `https://app.example.com`; unset allows none. Browsers send the `SameSite=Lax` cookie only from hosts of the same registrable domain; other sites need a token
         cors_origins: Option<Origins>,
@@ -206,7 +206,7 @@ section! {
     pub struct Jobs {
         /// Jobs that one worker runs at a time
         worker_concurrency: NonZeroU32 = "10",
-        /// How long a worker holds a claimed job without a heartbeat, at least 10s; a heartbeat comes every third of it
+        /// After how long without a heartbeat a worker's job goes to another worker, at least 10s; a heartbeat comes every third of it
         job_lease: Lease = "30s",
         /// Kinds of jobs that this worker runs, separated by commas; unset means all
         worker_kinds: Option<Names>,

@@ -51,7 +51,7 @@ pub fn example() {
 
 const HEADER: &str = "\
 # Every variable that a program reads, with its default or an example. `admin env` writes this file from src/config/.
-# `bin/dev` sets missing variables and reads a file `.env` beside this one. The programs themselves do not read it.
+# `admin` reads every variable. `bin/dev` sets missing variables and reads a file `.env` beside this one. The programs themselves do not read it.
 # NAME_FILE may give the path of a file with the value of the secret NAME. The programs follow changes of the file.
 # Durations are written 250ms, 30s, 5m, 12h, 14d. Sizes are written 512KiB, 100MiB, 1GiB.";
 
