@@ -63,7 +63,7 @@ pub async fn apply(task: &Task) -> anyhow::Result<()> {
     connection.execute("RESET statement_timeout; RESET lock_timeout").await?;
     applied.with_context(|| {
         format!(
-            "a migration failed and was rolled back; the earlier ones are applied. If it waited {LOCK_TIMEOUT} for a table in use, run it again"
+            "a migration failed and was rolled back; the earlier ones are applied. If it waited {LOCK_TIMEOUT} for a table in use, run it again. A migration without a transaction may leave an invalid index: migrations/README.md says what to do"
         )
     })?;
     set_limits(&mut lock, Limits::within(time)).await.context("cannot set the time limits of this user's statements")?;
