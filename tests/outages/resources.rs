@@ -148,6 +148,26 @@ async fn broken_connections_never_return_to_the_pool() {
 }
 
 #[tokio::test]
+async fn abandoned_begin_leaves_no_open_transaction() {
+    let (deploy, proxy) = behind(Deploy::new().await.with("DATABASE_POOL_SIZE", 1), "DATABASE_URL").await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let begun = || proxy.sent().iter().filter(|piece| piece.contains("BEGIN;")).count();
+    let before = begun();
+    proxy.delay(Duration::from_millis(300));
+    let change = tokio::spawn(ada.request(reqwest::Method::PATCH, "/account").json(&serde_json::json!({ "digest": false })).send());
+    eventually("BEGIN on its way", async || (begun() > before).then_some(())).await;
+    // The client leaves before the answer to BEGIN arrives.
+    change.abort();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    proxy.heal();
+    assert_eq!(ada.request_reset().await.status(), 202);
+    let jobs = "SELECT count(*) FROM jobs WHERE kind = 'send_password_reset'";
+    let jobs: i64 = sqlx::query_scalar(jobs).fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(jobs, 1, "the accepted request is committed");
+}
+
+#[tokio::test]
 async fn web_without_postgres_is_live_but_unready() {
     let deploy = Deploy::new().await.with("DATABASE_URL", "postgres://nobody:secret@127.0.0.1:1/none");
     let web = deploy.web_unready().await;

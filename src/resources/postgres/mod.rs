@@ -232,8 +232,14 @@ impl Pool {
             // Writing to a string cannot fail.
             let _ = write!(statements, "; SET LOCAL {name} = {millis}");
         }
-        // All statements in one round trip.
-        self.while_refused(|| self.connections.begin_with(AssertSqlSafe(statements.clone()))).await
+        self.while_refused(|| async {
+            let (connections, statements) = (self.connections.clone(), AssertSqlSafe(statements.clone()));
+            // All statements in one round trip. A task finishes it even if the caller is dropped meanwhile: sqlx 0.9.0 would
+            // return the connection to the pool with an open transaction (launchbadge/sqlx#4393).
+            let begun = tokio::spawn(async move { connections.begin_with(statements).await });
+            begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
+        })
+        .await
     }
 
     /// Retries while the password is refused, for as long as a caller waits, because the password's file may be about
