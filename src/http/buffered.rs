@@ -104,7 +104,7 @@ impl Buffered {
         }
         let mut share = Share::take(&self.bodies, address.map(ClientAddress::bucket).unwrap_or_default())?;
         let end = Instant::now() + self.limit;
-        let mut pieces = Vec::new();
+        let mut whole = Vec::new();
         loop {
             let frame = timeout_at(end.min(Instant::now() + STALL), body.frame()).await;
             let frame = frame.map_err(|_| Problem::from_status(StatusCode::REQUEST_TIMEOUT))?;
@@ -115,9 +115,10 @@ impl Buffered {
             if share.bytes > BODY_LIMIT {
                 return Err(Problem::from_status(StatusCode::PAYLOAD_TOO_LARGE));
             }
-            pieces.push(piece);
+            // Copied, because each piece keeps the buffer alive that it was read into, and a client chooses their number.
+            whole.extend_from_slice(&piece);
         }
-        Ok(if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() })
+        Ok(whole.into())
     }
 
     /// Whether the request failed because a migration has changed a type under a prepared statement. The pool also

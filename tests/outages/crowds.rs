@@ -78,6 +78,26 @@ async fn half_sent_bodies_block_no_other_request() {
 }
 
 #[tokio::test]
+async fn tiny_chunks_hold_little_memory() {
+    let web = Deploy::new().await.web().await;
+    let before = web.process.memory_kib("VmRSS:");
+    let head = "POST /api/v1/accounts HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunks = "1\r\nx\r\n".repeat(300_000);
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = connect_from(2, web.port()).await;
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(chunks.as_bytes()).await.unwrap();
+        clients.push(client);
+    }
+    // The last chunk is missing, so the bodies are held until they count as stalled.
+    let answers = join_all(clients.iter_mut().map(answer)).await;
+    assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 408")), "{:#?}", answers[0]);
+    let grown = web.process.memory_kib("VmHWM:") - before;
+    assert!(grown < 20 * 1024, "{grown} KiB for 1.2 MB of bodies");
+}
+
+#[tokio::test]
 async fn stalled_body_is_408_after_three_seconds() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
