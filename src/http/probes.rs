@@ -70,8 +70,9 @@ impl Health {
     }
 
     /// Checks that Postgres answers and accepts writes, and that no migration is pending.
-    pub fn postgres(self, pool: &Pool) -> Self {
-        let (pool, probes) = (pool.clone(), pool.for_probes());
+    /// `probes` comes from [`Pool::for_probes`].
+    pub fn postgres(self, pool: &Pool, probes: &Pool) -> Self {
+        let (pool, probes) = (pool.clone(), probes.clone());
         self.check("postgres", move || {
             let (pool, probes) = (pool.clone(), probes.clone());
             // The password may have changed since.

@@ -61,8 +61,8 @@ impl Leases {
         self.held().iter().map(|(id, (token, _))| (*id, *token)).collect()
     }
 
-    /// Extends the leases of the running jobs.
-    pub(super) async fn keep(self, pool: Pool) {
+    /// Extends the leases of the running jobs. If these hold every connection of the pool, it uses a connection apart.
+    pub(super) async fn keep(self, pool: Pool, apart: Pool) {
         let every = self.length / 3;
         let mut beat = interval(every);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,7 +71,11 @@ impl Leases {
             let jobs = self.all();
             if !jobs.is_empty() {
                 let ends = self.end_from_now();
-                match pool.within(every, queue::extend(&pool, &jobs, self.length)).await {
+                let extended = match pool.within(every, queue::extend(&pool, &jobs, self.length)).await {
+                    Err(sqlx::Error::PoolTimedOut) => apart.within(every, queue::extend(&apart, &jobs, self.length)).await,
+                    extended => extended,
+                };
+                match extended {
                     Ok(extended) => {
                         let held = self.held();
                         for (_, sender) in extended.iter().filter_map(|id| held.get(id)) {

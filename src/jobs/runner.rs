@@ -46,6 +46,8 @@ pub struct Runner {
     pub concurrency: usize,
     /// How long the worker holds a job without a heartbeat.
     pub lease: Duration,
+    /// A connection apart from the pool, from [`Pool::for_probes`].
+    pub own_connection: Pool,
     /// Whether it begins a drain as soon as no job is due and none runs.
     pub until_idle: bool,
     /// Beats at each claim that Postgres answers, and while there is no free slot to claim for.
@@ -78,7 +80,7 @@ impl Runner {
         // The helpers end with this function, and this function ends with the first of them.
         let mut helpers = JoinSet::new();
         helpers.spawn(listen(pool.clone(), wake.clone()));
-        helpers.spawn(leases.clone().keep(pool.clone()));
+        helpers.spawn(leases.clone().keep(pool.clone(), self.own_connection));
         helpers.spawn(leases.clone().expire(pool.clone(), self.metrics));
         helpers.spawn(write_completions(pool.clone(), done));
         helpers.spawn(report_unknown(pool.clone(), known));

@@ -112,7 +112,7 @@ async fn start(process: config::Process, config: config::Web, lifecycle: &mut Li
 
     // Before the first check, because a process that is ready must accept connections.
     let listener = listen("web", http.port).await?;
-    let health = Health::default().postgres(&postgres).redis(&redis).start(lifecycle);
+    let health = Health::default().postgres(&postgres, &postgres.for_probes()).redis(&redis).start(lifecycle);
     let rules = FEATURES.iter().flat_map(|feature| feature.access);
     let streaming = rules.filter(|rule| rule.streams).map(|rule| (rule.method.clone(), rule.path)).collect();
     let routes = routes(parts.into(), guard, lifecycle.release.clone(), http.api_docs);

@@ -68,7 +68,8 @@ async fn start(
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
 
     let claims = Heartbeat::default();
-    let health = Health::default().postgres(&postgres).redis(&redis).heartbeat("claims", &claims, CLAIMS_STALL_TIMEOUT);
+    let own_connection = postgres.for_probes();
+    let health = Health::default().postgres(&postgres, &own_connection).redis(&redis).heartbeat("claims", &claims, CLAIMS_STALL_TIMEOUT);
     let probes = health.start(lifecycle);
     if let Some(port) = process.metrics_port {
         serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, false, lifecycle);
@@ -79,7 +80,7 @@ async fn start(
     let counters = FeatureCounters::register(&lifecycle.metrics, FEATURES.iter().flat_map(|feature| feature.counters));
     let resources = Resources { postgres, redis, storage, mailer, site, notifier, counters, heavy: Arc::new(Semaphore::new(1)) };
     let (lease, metrics) = (config.jobs.job_lease.0, lifecycle.metrics.clone());
-    let runner = Runner { registry, kinds, resources, concurrency, lease, until_idle, claims, metrics };
+    let runner = Runner { registry, kinds, resources, concurrency, lease, own_connection, until_idle, claims, metrics };
     lifecycle.spawn("runner", runner.run(lifecycle.soft.clone(), lifecycle.hard.clone()));
     Ok(())
 }

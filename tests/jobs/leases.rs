@@ -100,6 +100,19 @@ async fn locked_job_row_lapses_no_other_lease() {
 }
 
 #[tokio::test]
+async fn jobs_holding_all_connections_lapse_no_lease() {
+    let deploy = Deploy::new().await.with("JOB_LEASE", "10s").with("DATABASE_POOL_SIZE", 2);
+    let mut database = deploy.database().await;
+    for _ in 0..2 {
+        insert(&mut database, "hold_row", json!({ "millis": 16_000 }), 10).await;
+    }
+    let neighbour = insert(&mut database, "sleep", json!({ "millis": 13_000 }), 10).await;
+    let worker = deploy.rough_worker();
+    let ended = worker.logged("its end", |line| line["job_id"] == neighbour && line["outcome"].is_string()).await;
+    assert_eq!((&ended["outcome"], &ended["attempt"]), (&json!("done"), &json!(1)));
+}
+
+#[tokio::test]
 async fn draining_worker_claims_nothing_and_returns_jobs() {
     let deploy = Deploy::new().await.with("DRAIN_TIMEOUT", "1s");
     let mut database = deploy.database().await;
