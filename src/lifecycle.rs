@@ -213,7 +213,8 @@ async fn supervise(mut lifecycle: Lifecycle, mut signals: Signals) -> u8 {
                 false
             }
         };
-        if begin && !draining {
+        // A task may have begun the drain and ended in the same moment.
+        if (begin || lifecycle.soft.is_cancelled()) && !draining {
             lifecycle.soft.cancel();
             info!("draining for at most {:?}", lifecycle.drain_limit);
             deadline.as_mut().reset(Instant::now() + lifecycle.drain_limit);

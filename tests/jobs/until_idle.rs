@@ -24,6 +24,12 @@ async fn worker_exits_when_no_job_is_due() {
     for id in [later, unknown] {
         assert_eq!(field(&deploy, id, "attempt").await.as_deref(), Some("0"));
     }
+    // The runner ends in the moment in which it begins the drain. The drain has its time limit then, too.
+    for _ in 0..10 {
+        let mut worker = deploy.rough_worker_with(&["--until-idle"]);
+        assert_eq!(worker.exit().await.code(), Some(0));
+        worker.says("draining for at most").await;
+    }
 }
 
 #[tokio::test]
