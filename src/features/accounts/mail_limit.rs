@@ -1,4 +1,5 @@
-//! Limits the mails that strangers can trigger to three an hour for each recipient, so that nobody can flood an address.
+//! Limits the mails that strangers can trigger to three of each kind an hour for each recipient, so that nobody can flood an
+//! address. Each kind has a limit of its own, so that mails of one kind hold back no link to set a new password.
 //!
 //! Unless noted, errors are `sqlx::Error`: the database is unreachable.
 
@@ -13,15 +14,15 @@ use crate::resources::postgres::purge;
 /// How long a mail counts toward the limit.
 pub const WINDOW: Duration = Duration::from_hours(1);
 
-/// How many mails a recipient gets in that time.
+/// How many mails of a kind a recipient gets in that time.
 const MAX_PER_WINDOW: i64 = 3;
 
-/// Counts a job's mail to a recipient. Returns false if the limit is reached. Retries of the job count once.
+/// Counts a job's mail of a kind to a recipient. Returns false if the limit is reached. Retries of the job count once.
 ///
-/// Call it in a transaction. It blocks the count of other mails to this recipient until the transaction ends.
+/// Call it in a transaction. It blocks the count of other such mails to this recipient until the transaction ends.
 #[instrument(name = "postgres mails take", level = "debug", skip_all)]
-pub async fn take(transaction: &mut PgConnection, address: &str, job_id: i64) -> sqlx::Result<bool> {
-    let recipient = recipient(address);
+pub async fn take(transaction: &mut PgConnection, kind: &str, address: &str, job_id: i64) -> sqlx::Result<bool> {
+    let recipient = recipient(kind, address);
     sqlx::query!("SELECT pg_advisory_xact_lock(hashtextextended(encode($1, 'hex'), 0))", &recipient).execute(&mut *transaction).await?;
     let taken = sqlx::query_scalar!(
         r#"INSERT INTO mails (recipient, job_id)
@@ -34,18 +35,18 @@ pub async fn take(transaction: &mut PgConnection, address: &str, job_id: i64) ->
     Ok(taken.fetch_optional(transaction).await?.is_some())
 }
 
-/// Whether a recipient has reached the limit.
+/// Whether a recipient has reached the limit of a kind.
 #[instrument(name = "postgres mails is_reached", level = "debug", skip_all)]
-pub async fn is_reached(executor: impl PgExecutor<'_>, address: &str) -> sqlx::Result<bool> {
+pub async fn is_reached(executor: impl PgExecutor<'_>, kind: &str, address: &str) -> sqlx::Result<bool> {
     let mails = sqlx::query_scalar!(
         r#"SELECT count(*) AS "mails!" FROM mails WHERE recipient = $1 AND at > now() - interval '1 hour'"#,
-        recipient(address)
+        recipient(kind, address)
     );
     Ok(mails.fetch_one(executor).await? >= MAX_PER_WINDOW)
 }
 
-fn recipient(address: &str) -> Vec<u8> {
-    Sha256::digest(address.to_lowercase()).to_vec()
+fn recipient(kind: &str, address: &str) -> Vec<u8> {
+    Sha256::digest(format!("{kind} {}", address.to_lowercase())).to_vec()
 }
 
 purge!(purge, "mails", "at");

@@ -33,11 +33,11 @@ pub async fn deliver(context: &JobContext, account_id: Uuid, mail: Mail) -> Resu
     }
 }
 
-/// Counts a mail that a stranger can trigger. Returns false if its recipient has reached the limit, which only the log
-/// and the metrics show.
-async fn may_mail(context: &JobContext, address: &str) -> Result<bool, JobError> {
+/// Counts a mail that a stranger can trigger, by the kind of its job. Returns false if its recipient has reached the limit,
+/// which only the log and the metrics show.
+async fn may_mail<J: Job>(_: &J, context: &JobContext, address: &str) -> Result<bool, JobError> {
     let mut transaction = context.postgres.begin().await?;
-    let may = mail_limit::take(&mut transaction, address, context.id()).await?;
+    let may = mail_limit::take(&mut transaction, J::KIND, address, context.id()).await?;
     transaction.commit().await?;
     if !may {
         info!("mail held back: its recipient reached the hourly limit");
@@ -86,7 +86,7 @@ impl Job for SendVerification {
             None if account.verified => return Ok(()),
             None => account.email,
         };
-        if !may_mail(context, &email).await? {
+        if !may_mail(self, context, &email).await? {
             return Ok(());
         }
         let Some(link) = link(context, Purpose::Verify, 24, account.id, &email, None).await? else { return Ok(()) };
@@ -105,6 +105,9 @@ impl Job for SendVerification {
 pub struct SendPasswordReset {
     /// For an unknown address, an id that no account has. The request does the same work as for a known address.
     pub account_id: Uuid,
+    /// Whether the owner has just undone a change of the address, so that no stranger can have asked for this mail.
+    #[serde(default)]
+    pub address_restored: bool,
 }
 
 impl Job for SendPasswordReset {
@@ -114,7 +117,7 @@ impl Job for SendPasswordReset {
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Some(account) = find(context, self.account_id).await?.filter(|account| !account.suspended) else { return Ok(()) };
-        if !may_mail(context, &account.email).await? {
+        if !self.address_restored && !may_mail(self, context, &account.email).await? {
             return Ok(());
         }
         let Some(link) = link(context, Purpose::Reset, 1, account.id, &account.email, None).await? else { return Ok(()) };
@@ -172,12 +175,13 @@ impl Job for SendNotice {
     const KIND: &'static str = "send_notice";
 
     fn unique_key(&self) -> Option<String> {
-        Some(format!("{}:{:?}", self.account_id, self.notice))
+        // Each change of a password gets its own mail, because a second one may be somebody else's.
+        (!matches!(self.notice, Notice::PasswordChanged)).then(|| format!("{}:{:?}", self.account_id, self.notice))
     }
 
     async fn run(&self, context: &mut JobContext) -> Result<(), JobError> {
         let Some(account) = find(context, self.account_id).await?.filter(|account| account.verified) else { return Ok(()) };
-        if matches!(self.notice, Notice::AccountExists) && !may_mail(context, &account.email).await? {
+        if matches!(self.notice, Notice::AccountExists) && !may_mail(self, context, &account.email).await? {
             return Ok(());
         }
         let (subject, what) = match self.notice {

@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::auth::audit::{self, Action};
 use crate::auth::{By, Caller, password};
 use crate::http::{ClientAddress, Json, Problem, Result, no_nul};
-use crate::jobs;
+use crate::jobs::{self, Job};
 
 fn invalid_token() -> Problem {
     let detail = "The link is unknown, was used already or has expired.";
@@ -39,8 +39,8 @@ pub async fn mail_again(State(app): State<App>, caller: Caller) -> Result<Status
     let mut connection = app.postgres.acquire().await?;
     let account = account::find(&mut *connection, caller.account_id).await?.ok_or_else(Problem::unauthenticated)?;
     let address = account.new_email.unwrap_or(account.email);
-    if mail_limit::is_reached(&mut *connection, &address).await? {
-        let detail = "This address received three mails in the last hour. Look there, or try again later.";
+    if mail_limit::is_reached(&mut *connection, SendVerification::KIND, &address).await? {
+        let detail = "This address received three such mails in the last hour. Look there, or try again later.";
         return Err(Problem::too_many(detail, 600));
     }
     let enqueued = jobs::enqueue(&mut connection, &SendVerification { account_id: account.id }).await;
@@ -106,7 +106,7 @@ pub async fn ask_for_reset(State(app): State<App>, Json(input): Json<AskForReset
     // The same work is done for an unknown address, so that the response time reveals nothing either.
     let account_id = found.map_or_else(Uuid::now_v7, |credentials| credentials.id);
     let mut connection = app.postgres.acquire().await?;
-    jobs::enqueue(&mut connection, &SendPasswordReset { account_id }).await?.fire(&app.notifier);
+    jobs::enqueue(&mut connection, &SendPasswordReset { account_id, address_restored: false }).await?.fire(&app.notifier);
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -171,7 +171,7 @@ pub async fn undo_change(State(app): State<App>, address: ClientAddress, Json(in
     let epoch = account::put_back(&mut transaction, account_id, &email, &unusable).await?.ok_or_else(invalid_token)?;
     tell_password_changed(&app, &mut transaction, account_id).await?;
     audit::record(&mut *transaction, Action::ADDRESS_CHANGE_UNDONE, Some(account_id), By::anyone(address)).await?;
-    let _ = jobs::enqueue(&mut transaction, &SendPasswordReset { account_id }).await?;
+    let _ = jobs::enqueue(&mut transaction, &SendPasswordReset { account_id, address_restored: true }).await?;
     end_before(&app, transaction, account_id, epoch).await?;
     Ok(StatusCode::NO_CONTENT)
 }

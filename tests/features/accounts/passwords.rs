@@ -107,3 +107,16 @@ async fn easy_passwords_are_rejected_everywhere() {
         204
     );
 }
+
+#[tokio::test]
+async fn each_password_change_sends_a_mail() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    // While the mail server is down, the owner changes the password, and then a thief does.
+    for (old, new) in [(PASSWORD, "another password altogether"), ("another password altogether", "seven purple lanterns drift")] {
+        assert_eq!(ada.post("/account/password", json!({ "old": old, "new": new })).await.status(), 204);
+    }
+    let notices = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM jobs WHERE kind = 'send_notice'");
+    assert_eq!(notices.fetch_one(&mut deploy.database().await).await.unwrap(), 2);
+}
