@@ -62,6 +62,23 @@ async fn requests_are_limited_by_account() {
 }
 
 #[tokio::test]
+async fn clock_of_redis_set_back_locks_nobody_out() {
+    let deploy = Deploy::new().await;
+    let web = deploy.web().await;
+    let ada = Person::known(&deploy, &web).await;
+    let id = ada.get("/session").await.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
+    // As if the server's clock had been an hour ahead.
+    let script = "local now = redis.call('TIME') return redis.call('SET', KEYS[1], (now[1] + 3600) .. '000000')";
+    let key = format!("limit:account:{id}");
+    let set: String = deadpool_redis::redis::cmd("EVAL").arg(script).arg(1).arg(&key).query_async(&mut deploy.redis().await).await.unwrap();
+    assert_eq!(set, "OK");
+    let refused = ada.get("/session").await;
+    let wait: u32 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!(refused.status() == 429 && wait <= 1, "{refused:?}");
+    eventually("a free place", async || (ada.get("/session").await.status() == 200).then_some(())).await;
+}
+
+#[tokio::test]
 async fn forged_credentials_are_limited_by_address() {
     let deploy = Deploy::new().await.with("RATE_LIMIT_REQUESTS", 10);
     let web = deploy.web().await;
