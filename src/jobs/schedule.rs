@@ -74,7 +74,10 @@ impl Schedule {
             return Ok(None);
         }
         let moved = sqlx::query_scalar!(
-            r#"WITH before AS (SELECT last_tick FROM schedules WHERE name = $1 AND last_tick < $2 FOR UPDATE)
+            r#"WITH before AS (
+                   SELECT last_tick FROM schedules
+                   -- A tick of the future comes from a clock that was wrong, and would stop the schedule until then.
+                   WHERE name = $1 AND (last_tick < $2 OR last_tick > now() + interval '1 hour') FOR UPDATE)
                UPDATE schedules SET last_tick = $2 FROM before WHERE name = $1 RETURNING before.last_tick"#,
             self.name,
             postgres::Timestamp::from(tick) as _

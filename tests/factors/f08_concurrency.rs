@@ -128,4 +128,12 @@ async fn surviving_clocks_enqueue_each_tick_once() {
     let kinds = sqlx::query_scalar::<_, String>("SELECT kind FROM jobs ORDER BY kind").fetch_all(&mut database).await.unwrap();
     assert_eq!(kinds.len(), schedules, "{kinds:?}");
     assert_eq!(kinds.iter().filter(|kind| *kind == "purge_expired").count(), 1, "{kinds:?}");
+
+    // A tick of the future, from a clock that was wrong, stops no schedule.
+    sqlx::query("UPDATE schedules SET last_tick = last_tick + interval '1 year'").execute(&mut database).await.unwrap();
+    eventually("a tick of each again", async || {
+        let ticked = clocks.iter().flat_map(Process::lines).filter(|line| line.contains(" ticked")).count();
+        (ticked >= 2 * schedules).then_some(())
+    })
+    .await;
 }

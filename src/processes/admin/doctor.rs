@@ -146,6 +146,11 @@ async fn schedule(pool: &PgPool) -> Finding {
         let due = schedule.latest_tick(now)?;
         let late = Timestamp::from(row.last_tick) < due && now.duration_since(due).as_secs() > LATE_AFTER_S;
         ensure!(!late, "the tick of {} at {due} is missing", schedule.name);
+        ensure!(
+            Timestamp::from(row.last_tick) <= now,
+            "the last tick of {} is in the future: the clock of Postgres was changed",
+            schedule.name
+        );
     }
     Ok("no tick is missing".to_owned())
 }
