@@ -67,6 +67,12 @@ pub async fn find(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Optio
     found.fetch_optional(executor).await
 }
 
+/// Locks an account until the end of the transaction.
+#[instrument(name = "postgres accounts lock", level = "debug", skip_all)]
+pub async fn lock(connection: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
+    sqlx::query_scalar!("SELECT id FROM accounts WHERE id = $1 FOR UPDATE", id).fetch_optional(connection).await.map(drop)
+}
+
 #[instrument(name = "postgres accounts find_by_email", level = "debug", skip_all)]
 pub async fn find_by_email(executor: impl PgExecutor<'_>, email: &str) -> sqlx::Result<Option<Account>> {
     let found = sqlx::query_as!(
@@ -259,7 +265,11 @@ pub async fn put_back(connection: &mut PgConnection, id: Uuid, email: &str, unus
         email,
         unusable
     );
-    let epoch = put_back.fetch_optional(&mut *connection).await?;
+    let epoch = match put_back.fetch_optional(&mut *connection).await {
+        // A sign-up that committed just now. The caller rolls back.
+        Err(sqlx::Error::Database(e)) if e.constraint() == Some("accounts_email") => return Ok(None),
+        put_back => put_back?,
+    };
     if epoch.is_some() {
         mailed_token::delete_all(connection, id).await?;
         api_token::delete_all(connection, id).await?;

@@ -50,8 +50,17 @@ pub async fn list_sessions(State(app): State<App>, session: Session, uri: Origin
 /// End one of my sessions
 #[utoipa::path(delete, path = "/account/sessions/{id}", tag = "Account", params(("id" = String, Path)),
     responses((status = 204, description = "The session has ended")))]
-pub async fn end_session(State(app): State<App>, session: Session, Path(id): Path<String>) -> Result<StatusCode> {
-    if app.sessions.end(session.account_id, &id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(Problem::not_found()) }
+pub async fn end_session(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode> {
+    let account_id = caller.account_id;
+    if !app.sessions.list(account_id).await?.iter().any(|(mine, _)| mine.hash == id) {
+        return Err(Problem::not_found());
+    }
+    let mut transaction = app.postgres.begin().await?;
+    caller.hold(&mut transaction).await?;
+    audit::record(&mut *transaction, Action::SESSIONS_ENDED, Some(account_id), caller.by).await?;
+    transaction.commit().await?;
+    app.sessions.end(account_id, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// End all of my sessions, including this one

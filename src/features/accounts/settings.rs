@@ -102,6 +102,7 @@ pub async fn change_password(
     let found = account::credentials_of(&mut *app.postgres.acquire().await?, account_id).await?;
     let credentials = found.ok_or_else(Problem::unauthenticated)?;
     if !app.passwords.verify(&input.old, Some(credentials.password_hash)).await?.same {
+        audit::record(&mut *app.postgres.acquire().await?, Action::CONFIRMATION_FAILED, Some(account_id), caller.by).await?;
         return Err(Problem::forbidden("wrong-password", "The old password is wrong."));
     }
     let password_hash = app.passwords.hash_new(input.new, "new", &credentials.email).await?;
@@ -150,6 +151,8 @@ pub async fn delete(
     account_id: Uuid,
     held: Option<i32>,
 ) -> std::result::Result<Option<i32>, EnqueueError> {
+    // Locked first, because other requests lock the account before what belongs to it.
+    account::lock(&mut *connection, account_id).await?;
     let Some(account) = account::find(&mut *connection, account_id).await? else { return Ok(None) };
     for feature in app.features {
         (feature.deleted)(connection, account_id).await?;

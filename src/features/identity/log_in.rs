@@ -165,6 +165,10 @@ async fn resolve(
         return Ok(Err("The provider has not verified your email address. Verify it there, or use a password here."));
     }
     let (owner, known) = match linked_identity::find_by_email(&mut *transaction, email).await? {
+        // Postgres may fold other letters, such as the Kelvin sign to a k.
+        Some(owner) if !owner.email.eq_ignore_ascii_case(email) => {
+            return Ok(Err("The provider's address is not exactly that of the account here. Log in with your password."));
+        }
         Some(owner) if owner.verified && owner.suspended => return Ok(Err(SUSPENDED)),
         Some(owner) if owner.verified => (owner, true),
         Some(_) => {

@@ -102,6 +102,17 @@ pub async fn lock(connection: &mut PgConnection, account_id: Uuid, id: Uuid) -> 
     found.fetch_optional(connection).await
 }
 
+/// Whether the account has as many pending reminders as it may have.
+#[instrument(name = "postgres reminders is_full", level = "debug", skip_all)]
+pub async fn is_full(executor: impl PgExecutor<'_>, account_id: Uuid) -> sqlx::Result<bool> {
+    let full = sqlx::query_scalar!(
+        r#"SELECT count(*) >= $2 AS "full!" FROM (SELECT FROM reminders WHERE account_id = $1 AND sent_at IS NULL LIMIT $2) AS waiting"#,
+        account_id,
+        MAX_PENDING
+    );
+    full.fetch_one(executor).await
+}
+
 /// Changes the given fields and leaves the others. If the time changes, the reminder counts as not sent.
 #[instrument(name = "postgres reminders change", level = "debug", skip_all)]
 pub async fn change(

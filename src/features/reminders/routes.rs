@@ -85,14 +85,17 @@ async fn create_once(
     in_future(app, input.due_at)?;
     let Some(reminder) = reminder::create(transaction, Uuid::now_v7(), account_id, &input.message, input.due_at.into()).await? else {
         let verified = account::find(transaction, account_id).await?.is_some_and(|account| account.verified);
-        let full = Problem::forbidden("quota-reached", "You have 1,000 pending reminders, which is the limit.");
-        return Err(if verified { full } else { Problem::not_verified() });
+        return Err(if verified { quota_reached() } else { Problem::not_verified() });
     };
     let enqueued = enqueue(transaction, &reminder).await?;
     let location = format!("/api/v1/reminders/{}", reminder.id);
     let answer = Answer::of((StatusCode::CREATED, [(header::LOCATION, location)], tagged(reminder)?).into_response()).await?;
     key.save(transaction, account_id, CREATE, &answer).await?;
     Ok((answer, Some(enqueued)))
+}
+
+fn quota_reached() -> Problem {
+    Problem::forbidden("quota-reached", "You have 1,000 pending reminders, which is the limit.")
 }
 
 /// A reminder with its `ETag`.
@@ -148,6 +151,7 @@ pub struct ChangeReminder {
     params(("id" = Uuid, Path), ("If-Match" = Option<String>, Header, description = "The `ETag` that was read")),
     responses(
         (status = 200, description = "The changed reminder", body = Reminder, headers(("ETag" = String))),
+        (status = 403, description = "quota-reached: With the new time, the account would have more than 1,000 pending reminders"),
         (status = 412, description = "changed-meanwhile: The reminder has changed since it was read"),
     ))]
 async fn change_reminder(
@@ -167,6 +171,10 @@ async fn change_reminder(
     if input.message.is_none() && input.due_at.is_none() {
         // Without changes there is no new version and no new job.
         return tagged(before);
+    }
+    // With a new time, a reminder that was sent is pending again.
+    if before.sent_at.is_some() && input.due_at.is_some() && reminder::is_full(&mut *transaction, caller.account_id).await? {
+        return Err(quota_reached());
     }
     let changed = reminder::change(&mut transaction, caller.account_id, id, input.message.as_deref(), input.due_at.map(Into::into)).await?;
     let reminder = changed.ok_or_else(Problem::not_found)?;

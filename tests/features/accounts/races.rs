@@ -76,12 +76,15 @@ async fn ended_or_suspended_session_changes_nothing() {
             (Method::PATCH, "/account", json!({ "email": "eve@example.org", "digest": false })),
             (Method::DELETE, "/account", json!({})),
             (Method::DELETE, "/account/sessions", json!({})),
+            (Method::DELETE, "/account/sessions/CURRENT", json!({})),
             (Method::POST, "/tokens", token.clone()),
             (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": NEW_PASSWORD })),
         ] {
             let ada = Person::known(&deploy, &web).await;
             let what = format!("{} {} after {meanwhile}", request.0, request.1);
-            let answer = send_while_row_changes(&deploy, &ada, request, meanwhile).await;
+            let listed: Value = ada.get("/account/sessions").await.json().await.unwrap();
+            let path = request.1.replace("CURRENT", listed["items"][0]["id"].as_str().unwrap());
+            let answer = send_while_row_changes(&deploy, &ada, (request.0, &path, request.2), meanwhile).await;
             assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{what}");
             let unchanged = format!("accounts WHERE email = '{}' AND new_email IS NULL AND digest AND session_epoch = 1", ada.email);
             assert_eq!(count(&deploy, &unchanged).await, 1, "{what}");

@@ -1,6 +1,6 @@
 //! The quota of pending reminders, reminders of suspended accounts, and data of 0.1.0.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{in_seconds, remind};
 use crate::support::person::{Person, problem};
@@ -20,6 +20,11 @@ async fn account_has_at_most_thousand_pending_reminders() {
     let jobs: i64 =
         sqlx::query_scalar("SELECT count(*) FROM jobs WHERE kind = 'send_reminder'").fetch_one(&mut deploy.database().await).await.unwrap();
     assert_eq!(jobs, 1, "the rejected reminder has no job");
+    // A new time makes a reminder that was sent pending again.
+    let sent = "SELECT id::text FROM reminders WHERE sent_at IS NOT NULL LIMIT 1";
+    let sent: String = sqlx::query_scalar(sent).fetch_one(&mut deploy.database().await).await.unwrap();
+    let again = json!({ "due_at": in_seconds(3600) });
+    problem(ada.patch(&format!("/reminders/{sent}"), again).await, 403, "quota-reached").await;
     assert_eq!(ada.delete(&format!("/reminders/{}", made["id"].as_str().unwrap())).await.status(), 204);
     assert_eq!(remind(&ada, "in its place", 3600).await.status(), 201);
 }
