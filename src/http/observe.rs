@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::{Instrument, Span, error, error_span, field, info, warn};
@@ -61,13 +61,33 @@ pub(super) async fn observe(State(observer): State<Arc<Observer>>, mut request: 
     if let Some(client) = observer.client(&request) {
         request.extensions_mut().insert(client);
     }
-    serve(request, next, &id, route, &observer.metrics).instrument(span).await
+    serve(request, next, &id, &route, &observer.metrics).instrument(span).await
 }
 
-async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &Metrics) -> Response {
-    let started = Instant::now();
+/// Logs and counts a request when it ends, also if its connection ends before the response is ready.
+struct Report<'a> {
+    method: Method,
+    route: &'a str,
+    status: StatusCode,
+    started: Instant,
+    metrics: &'a Metrics,
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        let Self { method, route, status, started, metrics } = self;
+        metrics.request(method, route, *status, started.elapsed());
+        let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        info!(method = %method, route, status = status.as_u16(), latency_ms, "{method} {route} {}", status.as_u16());
+    }
+}
+
+async fn serve(request: Request, next: Next, id: &str, route: &str, metrics: &Metrics) -> Response {
     let _in_flight = metrics.request_begins();
     let method = request.method().clone();
+    // 499 is nginx's status for a request whose client did not wait.
+    let status = StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT);
+    let mut report = Report { method: method.clone(), route, status, started: Instant::now(), metrics };
     let prefers_html = html::is_preferred(request.headers());
     let mut response = match refuse(&request) {
         Some(problem) => problem.into_response(),
@@ -97,9 +117,7 @@ async fn serve(request: Request, next: Next, id: &str, route: String, metrics: &
     if status.is_server_error() {
         Span::current().record("otel.status_code", "error");
     }
-    metrics.request(&method, &route, status, started.elapsed());
-    let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    info!(method = %method, route, status = status.as_u16(), latency_ms, "{method} {route} {}", status.as_u16());
+    report.status = status;
     response
 }
 

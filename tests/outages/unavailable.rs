@@ -72,6 +72,11 @@ async fn slow_request_times_out_with_503() {
     let mut lock = sqlx::Connection::begin(&mut database).await.unwrap();
     sqlx::query("LOCK TABLE api_tokens").execute(&mut *lock).await.unwrap();
     problem(ada.get("/tokens").await, 503, "unavailable").await;
+    // A request whose client does not wait is logged as well.
+    let asking = tokio::spawn(ada.request(reqwest::Method::GET, "/tokens").send());
+    deploy.waits_for_a_lock().await;
+    asking.abort();
+    web.process.logged("the request that was abandoned", |line| line["status"] == 499 && line["route"] == "/api/v1/tokens").await;
     lock.rollback().await.unwrap();
     assert_eq!(ada.get("/tokens").await.status(), 200);
 }
