@@ -60,7 +60,8 @@ async fn start(process: config::Process, config: config::Clock, lifecycle: &mut 
     let notifier = Notifier::default();
     lifecycle.spawn("notifier", notifier.clone().run(postgres.clone(), lifecycle.soft.clone()));
     let looks = Heartbeat::default();
-    let probes = Health::default().postgres(&postgres).heartbeat("ticks", &looks, TICKS_STALL_TIMEOUT).start(lifecycle);
+    let probes =
+        Health::default().postgres(&postgres, &postgres.for_probes()).heartbeat("ticks", &looks, TICKS_STALL_TIMEOUT).start(lifecycle);
     if let Some(port) = process.metrics_port {
         lifecycle.spawn("queue count", keep_counting(postgres.clone(), lifecycle.metrics.clone(), lifecycle.soft.clone()));
         serve(listen("metrics", port).await?, probes::with_metrics(probes, &lifecycle.metrics), Duration::ZERO, false, lifecycle);
@@ -136,9 +137,10 @@ async fn keep_counting(postgres: Pool, metrics: Metrics, soft: CancellationToken
             () = soft.cancelled() => return Ok(()),
             _ = count.tick() => {}
         }
-        // The probes report an unavailable Postgres.
-        if let Ok(counts) = postgres.within(QUEUE_COUNT_INTERVAL, operator::count(&*postgres)).await {
-            metrics.queue(counts.iter().map(|count| (count.kind.as_str(), count.state.as_str(), count.jobs, count.late_s)));
+        match postgres.within(QUEUE_COUNT_INTERVAL, operator::count(&*postgres)).await {
+            Ok(counts) => metrics.queue(counts.iter().map(|count| (count.kind.as_str(), count.state.as_str(), count.jobs, count.late_s))),
+            // The earlier numbers stay, and the metric of their age grows.
+            Err(e) => warn!(error = %e, "cannot count the queue: {e}"),
         }
     }
 }

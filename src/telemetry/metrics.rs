@@ -68,6 +68,7 @@ struct Shared {
     ticks: Family<Labels<1>, Counter>,
     ticks_missed: Family<Labels<1>, Counter>,
     last_look: Gauge,
+    last_count: Gauge,
     mails: Family<Labels<1>, Counter>,
     storage_operations: Family<Labels<2>, Counter>,
     storage_times: Times<Labels<1>>,
@@ -98,6 +99,7 @@ impl Metrics {
             ticks: Family::default(),
             ticks_missed: Family::default(),
             last_look: Gauge::default(),
+            last_count: Gauge::default(),
             mails: Family::default(),
             storage_operations: Family::default(),
             storage_times: Family::new_with_constructor(|| Histogram::new(STORAGE_SECONDS)),
@@ -135,6 +137,8 @@ impl Metrics {
             s,
             shared.last_look.clone(),
         );
+        let counted = "When the clock last counted the queue";
+        registry.register_with_unit("jobs_last_count_timestamp", counted, Unit::Seconds, shared.last_count.clone());
         registry.register("mails", "Mails by outcome", shared.mails.clone());
         registry.register("event_streams", "Open event streams", shared.event_streams.clone());
         registry.register("ready", "1 while /readyz says that the process is ready", shared.ready.clone());
@@ -219,6 +223,7 @@ impl Metrics {
     pub fn queue<'a>(&self, counts: impl Iterator<Item = (&'a str, &'a str, i64, i64)>) {
         // Locked, so that no reader sees half of the update.
         let _registry = self.0.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.last_count.set(now());
         self.0.queued.clear();
         self.0.oldest.clear();
         for (kind, state, jobs, late_s) in counts {
@@ -231,8 +236,7 @@ impl Metrics {
 
     /// Records that a clock has just checked the schedule.
     pub fn looked(&self) {
-        #[expect(clippy::disallowed_methods, reason = "a metric's time is the machine's own")]
-        self.0.last_look.set(jiff::Timestamp::now().as_second());
+        self.0.last_look.set(now());
     }
 
     /// Records a tick that enqueued a job, and how many ticks before it were missed.
@@ -293,6 +297,12 @@ impl Metrics {
         }
         self.0.pending.get_or_create(&[("pool", pool.to_owned())]).set(count(pending));
     }
+}
+
+/// The time in Unix seconds.
+#[expect(clippy::disallowed_methods, reason = "a metric's time is the machine's own")]
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
 }
 
 /// Counts a request as in flight until it is dropped.
