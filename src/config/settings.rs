@@ -202,7 +202,11 @@ impl Setting for PublicUrl {
 impl Setting for Endpoint {
     fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        url.map(Self).ok_or_else(|| "must be an address such as http://collector:4318 or https://files.example.com".to_owned())
+        // It is shown to people.
+        let url = url.filter(|url| url.username().is_empty() && url.password().is_none());
+        url.map(Self).ok_or_else(|| {
+            "must be an address such as http://collector:4318 or https://files.example.com, without a user and a password".to_owned()
+        })
     }
 }
 

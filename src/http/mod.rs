@@ -88,6 +88,7 @@ fn cors(config: &config::Http) -> Option<CorsLayer> {
             header::CONTENT_TYPE,
             header::AUTHORIZATION,
             header::IF_MATCH,
+            header::IF_NONE_MATCH,
             HeaderName::from_static("content-digest"),
             HeaderName::from_static("idempotency-key"),
             HeaderName::from_static("traceparent"),

@@ -40,7 +40,7 @@ async fn only_listed_origins_may_call() {
     let preflight = async |origin: &str| {
         let request = client().request(Method::OPTIONS, format!("{}/api/v1/tokens", web.url)).header("origin", origin);
         let request = request.header("access-control-request-method", "POST");
-        let headers = "content-type,idempotency-key,traceparent,x-request-id";
+        let headers = "content-type,idempotency-key,if-none-match,traceparent,x-request-id";
         request.header("access-control-request-headers", headers).send().await.unwrap()
     };
     for listed in ["https://app.example.com", "https://two.example.com"] {
@@ -49,7 +49,7 @@ async fn only_listed_origins_may_call() {
         assert_eq!(answer.headers()["access-control-allow-origin"], listed);
         assert_eq!(answer.headers()["access-control-allow-credentials"], "true");
         let allowed = answer.headers()["access-control-allow-headers"].to_str().unwrap().to_owned();
-        for header in ["content-type", "idempotency-key", "traceparent", "x-request-id"] {
+        for header in ["content-type", "idempotency-key", "if-none-match", "traceparent", "x-request-id"] {
             assert!(allowed.split(',').any(|allowed| allowed.trim() == header), "{header}: {allowed}");
         }
         // A browser caches the preflight, so it does not send one before each change.

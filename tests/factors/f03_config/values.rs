@@ -23,6 +23,7 @@ async fn meaningless_value_prevents_startup() {
         ("OTEL_TRACES_SAMPLER_ARG", "1.5", "must be a share"),
         ("OTEL_SDK_DISABLED", "yes", "must be `true` or `false`"),
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector:4318", "must be an address"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:password@collector:4318", "without a user and a password"),
         ("CORS_ORIGINS", "https://*.example.com", "contains a `*`"),
         ("CORS_ORIGINS", "https://example.com/path", "must be addresses"),
         ("JOB_LEASE", "9s", "must be 10s or longer"),
