@@ -10,12 +10,13 @@ use deadpool_redis::redis::{Pipeline, pipe};
 
 use super::problem::{Problem, Result};
 
-/// The stored number is the time, in microseconds, at which the bucket is full again. That is in a minute at most, unless the
-/// server's clock was set back.
+/// The stored number is the time, in microseconds, at which the bucket is full again. If that is in more than a minute, the
+/// server's clock was set back, and the bucket counts as full.
 const COUNT: &str = "
     local time, minute, key = redis.call('TIME'), 60000000, $key
     local now, share = time[1] * 1000000 + time[2], minute / $a_minute
-    local full = math.min(math.max(tonumber(redis.call('GET', key) or now), now), now + minute)
+    local full = tonumber(redis.call('GET', key) or now)
+    if full < now or full > now + minute + 1 then full = now end
     local wait = full + share - minute - now
     if wait > 1 then return { 0, 0, math.ceil(wait / 1000), math.ceil((full - now) / 1000) } end
     full = full + share

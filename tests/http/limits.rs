@@ -72,10 +72,7 @@ async fn clock_of_redis_set_back_locks_nobody_out() {
     let key = format!("limit:account:{id}");
     let set: String = deadpool_redis::redis::cmd("EVAL").arg(script).arg(1).arg(&key).query_async(&mut deploy.redis().await).await.unwrap();
     assert_eq!(set, "OK");
-    let refused = ada.get("/session").await;
-    let wait: u32 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
-    assert!(refused.status() == 429 && wait <= 1, "{refused:?}");
-    eventually("a free place", async || (ada.get("/session").await.status() == 200).then_some(())).await;
+    assert_eq!(ada.get("/session").await.status(), 200);
 }
 
 #[tokio::test]
