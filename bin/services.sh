@@ -9,6 +9,13 @@
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
+# forget_settings: unsets the variables that the programs read. A developer's own settings must affect neither tests nor
+# demonstrations. Downloads may need SSL_CERT_FILE.
+forget_settings() {
+    local name
+    while read -r name; do unset "$name" "${name}_FILE"; done < <(sed -n 's/^#\{0,1\}\([A-Z0-9_]*\)=.*/\1/p' .env.example | grep -vx SSL_CERT_FILE)
+}
+
 # For scripts that use options of the GNU tools.
 need_gnu_tools() {
     mv --version >/dev/null 2>&1 && command -v sha256sum >/dev/null ||
