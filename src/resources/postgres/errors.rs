@@ -19,11 +19,11 @@ pub fn is_unavailable(error: &sqlx::Error) -> bool {
         | sqlx::Error::WorkerCrashed => true,
         // Classes: 08 connection exception, 28 invalid authorization, 3D no such database, 53 insufficient resources,
         // 57 operator intervention, which includes a statement's time limit. Codes: the time limits of a transaction
-        // and a lock.
+        // and a lock, a deadlock, a serialization failure.
         _ => {
             let code = code(error).unwrap_or_default();
             ["08", "28", "3D", "53", "57"].contains(&code.get(..2).unwrap_or_default())
-                || [READ_ONLY, "25P03", "55P03"].contains(&&*code)
+                || [READ_ONLY, "25P03", "55P03", "40P01", "40001"].contains(&&*code)
                 || is_stale(error)
         }
     }
