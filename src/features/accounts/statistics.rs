@@ -46,7 +46,7 @@ pub struct JobsByState {
 
 /// Count accounts and jobs by state
 ///
-/// All processes share the numbers, which are at most half a minute old.
+/// All processes share the numbers, which are about half a minute old, and a minute at most.
 #[utoipa::path(get, path = "/admin/statistics", tag = "Administration", responses((status = 200, description = "The numbers", body = Statistics)))]
 pub async fn show_statistics(State(app): State<App>) -> Result<axum::Json<Statistics>> {
     let counted = app.cache.get_or("statistics", LIFETIME, async || Ok(count(&app.postgres, app.features).await?));

@@ -60,7 +60,7 @@ async fn list_jobs(State(app): State<App>, uri: OriginalUri, Query(filter): Quer
 
 /// Count jobs by kind and state
 ///
-/// All processes share the counts, which are at most five seconds old.
+/// All processes share the counts, which are about five seconds old, and ten at most.
 #[utoipa::path(get, path = "/admin/jobs/counts", tag = "Operations", responses((status = 200, description = "The counts", body = List<JobCount>)))]
 async fn count_jobs(State(app): State<App>) -> Result<axum::Json<List<JobCount>>> {
     let items = app.cache.get_or("job-counts", COUNTS_LIFETIME, async || Ok::<_, Problem>(operator::count(&*app.postgres).await?)).await?;

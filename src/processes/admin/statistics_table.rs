@@ -8,7 +8,7 @@ use super::Task;
 use crate::features::FEATURES;
 use crate::features::accounts::statistics::count;
 
-/// Prints the numbers, counted now: the API's may be half a minute old.
+/// Prints the numbers, counted now: the API's may be a minute old.
 pub async fn print(task: &Task) -> anyhow::Result<()> {
     let counted = count(&task.postgres()?, FEATURES).await?;
     let core = [("accounts".to_owned(), json!(counted.accounts)), ("jobs".to_owned(), json!(counted.jobs))];
