@@ -5,7 +5,9 @@ use std::process::Command;
 
 fn main() {
     let variables = ["GIT_COMMIT", "SOURCE_VERSION"];
-    variables.iter().for_each(|name| println!("cargo:rerun-if-env-changed={name}"));
+    for name in variables {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
     // `logs/HEAD` changes with every commit and checkout. Before the first commit there is only `refs/heads`, which that
     // commit changes.
     let path = |name| git(&["rev-parse", "--git-path", name]).filter(|path| std::path::Path::new(path).exists());
