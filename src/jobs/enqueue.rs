@@ -35,6 +35,7 @@ pub enum EnqueueError {
 
 /// The result of enqueueing.
 #[derive(Debug)]
+#[must_use = "fire it after the commit, or the workers find the job only at their next poll"]
 pub enum Enqueued {
     /// The job is in the queue.
     New(Wake),
@@ -108,6 +109,20 @@ pub async fn enqueue_at<J: Job>(connection: &mut PgConnection, job: &J, run_at: 
 /// As [`enqueue`]. Then no job is enqueued.
 pub async fn enqueue_many<J: Job>(connection: &mut PgConnection, jobs: &[J]) -> Result<Enqueued, EnqueueError> {
     insert(connection, jobs, None).await
+}
+
+/// Deletes the job with this job's unique key, unless a worker has claimed it.
+///
+/// # Errors
+/// The statement fails.
+#[instrument(name = "postgres jobs withdraw", level = "debug", skip_all)]
+pub async fn withdraw<J: Job>(connection: &mut PgConnection, job: &J) -> sqlx::Result<()> {
+    let withdrawn = sqlx::query!(
+        "DELETE FROM jobs WHERE kind = $1 AND unique_key = $2 AND token IS NULL AND dead_at IS NULL",
+        J::KIND,
+        job.unique_key()
+    );
+    withdrawn.execute(connection).await.map(drop)
 }
 
 #[instrument(name = "postgres jobs enqueue", level = "debug", skip_all)]

@@ -32,7 +32,7 @@ use crate::resources::storage::Storage;
 use crate::telemetry::feature_counters::FeatureCounters;
 use enqueue::MAX_PAYLOAD_BYTES;
 
-pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many};
+pub use enqueue::{CHANNEL, EnqueueError, Enqueued, Notifier, Wake, enqueue, enqueue_at, enqueue_many, withdraw};
 
 /// A kind of job. The type itself is the payload, and `run` is the work.
 ///

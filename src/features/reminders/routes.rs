@@ -176,6 +176,7 @@ async fn change_reminder(
     if before.sent_at.is_some() && input.due_at.is_some() && reminder::is_full(&mut *transaction, caller.account_id).await? {
         return Err(quota_reached());
     }
+    withdraw(&mut transaction, &before).await?;
     let changed = reminder::change(&mut transaction, caller.account_id, id, input.message.as_deref(), input.due_at.map(Into::into)).await?;
     let reminder = changed.ok_or_else(Problem::not_found)?;
     let enqueued = if reminder.sent_at.is_none() { Some(enqueue(&mut transaction, &reminder).await?) } else { None };
@@ -200,7 +201,7 @@ async fn delete_reminder(State(app): State<App>, caller: Caller, Id(id): Id, hea
     caller.hold(&mut transaction).await?;
     let before = reminder::lock(&mut transaction, caller.account_id, id).await?.ok_or_else(Problem::not_found)?;
     unchanged_since(&headers, &before)?;
-    // When its job is due, it finds no reminder and ends.
+    withdraw(&mut transaction, &before).await?;
     reminder::delete(&mut *transaction, caller.account_id, id).await?;
     transaction.commit().await?;
     Ok(StatusCode::NO_CONTENT)
@@ -224,6 +225,11 @@ fn names(list: &HeaderValue, etag: &str) -> bool {
 
 fn in_future(app: &App, due_at: Timestamp) -> Result<()> {
     if due_at > (app.now)() { Ok(()) } else { Err(Problem::invalid_field("due_at", "must be in the future")) }
+}
+
+/// Deletes the job of a version, so that changes leave no jobs behind. If it runs just now, it finds no such version and ends.
+async fn withdraw(connection: &mut PgConnection, reminder: &Reminder) -> Result<()> {
+    Ok(jobs::withdraw(connection, &SendReminder { id: reminder.id, version: reminder.version }).await?)
 }
 
 async fn enqueue(connection: &mut PgConnection, reminder: &Reminder) -> Result<Enqueued> {

@@ -20,12 +20,22 @@ async fn account_has_at_most_thousand_pending_reminders() {
     let jobs: i64 =
         sqlx::query_scalar("SELECT count(*) FROM jobs WHERE kind = 'send_reminder'").fetch_one(&mut deploy.database().await).await.unwrap();
     assert_eq!(jobs, 1, "the rejected reminder has no job");
+    // Nor do earlier versions keep theirs, so changes cannot fill the queue.
+    let thousandth = format!("/reminders/{}", made["id"].as_str().unwrap());
+    for _ in 0..3 {
+        assert_eq!(ada.patch(&thousandth, json!({ "message": "changed" })).await.status(), 200);
+    }
+    let versions = "SELECT array_agg(payload->>'version') FROM jobs WHERE kind = 'send_reminder'";
+    let versions: Vec<String> = sqlx::query_scalar(versions).fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(versions, ["4"]);
     // A new time makes a reminder that was sent pending again.
     let sent = "SELECT id::text FROM reminders WHERE sent_at IS NOT NULL LIMIT 1";
     let sent: String = sqlx::query_scalar(sent).fetch_one(&mut deploy.database().await).await.unwrap();
     let again = json!({ "due_at": in_seconds(3600) });
     problem(ada.patch(&format!("/reminders/{sent}"), again).await, 403, "quota-reached").await;
-    assert_eq!(ada.delete(&format!("/reminders/{}", made["id"].as_str().unwrap())).await.status(), 204);
+    assert_eq!(ada.delete(&thousandth).await.status(), 204);
+    let jobs: i64 = sqlx::query_scalar("SELECT count(*) FROM jobs").fetch_one(&mut deploy.database().await).await.unwrap();
+    assert_eq!(jobs, 0, "a deleted reminder has no job");
     assert_eq!(remind(&ada, "in its place", 3600).await.status(), 201);
 }
 
