@@ -36,15 +36,17 @@ async fn look_up(app: &App, purpose: Purpose, token: &SecretString) -> Result<Go
 #[utoipa::path(post, path = "/email-verifications", tag = "Accounts",
     responses((status = 202, description = "A mail is on its way, if there is anything to verify")))]
 pub async fn mail_again(State(app): State<App>, caller: Caller) -> Result<StatusCode> {
-    let mut connection = app.postgres.acquire().await?;
-    let account = account::find(&mut *connection, caller.account_id).await?.ok_or_else(Problem::unauthenticated)?;
+    let mut transaction = app.postgres.begin().await?;
+    caller.hold(&mut transaction).await?;
+    let account = account::find(&mut *transaction, caller.account_id).await?.ok_or_else(Problem::unauthenticated)?;
     let address = account.new_email.unwrap_or(account.email);
-    if mail_limit::is_reached(&mut *connection, SendVerification::KIND, &address).await? {
+    if mail_limit::is_reached(&mut *transaction, SendVerification::KIND, &address).await? {
         let detail = "This address received three such mails in the last hour. Look there, or try again later.";
         return Err(Problem::too_many(detail, 600));
     }
-    let enqueued = jobs::enqueue(&mut connection, &SendVerification { account_id: account.id }).await;
-    enqueued?.fire(&app.notifier);
+    let enqueued = jobs::enqueue(&mut transaction, &SendVerification { account_id: account.id }).await?;
+    transaction.commit().await?;
+    enqueued.fire(&app.notifier);
     Ok(StatusCode::ACCEPTED)
 }
 
