@@ -84,6 +84,9 @@ struct Shared {
     /// missing.
     clients: Mutex<Option<Arc<Clients>>>,
     prefix: String,
+    /// The key of the object that [`Storage::check`] writes. A check that failed between writing and deleting leaves one object
+    /// behind, and the next one replaces it.
+    check_key: String,
     limits: Limits,
     places: Places,
     metrics: Option<Metrics>,
@@ -106,15 +109,17 @@ impl Storage {
             (None, Some(_)) => return Err(Problems::of("AWS_ACCESS_KEY_ID", "is missing, although AWS_SECRET_ACCESS_KEY is set").into()),
             _ => {}
         }
-        Ok(Some(Self::new(config.clone(), url.prefix.clone(), metrics.cloned())))
+        let check_key = format!("check/{}", Uuid::new_v4());
+        Ok(Some(Self::new(config.clone(), url.prefix.clone(), check_key, metrics.cloned())))
     }
 
-    fn new(config: config::Storage, prefix: String, metrics: Option<Metrics>) -> Self {
+    fn new(config: config::Storage, prefix: String, check_key: String, metrics: Option<Metrics>) -> Self {
         let limits = Limits { object: config.file_size_limit.0, account: config.file_quota.0 };
         Self(Arc::new(Shared {
             config: RwLock::new(config),
             clients: Mutex::default(),
             prefix,
+            check_key,
             limits,
             places: Places::default(),
             metrics,
@@ -128,7 +133,7 @@ impl Storage {
     }
 
     async fn renew(self, config: config::Storage) -> anyhow::Result<()> {
-        let new = Self::new(config.clone(), self.0.prefix.clone(), None);
+        let new = Self::new(config.clone(), self.0.prefix.clone(), self.0.check_key.clone(), None);
         new.check().await?;
         *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         *self.0.clients.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -307,11 +312,11 @@ impl Storage {
     /// # Errors
     /// One of these operations fails, or the object read differs from the one written.
     pub async fn check(&self) -> anyhow::Result<()> {
-        let (key, content) = (format!("check/{}", Uuid::new_v4()), Bytes::from_static(b"written by a check, which deletes it"));
+        let (key, content) = (&self.0.check_key, Bytes::from_static(b"written by a check, which deletes it"));
         let headers = ObjectHeaders { content_type: "text/plain".to_owned(), content_disposition: "attachment".to_owned() };
-        self.put(&key, content.clone(), headers).await?;
-        let read = self.get(&key).await;
-        self.delete(&key).await?;
+        self.put(key, content.clone(), headers).await?;
+        let read = self.get(key).await;
+        self.delete(key).await?;
         anyhow::ensure!(read? == content, "the object read differs from the one written");
         Ok(())
     }

@@ -86,7 +86,7 @@ impl Writer {
     /// Waits until the part in flight is stored.
     async fn finish_part(&mut self) -> Result<(), Error> {
         while let Some(part) = self.in_flight.join_next().await {
-            self.sent.push(part.map_err(|_| Error::TimedOut { operation: "put_part", limit: super::CONTENT_TIMEOUT })??);
+            self.sent.push(part.map_err(|e| Error::Failed { operation: "put_part", text: e.to_string(), missing: false })??);
         }
         Ok(())
     }
