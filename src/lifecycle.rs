@@ -151,7 +151,8 @@ fn failed(process: &str, e: &anyhow::Error) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The signals that a process handles. None of them may end it without a drain.
+/// The signals that a process handles. None of them ends it without a drain, except a second SIGINT. SIGUSR1 and SIGUSR2,
+/// which would end it by default, do nothing.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

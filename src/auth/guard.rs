@@ -72,7 +72,7 @@ impl Guard {
             (Who::Anyone, ..) => return self.count(of_nobody).await,
             (_, Some(token), _) => match self.by_token(&token, who, address).await {
                 Err(refusal) if refusal.status == StatusCode::UNAUTHORIZED => {
-                    // Guessing is limited.
+                    // Beyond the limit, the response no longer tells whether a token is wrong.
                     self.count(of_nobody).await?;
                     return Err(refusal);
                 }
@@ -156,6 +156,7 @@ impl Guard {
             Who::Scope(scope) if scopes.iter().any(|has| has == scope) => Ok((caller, budget)),
             Who::Admin if role == Role::Admin => Ok((caller, budget)),
             Who::Scope(scope) => Err(insufficient_scope(&format!("The token lacks the scope {scope}."))),
+            Who::Admin => Err(insufficient_scope("This requires the role admin.")),
             _ => Err(insufficient_scope("This requires a session. Tokens are not accepted.")),
         }
     }

@@ -115,7 +115,7 @@ section! {
     pub struct Storage {
         /// Object store: `s3://bucket` or `s3://bucket/prefix`; unset turns files off
         storage_url: Option<StorageUrl>,
-        /// Public address of the object store for downloads, if it differs from the one that the programs use: `https://files.example.com`
+        /// Public address of an S3 store for downloads, if it differs from the one that the programs use: `https://files.example.com`
         storage_public_url: Option<Endpoint>,
         /// Address of the object store, unless it is Amazon S3: `https://fly.storage.tigris.dev`
         aws_endpoint_url_s3: Option<Endpoint>,

@@ -15,7 +15,7 @@ pub struct JobCount {
     /// `ready`, `scheduled` for later, `running` or `dead`.
     pub state: String,
     pub jobs: i64,
-    /// For how many seconds the first of them has been due. Negative if it is not due yet.
+    /// For how many seconds the first of them has been due. Negative if it is not due yet, or while it runs.
     pub late_s: i64,
     /// The age of the oldest, in seconds.
     pub oldest_s: i64,
