@@ -34,7 +34,8 @@ async fn account_has_at_most_thousand_pending_reminders() {
     let again = json!({ "due_at": in_seconds(3600) });
     problem(ada.patch(&format!("/reminders/{sent}"), again).await, 403, "quota-reached").await;
     assert_eq!(ada.delete(&thousandth).await.status(), 204);
-    let jobs: i64 = sqlx::query_scalar("SELECT count(*) FROM jobs").fetch_one(&mut deploy.database().await).await.unwrap();
+    let jobs: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM jobs WHERE kind = 'send_reminder'").fetch_one(&mut deploy.database().await).await.unwrap();
     assert_eq!(jobs, 0, "a deleted reminder has no job");
     assert_eq!(remind(&ada, "in its place", 3600).await.status(), 201);
 }
