@@ -113,6 +113,10 @@ async fn each_password_change_sends_a_mail() {
     let deploy = Deploy::new().await;
     let web = deploy.web().await;
     let ada = Person::known(&deploy, &web).await;
+    let guess = json!({ "old": "a wrong old password", "new": "another password altogether" });
+    problem(ada.post("/account/password", guess).await, 403, "wrong-password").await;
+    let guesses = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM audit_events WHERE action = 'confirmation_failed'");
+    assert_eq!(guesses.fetch_one(&mut deploy.database().await).await.unwrap(), 1);
     // While the mail server is down, the owner changes the password, and then a thief does.
     for (old, new) in [(PASSWORD, "another password altogether"), ("another password altogether", "seven purple lanterns drift")] {
         assert_eq!(ada.post("/account/password", json!({ "old": old, "new": new })).await.status(), 204);

@@ -77,6 +77,7 @@ async fn ended_or_suspended_session_changes_nothing() {
             (Method::DELETE, "/account", json!({})),
             (Method::DELETE, "/account/sessions", json!({})),
             (Method::DELETE, "/account/sessions/CURRENT", json!({})),
+            (Method::POST, "/email-verifications", json!({})),
             (Method::POST, "/tokens", token.clone()),
             (Method::POST, "/account/password", json!({ "old": PASSWORD, "new": NEW_PASSWORD })),
         ] {
